@@ -1,0 +1,42 @@
+"""Erase named records, classes or attributes from a Hugging Face model, measure what is left, and show it."""
+
+from __future__ import annotations
+
+import importlib
+
+
+__version__ = "0.1.0.dev0"
+
+_MODULES = {
+    "hf_unlearn.request": ["ErasureRequest", "Split", "split"],
+    "hf_unlearn.training": ["NonFiniteLossError", "UnlearningConfig", "UnlearningTrainer"],
+    "hf_unlearn.methods": [
+        "METHODS",
+        "GradDiffConfig",
+        "GradDiffTrainer",
+        "GradientAscentConfig",
+        "GradientAscentTrainer",
+        "IdkDPOConfig",
+        "IdkDPOTrainer",
+        "IdkNLLConfig",
+        "IdkNLLTrainer",
+        "NPOConfig",
+        "NPOTrainer",
+        "SimNPOConfig",
+        "SimNPOTrainer",
+    ],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str):
+    # Lazily: importing the package takes no seconds, and a reader of the evidence needs no torch.
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

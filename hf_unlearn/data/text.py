@@ -1,0 +1,168 @@
+"""From rows of text to token ids and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_unlearn.likelihood import IGNORE_INDEX
+
+
+FORMATS = '{"prompt", "completion"}, {"messages"} or {"text"}'
+
+
+class EmptyTargetError(ValueError):
+    """A row without anything to score."""
+
+
+def encode(row: Mapping[str, Any] | str, tokenizer, max_length: int | None = None, truncate: bool = False) -> dict:
+    """Tokenize one row into `{"input_ids": [...], "labels": [...], "n_end": int}`.
+
+    * `{"prompt", "completion"}`: the completion and one end token are scored.
+    * `{"messages"}`: the chat template is applied; the last message, which must be the assistant's, is scored up to
+      and including its end-of-turn token.
+    * `{"text"}` or a string: every token is scored but the first (which is BOS where the tokenizer adds one). No end
+      token is appended.
+
+    `n_end` (0 or 1) says whether the last scored token is the end token.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): adds BOS itself where the model wants one; it is never added twice.
+        max_length (`int`, *optional*): longest sequence allowed, in tokens.
+        truncate (`bool`, *optional*, defaults to `False`): cut longer rows at the end instead of raising.
+
+    Raises:
+        EmptyTargetError: empty text or answer.
+        ValueError: unknown format, prompt whose ids are not a prefix of the whole, prompt that ends in
+            a space, text longer than `max_length`. Messages hold no text of the row.
+    """
+    if isinstance(row, str):
+        row = {"text": row}
+    if "messages" in row:
+        ids, n_prompt, n_end = _encode_messages(row["messages"], tokenizer)
+    elif "prompt" in row and "completion" in row:
+        ids, n_prompt, n_end = _encode_completion(row["prompt"], row["completion"], tokenizer)
+    elif "text" in row:
+        ids, n_prompt, n_end = _with_special_tokens(row["text"], tokenizer), 1, 0
+        if len(ids) < 2:
+            raise EmptyTargetError(
+                "Empty text: it has no token that follows another, so nothing can be scored. Remove the row."
+            )
+    else:
+        raise ValueError(f"A row with the columns {sorted(row)} has no known format. Give {FORMATS}.")
+
+    if max_length is not None and len(ids) > max_length:
+        if not truncate:
+            raise ValueError(
+                f"A text has {len(ids)} tokens, but at most {max_length} fit. Either set truncate=True to cut it at "
+                "the end, or split or remove the row, or use a model with a longer context."
+            )
+        if n_prompt >= max_length:
+            raise ValueError(
+                f"A prompt has {n_prompt} tokens, so that cutting at {max_length} leaves no answer. Shorten the prompt "
+                "or remove the row."
+            )
+        ids, n_end = ids[:max_length], 0
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * n_prompt + ids[n_prompt:], "n_end": n_end}
+
+
+def encode_dataset(
+    dataset, tokenizer, max_length: int | None = None, truncate: bool = False, name: str = "dataset"
+) -> list[dict]:
+    """Encode every row, in memory: a forget text must not end up in a cache on disk.
+
+    Errors name the data set and the index of the row, never its content.
+    """
+    encoded = []
+    for index, row in enumerate(dataset):
+        if "input_ids" in row:
+            row = dict(row)
+            row.setdefault("labels", list(row["input_ids"]))
+            encoded.append(row)
+            continue
+        if tokenizer is None:
+            raise ValueError(
+                f"The {name} has rows of text, but no tokenizer was given. Either give it as processing_class, or give "
+                "encoded rows (input_ids and labels)."
+            )
+        try:
+            encoded.append(encode(row, tokenizer, max_length, truncate))
+        except ValueError as error:
+            raise ValueError(f"Row {index} of the {name}: {error}") from None
+    return encoded
+
+
+def context_length(model) -> int | None:
+    """Longest sequence that the model takes, in tokens, or `None` where its config does not say."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _with_special_tokens(text: str, tokenizer) -> list[int]:
+    ids = list(tokenizer(text)["input_ids"])
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise ValueError(
+            "The text begins with the BOS token and the tokenizer adds another one. Remove it from the text."
+        )
+    # Some tokenizers close every sequence with EOS; whether an end token belongs there is decided here, not there.
+    if eos is not None and eos != bos and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
+        ids = ids[:-1]
+    return ids
+
+
+def _encode_completion(prompt: str, completion: str, tokenizer) -> tuple[list[int], int, int]:
+    if not completion.strip():
+        raise EmptyTargetError("Empty answer: nothing can be scored or forgotten. Remove the row, or give its completion.")
+    if prompt.endswith((" ", "\t")):
+        raise ValueError(
+            "The prompt ends in a space, which most tokenizers merge into the first word of the answer. Move the space "
+            'to the start of the completion: "...Answer:" and " Paris".'
+        )
+    ids = _with_special_tokens(prompt + completion, tokenizer)
+    prompt_ids = _with_special_tokens(prompt, tokenizer)
+    _check_prefix(prompt_ids, ids)
+    if not prompt_ids:
+        raise ValueError(
+            "The prompt is empty and the tokenizer adds no BOS token, so nothing predicts the first answer token. "
+            'Either give a prompt, or the row as {"text"}.'
+        )
+    eos = tokenizer.eos_token_id
+    n_end = 0
+    if eos is not None:
+        n_end = 1
+        if ids[-1] != eos:
+            ids = [*ids, eos]
+    return ids, len(prompt_ids), n_end
+
+
+def _encode_messages(messages: Sequence[Mapping[str, str]], tokenizer) -> tuple[list[int], int, int]:
+    if not messages or messages[-1]["role"] != "assistant":
+        raise ValueError("The last of the messages is not the assistant's, so there is no answer to score. Add it.")
+    if not messages[-1]["content"].strip():
+        raise EmptyTargetError("Empty answer: nothing can be scored or forgotten. Remove the row, or give its last message.")
+    if not tokenizer.chat_template:
+        raise ValueError(
+            'The rows are {"messages"}, but the tokenizer has no chat template. Either set tokenizer.chat_template, or '
+            'give {"prompt", "completion"} rows.'
+        )
+    ids = list(tokenizer.apply_chat_template(messages, return_dict=False))
+    prompt_ids = list(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False))
+    _check_prefix(prompt_ids, ids)
+    # What follows the answer is the end-of-turn token, which need not be EOS, and perhaps a line break after it.
+    special = set(tokenizer.all_special_ids)
+    for position in range(len(prompt_ids), len(ids)):
+        if ids[position] in special:
+            return ids[: position + 1], len(prompt_ids), 1
+    return ids, len(prompt_ids), 0
+
+
+def _check_prefix(prompt_ids: list[int], ids: list[int]) -> None:
+    n = len(prompt_ids)
+    if ids[:n] != prompt_ids or len(ids) <= n:
+        raise ValueError(
+            f"The ids of the prompt (ending in {prompt_ids[-3:]}) are not a prefix of the ids of prompt and answer "
+            f"(there {ids[max(0, n - 3) : n]}): the tokenizer merges across the border, and a part of the answer would "
+            "go unscored. End the prompt at a border that the tokenizer keeps, such as a colon or a line break, and "
+            "begin the completion with a space."
+        )

@@ -1,0 +1,31 @@
+"""Gradient difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_unlearn.likelihood import TargetLogits
+from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+
+
+@dataclass
+class GradDiffConfig(UnlearningConfig):
+    """Options of [`GradDiffTrainer`]: those of [`UnlearningConfig`], weights 1 and 1 (TOFU, arXiv 2401.06121).
+
+    `NegGrad+` with mixing weight `a` is `retain_weight=a, forget_weight=1-a`.
+    """
+
+
+class GradDiffTrainer(UnlearningTrainer):
+    """Ascend on the forget set, descend on the retain set: `L = -gamma NLL(forget) + alpha NLL(retain)`.
+
+    With `retain_loss="kl"` the retain term is KL(reference || model), the KL variant of TOFU.
+
+    Source: Liu et al., Continual Learning and Private Unlearning, arXiv 2203.12817; Maini et al., TOFU, arXiv
+    2401.06121. Unbounded below, as gradient ascent is.
+    """
+
+    config_class = GradDiffConfig
+
+    def forget_loss(self, forget: TargetLogits):
+        return forget.token_mean(forget.log_probs)

@@ -1,0 +1,53 @@
+"""SimNPO: negative preference optimization without a reference model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_unlearn.likelihood import TargetLogits
+from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+
+
+def simnpo_loss(log_probs: Tensor, lengths: Tensor, beta: float, delta: float) -> Tensor:
+    """`-(2 / beta) ln sigmoid(beta (NLL - delta))` of each sequence, NLL the mean over its tokens."""
+    return -2 / beta * F.logsigmoid(beta * (-log_probs / lengths.clamp(min=1) - delta))
+
+
+@dataclass
+class SimNPOConfig(UnlearningConfig):
+    """Options of [`SimNPOTrainer`]; defaults of the TOFU configuration of OpenUnlearning (arXiv 2506.12618).
+
+    Parameters:
+        beta (`float`, *optional*, defaults to `4.5`): inverse temperature.
+        delta (`float`, *optional*, defaults to `0.0`): margin on the NLL a token, in nats. The paper's margin gamma is
+            `beta * delta`.
+        forget_weight (`float`, *optional*, defaults to `0.125`): weight of the forget loss.
+    """
+
+    beta: float = field(default=4.5, metadata={"help": "Inverse temperature."})
+    delta: float = field(default=0.0, metadata={"help": "Margin on the NLL a token; the paper's gamma is beta * delta."})
+    forget_weight: float = field(default=0.125, metadata={"help": "Weight of the forget loss."})
+
+    def __post_init__(self):
+        if not self.beta > 0:
+            raise ValueError(f"You set beta={self.beta}, but it must be positive.")
+        super().__post_init__()
+
+
+class SimNPOTrainer(UnlearningTrainer):
+    """NPO with the length-normalised likelihood in place of the ratio to a reference: short answers count as long ones.
+
+    `L_f = -(2 / beta) mean ln sigmoid(beta (NLL(y|x) - delta))`.
+
+    Source: Fan et al., Simplicity Prevails, arXiv 2410.07163 (where delta = 0 for TOFU).
+    """
+
+    config_class = SimNPOConfig
+
+    def forget_loss(self, forget: TargetLogits):
+        return forget.sequence_mean(
+            simnpo_loss(forget.sequence_log_probs, forget.lengths, self.args.beta, self.args.delta)
+        )

@@ -1,0 +1,389 @@
+"""An erasure request in the OpenDSR 1.0 format.
+
+Identities and selectors are personal data. They are in the request file and nowhere else: `repr`, `str` and every
+error message name keys and rules, never the values given.
+"""
+
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+
+EXTENSION = "hf-unlearn"
+REGULATIONS = ("gdpr", "ccpa")
+IDENTITY_TYPES = (
+    "controller_customer_id",
+    "android_advertising_id",
+    "android_id",
+    "email",
+    "fire_advertising_id",
+    "ios_advertising_id",
+    "ios_vendor_id",
+    "microsoft_advertising_id",
+    "microsoft_publisher_id",
+    "roku_publisher_id",
+    "roku_advertising_id",
+)
+IDENTITY_FORMATS = ("raw", "sha1", "md5", "sha256")
+KINDS = ("record", "class", "attribute")
+OPERATORS = ("==", "!=", "in", "not in", "<", "<=", ">", ">=", "contains")
+
+_UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_RFC3339 = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[Tt](?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d+)?"
+    r"(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
+)
+_VERSION = re.compile(r"\d+(?:\.\d+)*", re.ASCII)
+
+
+@dataclass(frozen=True, repr=False)
+class ErasureRequest:
+    """A person's request that data be erased, with the OpenDSR 1.0 keys as fields.
+
+    Most users write one with [`~ErasureRequest.records`], [`~ErasureRequest.of_class`] or
+    [`~ErasureRequest.attribute`], or read the one they were sent with [`~ErasureRequest.load`]. Everything is
+    validated on construction.
+
+    Args:
+        regulation (`str`): `"gdpr"` or `"ccpa"`; the specification has no others. Name any other law in
+            `extensions["hf-unlearn"]["jurisdiction"]`.
+        subject_request_id (`str`): lower-case UUID version 4.
+        subject_request_type (`str`): `"erasure"`. Access and portability are refused.
+        submitted_time (`str`): when the person asked, RFC 3339, e.g. `"2026-05-04T09:30:00Z"`.
+        extensions (`dict`): objects keyed by processor domain. Ours is `"hf-unlearn"`:
+            `{"scope": {"kind": ..., "selector": {...}}, "jurisdiction": "..."}`, where `jurisdiction` is optional and
+            the selector depends on the kind:
+
+            - `"record"`: `{"column": "id", "values": [...]}` or `{"rows": [0, 5, 7]}`;
+            - `"class"`: `{"column": "label", "values": [...]}`, label names or integers;
+            - `"attribute"`: `{"column": ..., "operator": ..., "value": ...}`.
+
+            The objects of other processors are kept as they are.
+        subject_identities (`Sequence[dict]`, *optional*, defaults to `()`): objects
+            `{identity_type, identity_value, identity_format}`. The specification wants them unless an extension says
+            whom the request is about; here the selector does.
+        api_version (`str`, *optional*): e.g. `"1.0"`.
+        status_callback_urls (`Sequence[str]`, *optional*, defaults to `()`): `https` addresses without credentials.
+
+    Raises:
+        ValueError: a key is missing, unknown or holds something else than the rule above. The message names the key
+            and the rule, never the value.
+
+    Example:
+
+    ```python
+    >>> request = ErasureRequest.records(ids=[17, 42], column="id")
+    >>> request.save("request.json")
+    >>> ErasureRequest.load("request.json") == request
+    True
+    ```
+    """
+
+    regulation: str
+    subject_request_id: str
+    subject_request_type: str
+    submitted_time: str
+    extensions: dict[str, dict[str, Any]]
+    subject_identities: Sequence[dict[str, str]] = ()
+    api_version: str | None = None
+    status_callback_urls: Sequence[str] = ()
+
+    def __post_init__(self):
+        _check_choice("regulation", self.regulation, REGULATIONS)
+        _check_pattern("subject_request_id", self.subject_request_id, _UUID4, "a lower-case UUID version 4")
+        if self.subject_request_type in ("access", "portability"):
+            raise ValueError(
+                f"`subject_request_type` is {self.subject_request_type!r}, but only 'erasure' can be carried out "
+                "here. Answer it from the system that holds the data."
+            )
+        _check_choice("subject_request_type", self.subject_request_type, ("erasure",))
+        _check_time("submitted_time", self.submitted_time)
+        if self.api_version is not None:
+            _check_pattern("api_version", self.api_version, _VERSION, "a version such as '1.0'")
+        # Private copies in plain JSON types: the caller's lists can change, and what is saved is what is loaded.
+        for key in ("extensions", "subject_identities", "status_callback_urls"):
+            plain = _plain(key, getattr(self, key))
+            object.__setattr__(self, key, tuple(plain) if isinstance(plain, list) else plain)
+        _check_identities(self.subject_identities)
+        _check_urls(self.status_callback_urls)
+        _check_extensions(self.extensions)
+
+    def __repr__(self) -> str:
+        return (
+            f"ErasureRequest(subject_request_id={self.subject_request_id!r}, regulation={self.regulation!r}, "
+            f"kind={self.kind!r})"
+        )
+
+    @property
+    def kind(self) -> str:
+        """`"record"`, `"class"` or `"attribute"`."""
+        return self.extensions[EXTENSION]["scope"]["kind"]
+
+    @property
+    def selector(self) -> dict[str, Any]:
+        """Which rows the request is about; personal data."""
+        return self.extensions[EXTENSION]["scope"]["selector"]
+
+    @property
+    def jurisdiction(self) -> str | None:
+        """The law named in our extension, if any."""
+        return self.extensions[EXTENSION].get("jurisdiction")
+
+    @classmethod
+    def records(
+        cls, ids: Iterable | None = None, column: str = "id", *, rows: Iterable[int] | None = None, **fields
+    ) -> "ErasureRequest":
+        """Request the rows whose `column` holds one of `ids`, or the rows with the given positions.
+
+        Args:
+            ids (`Iterable`, *optional*): values of `column`. Any column will do, e.g. the one that names the author.
+            column (`str`, *optional*, defaults to `"id"`): the column.
+            rows (`Iterable[int]`, *optional*): positions in the training split, from 0, instead of `ids`. They
+                mean something for one revision of one dataset only.
+            fields: other fields of the request. `subject_request_id` defaults to a new UUID, `submitted_time` to
+                now, `regulation` to `"gdpr"`; `jurisdiction` is put into our extension.
+        """
+        if (ids is None) == (rows is None):
+            raise ValueError("Pass either `ids` (with `column`) or `rows`, not both and not neither.")
+        if rows is not None:
+            return cls._new("record", {"rows": _items("rows", rows)}, **fields)
+        return cls._new("record", {"column": column, "values": _items("ids", ids)}, **fields)
+
+    @classmethod
+    def of_class(cls, column: str, values: Iterable, **fields) -> "ErasureRequest":
+        """Request every row of some classes: label names or integers. `fields` as in [`~ErasureRequest.records`]."""
+        return cls._new("class", {"column": column, "values": _items("values", values)}, **fields)
+
+    @classmethod
+    def attribute(cls, column: str, operator: str, value: Any, **fields) -> "ErasureRequest":
+        """Request every row for which `column operator value` holds.
+
+        Args:
+            column (`str`): a column of text, numbers, booleans or class labels. A missing value never matches.
+            operator (`str`): `==`, `!=`, `in`, `not in`, `<`, `<=`, `>`, `>=`, or `contains` (the text of the
+                column contains `value`, letter case included).
+            value: what to compare with; a list for `in` and `not in`.
+            fields: as in [`~ErasureRequest.records`].
+        """
+        value = _items("value", value) if operator in ("in", "not in") else _item(value)
+        return cls._new("attribute", {"column": column, "operator": operator, "value": value}, **fields)
+
+    @classmethod
+    def _new(cls, kind: str, selector: dict, jurisdiction: str | None = None, **fields) -> "ErasureRequest":
+        ours = {"scope": {"kind": kind, "selector": selector}}
+        if jurisdiction is not None:
+            ours["jurisdiction"] = jurisdiction
+        defaults = {
+            "regulation": "gdpr",
+            "subject_request_id": str(uuid.uuid4()),
+            "subject_request_type": "erasure",
+            "submitted_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        extensions = {**fields.pop("extensions", {}), EXTENSION: ours}
+        return cls(**{**defaults, **fields}, extensions=extensions)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ErasureRequest":
+        """Read the JSON object of a request; unknown keys are an error."""
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        optional = [field.name for field in fields(cls) if field.default is not MISSING]
+        _check_keys("request", data, required, optional)
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as a JSON object; optional keys that are not set are left out. Holds personal data."""
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: _plain(key, value) for key, value in data.items() if value not in (None, ())}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "ErasureRequest":
+        """Read a request from a JSON file.
+
+        Raises:
+            ValueError: the file is not JSON, repeats a key, or is not a valid request.
+        """
+        return cls.from_dict(_parse(Path(path).read_bytes()))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the request to a JSON file that only its owner can read; the same request gives the same bytes.
+
+        The file is written beside its final place and then renamed, so that a reader never sees half of it.
+        """
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        path = Path(path)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text.encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def _parse(content: bytes) -> Any:
+    def unique(pairs):
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"The request has the key {name!r} twice in one object. Keep one of them.")
+        return dict(pairs)
+
+    def refuse(constant):
+        raise ValueError(f"The request holds {constant}, which is not JSON. Use a finite number.")
+
+    try:
+        return json.loads(content, object_pairs_hook=unique, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start}"
+    except RecursionError:
+        place = "nested too deep"
+    # Raised out here because the original exceptions carry the whole text of the request.
+    raise ValueError(f"The request is not valid JSON ({place}).")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A copy in plain JSON types."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise ValueError(f"`{key}` must hold JSON only: objects, lists, valid Unicode text, finite numbers, true, false.")
+
+
+def _item(value: Any) -> Any:
+    """NumPy and torch scalars as Python numbers."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _items(name: str, values: Iterable) -> list:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"`{name}` must be a list, also for a single value.")
+    return [_item(value) for value in values]
+
+
+def _check_keys(path: str, value: Any, required: Sequence[str], optional: Sequence[str] = ()) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"`{path}` must be an object with the keys {[*required]}.")
+    for key in value:
+        if key not in (*required, *optional):
+            raise ValueError(f"`{path}` has the unknown key {key!r}. Allowed keys: {[*required, *optional]}.")
+    for key in required:
+        if key not in value:
+            raise ValueError(f"`{path}` lacks the key {key!r}. Required keys: {[*required]}.")
+
+
+def _check_choice(path: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{path}` must be one of {[*allowed]}.")
+
+
+def _check_text(path: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"`{path}` must be a text that is not empty.")
+
+
+def _check_pattern(path: str, value: Any, pattern: re.Pattern, rule: str) -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"`{path}` must be {rule}.")
+
+
+def _check_time(path: str, value: Any) -> None:
+    rule = "an RFC 3339 time with its offset, such as '2026-05-04T09:30:00Z'"
+    _check_pattern(path, value, _RFC3339, rule)
+    try:
+        date.fromisoformat(value[:10])
+    except ValueError:
+        raise ValueError(f"`{path}` must be {rule}; this day does not exist.") from None
+
+
+def _check_identities(identities: Any) -> None:
+    if not isinstance(identities, tuple):
+        raise ValueError("`subject_identities` must be a list of objects.")
+    for index, identity in enumerate(identities):
+        path = f"subject_identities[{index}]"
+        _check_keys(path, identity, ("identity_type", "identity_value", "identity_format"))
+        _check_choice(f"{path}.identity_type", identity["identity_type"], IDENTITY_TYPES)
+        _check_text(f"{path}.identity_value", identity["identity_value"])
+        _check_choice(f"{path}.identity_format", identity["identity_format"], IDENTITY_FORMATS)
+
+
+def _check_urls(urls: Any) -> None:
+    if not isinstance(urls, tuple):
+        raise ValueError("`status_callback_urls` must be a list of addresses.")
+    for index, url in enumerate(urls):
+        try:
+            parts = urlsplit(url) if isinstance(url, str) else None
+        except ValueError:
+            parts = None
+        if parts is None or parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
+            raise ValueError(f"`status_callback_urls[{index}]` must be an https address without credentials.")
+
+
+def _check_extensions(extensions: Any) -> None:
+    if not isinstance(extensions, dict) or EXTENSION not in extensions:
+        raise ValueError(
+            f"`extensions` must be an object with the key {EXTENSION!r}, whose `scope` says which rows to erase, "
+            'e.g. {"scope": {"kind": "record", "selector": {"column": "id", "values": [17]}}}.'
+        )
+    for domain, extension in extensions.items():
+        if not isinstance(extension, dict):
+            raise ValueError(f"`extensions` must hold objects, but the value of {domain!r} is not one.")
+    path = f"extensions.{EXTENSION}"
+    ours = extensions[EXTENSION]
+    _check_keys(path, ours, ("scope",), ("jurisdiction",))
+    if "jurisdiction" in ours:
+        _check_text(f"{path}.jurisdiction", ours["jurisdiction"])
+    _check_scope(f"{path}.scope", ours["scope"])
+
+
+def _check_scope(path: str, scope: Any) -> None:
+    _check_keys(path, scope, ("kind", "selector"))
+    if scope["kind"] not in KINDS:
+        raise ValueError(
+            f"`{path}.kind` must be one of {[*KINDS]}. For all rows of one person, use 'record' with the column that "
+            "names the person."
+        )
+    path, selector = f"{path}.selector", scope["selector"]
+    if scope["kind"] == "attribute":
+        _check_keys(path, selector, ("column", "operator", "value"))
+        _check_choice(f"{path}.operator", selector["operator"], OPERATORS)
+        several = selector["operator"] in ("in", "not in")
+        if not several and isinstance(selector["value"], list):
+            raise ValueError(f"`{path}.value` must be a single value, unless the operator is 'in' or 'not in'.")
+        _check_values(f"{path}.value", selector["value"] if several else [selector["value"]])
+        if selector["operator"] == "contains":
+            _check_text(f"{path}.value", selector["value"])
+    elif scope["kind"] == "record" and isinstance(selector, dict) and "rows" in selector:
+        _check_keys(path, selector, ("rows",))
+        _check_values(f"{path}.rows", selector["rows"])
+        if not all(type(row) is int and row >= 0 for row in selector["rows"]):
+            raise ValueError(f"`{path}.rows` must hold row positions: integers from 0.")
+        return
+    else:
+        _check_keys(path, selector, ("column", "values"))
+        _check_values(f"{path}.values", selector["values"])
+    _check_text(f"{path}.column", selector["column"])
+
+
+def _check_values(path: str, values: Any) -> None:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"`{path}` must be a list that is not empty.")
+    types = {float if type(value) is int else type(value) for value in values}
+    if len(types) > 1 or types.pop() not in (str, float, bool):
+        raise ValueError(f"`{path}` must hold text, numbers or booleans, all of one type.")

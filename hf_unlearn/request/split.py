@@ -1,0 +1,270 @@
+"""The rows a request is about, the rows that stay, and rows to compare with."""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetDict, Value
+
+from hf_unlearn.request.request import ErasureRequest
+
+
+_BATCH = 10_000
+_ORDER = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """A dataset divided by an erasure request.
+
+    Attributes:
+        forget (`Dataset`): the rows to erase, in their order.
+        retain (`Dataset`): all other rows of the training split, in their order.
+        holdout (`Dataset` or `None`): rows the model was never trained on and that are exchangeable with the forget
+            set: the whole holdout for a request about records; only the rows that match the selector for a request
+            about a class or an attribute. `None` if there are no such rows.
+        duplicates (`int`): how many rows that the selector did not match have the content of one that it did. They
+            are part of `forget` or of `retain`, as asked.
+    """
+
+    forget: Dataset
+    retain: Dataset
+    holdout: Dataset | None = None
+    duplicates: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Number of rows of `forget`, `retain` and `holdout`, and of `duplicates` among the first two."""
+        holdout = 0 if self.holdout is None else len(self.holdout)
+        return {
+            "forget": len(self.forget),
+            "retain": len(self.retain),
+            "holdout": holdout,
+            "duplicates": self.duplicates,
+        }
+
+    def __str__(self) -> str:
+        return f"Split({', '.join(f'{name}={count}' for name, count in self.counts().items())})"
+
+    __repr__ = __str__
+
+
+def split(
+    dataset: Dataset | DatasetDict,
+    request: ErasureRequest,
+    holdout: Dataset | None = None,
+    *,
+    train_split: str = "train",
+    holdout_split: str = "holdout",
+    duplicates: str = "error",
+    text_columns: Sequence[str] | None = None,
+) -> Split:
+    """Divide a dataset into forget set, retain set and holdout.
+
+    Nothing is written to disk and no model is needed. One column is read at a time and in batches, so memory does
+    not grow with the length of the rows. No message contains a value of a row or of the request.
+
+    For a request about a class or an attribute, members are compared with holdout rows that match the *same*
+    selector: holdout rows of other classes differ from the forget set for more reasons than training, and an attack
+    that tells them apart would have shown nothing.
+
+    Args:
+        dataset (`Dataset` or `DatasetDict`): the data the model was trained on.
+        request ([`ErasureRequest`]): says which rows to erase.
+        holdout (`Dataset`, *optional*): rows the model was never trained on, with the same columns. Defaults to the
+            split `holdout_split`, if `dataset` has it.
+        train_split (`str`, *optional*, defaults to `"train"`): the split of a `DatasetDict` the request applies to.
+        holdout_split (`str`, *optional*, defaults to `"holdout"`): the split of a `DatasetDict` that is the holdout.
+        duplicates (`str`, *optional*, defaults to `"error"`): what to do with rows that the selector does not match
+            but that have the content of a row that it does: `"error"`, `"forget"` (erase them too) or `"keep"`
+            (leave them in the retain set, where training teaches them again).
+        text_columns (`Sequence[str]`, *optional*): the columns that hold the content, for the comparison above.
+            Rows are equal if these are, after Unicode NFC and with every run of whitespace as one space. Defaults to
+            all text columns but the one the request selects on; none where the content is not text (images, audio).
+            `[]` turns the comparison off.
+
+    Returns:
+        [`Split`]: `forget` and `retain` are selections of the training split, with its format and its order.
+
+    Raises:
+        ValueError: no row matches, or not every value of a record or class selector does; the column does not exist
+            or its type cannot be compared with the value; a position is not in the dataset; duplicates are left in
+            the retain set; no row is left to retain.
+    """
+    if duplicates not in ("error", "forget", "keep"):
+        raise ValueError('`duplicates` must be "error", "forget" or "keep".')
+    if isinstance(dataset, DatasetDict):
+        if train_split not in dataset:
+            raise ValueError(
+                f"The dataset has no split {train_split!r}. Its splits are {list(dataset)}; pass one as `train_split`."
+            )
+        holdout = dataset.get(holdout_split) if holdout is None else holdout
+        dataset = dataset[train_split]
+    for name, rows in (("dataset", dataset), ("holdout", holdout)):
+        if not isinstance(rows, Dataset) and (name, rows) != ("holdout", None):
+            raise ValueError(f"`{name}` must be a `datasets.Dataset`. Load it without `streaming=True`.")
+
+    mask = _matching_rows(dataset, request, complete=request.kind != "attribute")
+    if not mask.any():
+        raise ValueError(
+            f"No row matches the request, out of {len(dataset)}. Check its column, its values and the split."
+        )
+    columns = _content_columns(dataset, request, text_columns)
+    copies = _copies(dataset, mask, columns)
+    n_copies = int(copies.sum())
+    if n_copies and duplicates == "error":
+        raise ValueError(
+            f"{n_copies} rows that the request does not match have the same content as rows that it does (columns "
+            f'compared: {columns}), so training on them teaches it again. Either pass duplicates="forget" to erase '
+            'them too, duplicates="keep" to leave them in the retain set, or text_columns=[...] if the content is '
+            "in other columns."
+        )
+    if duplicates == "forget":
+        mask |= copies
+    if mask.all():
+        raise ValueError(
+            f"All {len(dataset)} rows are to be erased, so the retain set is empty. Either retire the model, or pass "
+            "the whole training data as `dataset`."
+        )
+    if holdout is not None and request.kind != "record":
+        same = _matching_rows(holdout, request, complete=False)
+        holdout = _select(holdout, same)
+    return Split(_select(dataset, mask), _select(dataset, ~mask), holdout if holdout else None, n_copies)
+
+
+def _select(dataset: Dataset, mask: np.ndarray) -> Dataset:
+    # `Dataset.filter` would leave on disk, in the cache, which rows the request is about.
+    return dataset.select(np.flatnonzero(mask), keep_in_memory=True)
+
+
+def _batches(dataset: Dataset, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    start = 0
+    for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH):
+        yield start, table
+        start += table.num_rows
+
+
+def _matching_rows(dataset: Dataset, request: ErasureRequest, complete: bool) -> np.ndarray:
+    """Boolean mask, shape `(len(dataset),)`. With `complete`, every value of the selector must occur."""
+    mask = np.zeros(len(dataset), dtype=bool)
+    selector = request.selector
+    if "rows" in selector:
+        if max(selector["rows"]) >= len(dataset):
+            raise ValueError(f"The request names a row position that the dataset, with {len(dataset)} rows, lacks.")
+        mask[selector["rows"]] = True
+        return mask
+
+    column, operator = selector["column"], selector.get("operator", "in")
+    values = selector["values"] if "values" in selector else selector["value"]
+    operand = _operand(dataset, column, operator, values if isinstance(values, list) else [values])
+    found = set()
+    for start, table in _batches(dataset, [column]):
+        cells = _signless_zero(table[column])
+        matches = pc.fill_null(_compare(cells, operator, operand), False)
+        mask[start : start + table.num_rows] = matches.to_numpy()
+        if complete:
+            found.update(cells.filter(matches).unique().to_pylist())
+    wanted = len(operand.unique())
+    if complete and found and len(found) < wanted:
+        raise ValueError(
+            f"{wanted - len(found)} of the {wanted} values of the request occur in no row of column {column!r}. "
+            "Either correct them, or take out those that are not in this dataset."
+        )
+    return mask
+
+
+def _operand(dataset: Dataset, column: str, operator: str, values: list) -> pa.Array:
+    """The values of a selector in the Arrow type of the column."""
+    if column not in dataset.features:
+        raise ValueError(
+            f"The request selects on column {column!r}, which the dataset does not have. Its columns are "
+            f"{dataset.column_names}."
+        )
+    feature, kind = dataset.features[column], dataset.data.schema.field(column).type
+    text = _is_text(kind)
+    given = "text" if isinstance(values[0], str) else "booleans" if isinstance(values[0], bool) else "numbers"
+    if isinstance(feature, ClassLabel):
+        if operator not in ("==", "!=", "in", "not in"):
+            raise ValueError(f"Column {column!r} holds class labels, which {operator!r} cannot compare.")
+        known = feature.names if given == "text" else range(feature.num_classes)
+        if given == "booleans" or not all(value in known for value in values):
+            raise ValueError(
+                f"Column {column!r} holds class labels. A value of the request is none of its {feature.num_classes} "
+                f"label names, and no integer below {feature.num_classes}."
+            )
+        if given == "text":
+            values = feature.str2int(values)
+    elif operator == "contains" and not text:
+        raise ValueError(f"Column {column!r} has the type {kind}, but 'contains' is for text.")
+    elif operator in _ORDER and given == "booleans":
+        raise ValueError(f"Column {column!r} has the type {kind}, which {operator!r} cannot compare.")
+    elif isinstance(feature, Value):
+        integers = pa.types.is_integer(kind) and all(isinstance(value, int) for value in values)
+        numeric = given == "numbers" and (integers or pa.types.is_floating(kind))
+        if not (numeric or (given == "text" and text) or (given == "booleans" and pa.types.is_boolean(kind))):
+            raise ValueError(f"Column {column!r} has the type {kind}, which cannot be compared with {given}.")
+    else:
+        raise ValueError(f"Column {column!r} has the type {kind}. Select on text, numbers, booleans or class labels.")
+    try:
+        return _signless_zero(pa.array(values, type=kind))
+    except (pa.ArrowException, OverflowError):
+        pass
+    # Raised out here because Arrow's messages quote the value.
+    raise ValueError(f"A value of the request does not fit column {column!r}, which has the type {kind}.")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _signless_zero(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    # `is_in` looks floats up by their bits, for which -0.0 is not 0.0.
+    return pc.add(array, pa.scalar(0, array.type)) if pa.types.is_floating(array.type) else array
+
+
+def _compare(cells: pa.ChunkedArray, operator: str, operand: pa.Array) -> pa.ChunkedArray:
+    if operator in ("==", "in"):
+        return pc.is_in(cells, value_set=operand)
+    if operator in ("!=", "not in"):
+        return pc.and_(pc.is_valid(cells), pc.invert(pc.is_in(cells, value_set=operand)))
+    if operator == "contains":
+        return pc.match_substring(cells, operand[0].as_py())
+    return _ORDER[operator](cells, operand[0])
+
+
+def _content_columns(dataset: Dataset, request: ErasureRequest, chosen: Sequence[str] | None) -> list[str]:
+    text = [field.name for field in dataset.data.schema if _is_text(field.type)]
+    if chosen is None:
+        if not all(isinstance(feature, (Value, ClassLabel)) for feature in dataset.features.values()):
+            return []
+        # An identifier that differs does not make the content differ.
+        return [name for name in text if name != request.selector.get("column")] or text
+    unknown = [name for name in chosen if name not in text]
+    if isinstance(chosen, str) or unknown:
+        raise ValueError(f"`text_columns` must be a list of text columns. Those of the dataset are {text}.")
+    return list(chosen)
+
+
+def _copies(dataset: Dataset, mask: np.ndarray, columns: Sequence[str]) -> np.ndarray:
+    """Rows outside `mask` with the content of one inside."""
+    copies = np.zeros(len(dataset), dtype=bool)
+    if not columns:
+        return copies
+    inside = {digest for _, digest in _digests(_select(dataset, mask), columns)}
+    outside = np.flatnonzero(~mask)
+    for position, digest in _digests(_select(dataset, ~mask), columns):
+        copies[outside[position]] = digest in inside
+    return copies
+
+
+def _digests(dataset: Dataset, columns: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+    """Position and digest of the content of every row that has any."""
+    for start, table in _batches(dataset, columns):
+        for position, texts in enumerate(zip(*(table[name].to_pylist() for name in columns), strict=True), start):
+            texts = [" ".join(unicodedata.normalize("NFC", text or "").split()) for text in texts]
+            if any(texts):
+                # `str.split` takes U+001F for whitespace, so no text contains the separator.
+                yield position, hashlib.blake2b("\x1f".join(texts).encode(), digest_size=16).digest()

@@ -1,0 +1,80 @@
+"""Arguments of an unlearning run: transformers' `TrainingArguments` and the four axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_unlearn.training.updates import UPDATE_RULES
+
+
+RETAIN_LOSSES = ("nll", "kl", "none")
+
+
+@dataclass
+class UnlearningConfig(TrainingArguments):
+    """`TrainingArguments` and what every method shares. The loss is `forget_weight * L_f + retain_weight * L_r`.
+
+    Parameters:
+        forget_weight (`float`, *optional*, defaults to `1.0`): gamma, the weight of the forget loss.
+        retain_weight (`float`, *optional*, defaults to `1.0`): alpha, the weight of the retain loss.
+        retain_loss (`str`, *optional*, defaults to `"nll"`): `"nll"`, mean negative log-likelihood of the retain
+            answers; `"kl"`, mean KL(reference || model) over their positions; or `"none"`.
+        update_rule (`str`, *optional*, defaults to `"add"`): how the forget and the retain gradient become one step:
+            `"add"` or `"project"` (see `hf_unlearn.training.updates`).
+        trainable (`str`, *optional*): regular expression; only parameters whose whole name matches may move.
+        trainable_layers (`list[int]`, *optional*): only parameters of these layers may move; negative counts from the
+            last. With `trainable`, both must hold.
+        max_length (`int`, *optional*): longest row in tokens. Defaults to the context of the model.
+        truncate (`bool`, *optional*, defaults to `False`): cut longer rows instead of raising an error.
+        stop_when_forgotten (`bool`, *optional*, defaults to `True`): stop at the first evaluation in which the forget
+            loss has reached the loss of data never trained on. Needs evaluation sets named `"forget"` and `"holdout"`.
+            More forgotten than never seen is over-forgetting, and can be detected.
+    """
+
+    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain loss."})
+    retain_loss: str = field(default="nll", metadata={"help": "Loss on the retain set.", "choices": RETAIN_LOSSES})
+    update_rule: str = field(
+        default="add", metadata={"help": "How two gradients become one step.", "choices": tuple(UPDATE_RULES)}
+    )
+    trainable: str | None = field(
+        default=None, metadata={"help": "Regular expression of the parameters that may move."}
+    )
+    trainable_layers: list[int] | None = field(default=None, metadata={"help": "Layers whose parameters may move."})
+    max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
+    truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})
+    stop_when_forgotten: bool = field(
+        default=True, metadata={"help": "Stop when the forget loss has reached the loss of the holdout."}
+    )
+    # The rows are pairs of forget and retain, not columns of a model's forward.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
+    # A loss that is not finite ends the training with an error, so nothing is left to filter from the log.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is an error."})
+
+    def __post_init__(self):
+        if self.push_to_hub:
+            raise ValueError(
+                "You set push_to_hub=True, but the Trainer uploads the whole output folder, with optimizer states and "
+                "weights from before the end of the unlearning. Leave it off, and push the final checkpoint after its "
+                "audit: model.push_to_hub(...)."
+            )
+        if self.retain_loss not in RETAIN_LOSSES:
+            raise ValueError(f"You set retain_loss={self.retain_loss!r}, which is none of {', '.join(RETAIN_LOSSES)}.")
+        if self.update_rule not in UPDATE_RULES:
+            raise ValueError(f"You set update_rule={self.update_rule!r}, which is none of {', '.join(UPDATE_RULES)}.")
+        for name in ("forget_weight", "retain_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"You set {name}={getattr(self, name)}, but a weight is not negative: losses are terms to minimise, "
+                    "ascent on the forget set has its sign inside."
+                )
+        if self.remove_unused_columns:
+            raise ValueError("You set remove_unused_columns=True, which would drop the pairs. Leave it false.")
+        if self.label_smoothing_factor or self.use_liger_kernel:
+            raise ValueError(
+                "label_smoothing_factor and use_liger_kernel change a loss that the model computes, but here the "
+                "method does. Leave both off."
+            )
+        super().__post_init__()

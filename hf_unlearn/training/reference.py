@@ -1,0 +1,107 @@
+"""What the model is compared with while it unlearns: itself, as it was at the start, or a model that was given.
+
+| what the loss needs | who answers | memory |
+|---|---|---|
+| nothing | nobody | none |
+| log-probabilities of fixed answers | one pass before the training, kept with the rows | a number an answer |
+| whole distributions | the given model | a second model |
+| | the model itself, with the start values of what may move | a copy of what may move: an adapter under LoRA |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from hf_unlearn.likelihood import TargetLogits, target_logits
+
+
+class Reference:
+    """Answers with the target logits of the reference model, without gradient and without dropout.
+
+    The start values of the parameters that may move are kept and put in place for the pass. That serves every case
+    with one mechanism: under a new adapter it is the base model, under an adapter that holds the knowledge itself
+    (where switching it off would compare with the wrong model) it is that adapter as it came.
+
+    Args:
+        model (`nn.Module`): the model before its first step, with `requires_grad` set as it will be trained.
+        ref_model (`nn.Module`, *optional*): a model given to compare with instead; it is frozen.
+    """
+
+    def __init__(self, model: nn.Module, ref_model: nn.Module | None = None):
+        self._given = ref_model
+        self._start = None
+        if ref_model is not None:
+            ref_model.requires_grad_(False).eval()
+        else:
+            self._start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def target_logits(self, model: nn.Module, inputs) -> TargetLogits:
+        """Logits of the reference at the targets of `inputs`; `model` is the unwrapped model in training."""
+        with torch.no_grad():
+            if self._given is not None:
+                return target_logits(self._given.to(inputs["labels"].device), inputs)
+            with dropout_off(model), self._at_start(model):
+                return target_logits(model, inputs)
+
+    @contextmanager
+    def _at_start(self, model: nn.Module):
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    def _swap(self, model: nn.Module):
+        for name, parameter in model.named_parameters():
+            if name in self._start:
+                now, start = parameter.data, self._start[name].to(parameter.device)
+                parameter.data, self._start[name] = start, now
+
+
+def cached_log_probs(
+    model: nn.Module,
+    answers: Sequence[Sequence[dict]],
+    collate: Callable,
+    batch_size: int,
+    accelerator,
+    description: str,
+) -> np.ndarray:
+    """ln p(answer) of candidate answers under a model: constants, computed once, so that no second model stays.
+
+    Args:
+        answers (`n` sequences of `k` encoded rows): every row has as many candidates.
+
+    Returns:
+        `float32 (n, k)`, in nats, summed over the targets of an answer. Every process computes a share.
+    """
+    n, k = len(answers), len(answers[0])
+    total = torch.zeros(n * k, dtype=torch.float64, device=accelerator.device)
+    mine = range(accelerator.process_index, n * k, accelerator.num_processes)
+    # Similar lengths together: little padding.
+    order = sorted(mine, key=lambda j: len(answers[j // k][j % k].get("input_ids", ())))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    with torch.no_grad(), dropout_off(model):
+        for batch in tqdm(batches, desc=description, disable=not accelerator.is_main_process or len(batches) < 20):
+            inputs = collate([answers[j // k][j % k] for j in batch])
+            inputs = {key: value.to(accelerator.device) for key, value in inputs.items()}
+            with accelerator.autocast():
+                total[batch] = target_logits(model, inputs).sequence_log_probs.double()
+    total = accelerator.reduce(total, "sum")
+    return total.float().cpu().numpy().reshape(n, k)
+
+
+@contextmanager
+def dropout_off(model: nn.Module):
+    """Evaluation mode for a while, then the mode from before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

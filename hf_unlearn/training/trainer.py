@@ -1,0 +1,399 @@
+"""The trainer that every method is a subclass of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import EvalPrediction
+
+from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
+from hf_unlearn.data.text import context_length, encode_dataset
+from hf_unlearn.likelihood import TargetLogits, scored_positions, target_logits
+from hf_unlearn.training.callbacks import EpochCallback
+from hf_unlearn.training.config import UnlearningConfig
+from hf_unlearn.training.reference import Reference, cached_log_probs
+from hf_unlearn.training.updates import UPDATE_RULES
+from hf_unlearn.training.where import freeze_except
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; the weights are those of the last completed step."""
+
+
+class UnlearningTrainer(Trainer):
+    """Base of the methods: a subclass **is** the objective, everything else is configuration.
+
+    A subclass gives `forget_loss` and, if it needs one, names its `reference`. Forget rows, alternate answers and
+    retain rows go through the model in one forward pass; the loss gets their [`TargetLogits`] and does not run the
+    model itself.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): causal language model or image classifier to unlearn from.
+        args ([`UnlearningConfig`]): of the class that belongs to the trainer.
+        forget_dataset (`Dataset`): rows to forget: `{"prompt", "completion"}`, `{"messages"}`, `{"text"}`, or already
+            encoded (`input_ids` and `labels`, or `pixel_values` and `labels`).
+        retain_dataset (`Dataset`, *optional*): rows to keep. Required unless nothing reads it.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): e.g. `{"forget": ..., "retain": ...,
+            "holdout": ...}`. Each logs `eval_<name>_loss` (mean negative log-likelihood a target, in nats) and
+            `eval_<name>_accuracy` (share of targets that are the most likely one). With `"forget"` and `"holdout"`,
+            `eval_forget_gap` is the absolute difference of their losses: 0 is best, so it serves as
+            `metric_for_best_model` (with `greater_is_better=False`).
+        processing_class (`PreTrainedTokenizerBase`, *optional*): needed for rows of text.
+        data_collator (`Callable`, *optional*): defaults to [`UnlearningCollator`].
+        ref_model (`PreTrainedModel`, *optional*): model to compare with instead of the model at its start.
+        peft_config (`PeftConfig`, *optional*): attach this adapter and train it alone.
+        callbacks, optimizers: as in `Trainer`.
+
+    Raises:
+        ValueError: when the combination cannot work, before anything is computed.
+    """
+
+    config_class = UnlearningConfig
+    #: What the forget loss compares with: "none", "log_probs" (cached once) or "logits" (every step).
+    reference = "none"
+    #: Candidate answers a forget row has; 0 for methods without alternate answers.
+    n_alternates = 0
+    # The losses are divided by the counts of the whole step, over micro-batches and processes.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model,
+        args: UnlearningConfig | None = None,
+        forget_dataset=None,
+        retain_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        data_collator=None,
+        ref_model=None,
+        peft_config=None,
+        callbacks=None,
+        optimizers=(None, None),
+    ):
+        if args is None:
+            args = self.config_class(output_dir=f"{type(self).__name__}_output")
+        if not isinstance(args, self.config_class):
+            raise ValueError(
+                f"{type(self).__name__} got a {type(args).__name__}, but its options are those of "
+                f"{self.config_class.__name__}. Give one of these."
+            )
+        self._check(args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
+        self._update_rule = UPDATE_RULES[args.update_rule]
+        # Rows that no loss reads are not paired: they would be run through the model for nothing.
+        reads_retain = args.retain_loss != "none" and args.retain_weight > 0
+
+        max_length = args.max_length or (context_length(model) if processing_class is not None else None)
+        encode = partial(encode_dataset, tokenizer=processing_class, max_length=max_length, truncate=args.truncate)
+        forget_rows = list(forget_dataset)
+        train_dataset = PairedDataset(
+            encode(forget_rows, name="forget set"),
+            encode(retain_dataset, name="retain set") if reads_retain else None,
+            encode_alternates(self.alternates(forget_rows, args), encode) if self.n_alternates else None,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: encode(rows, name=f"{name} evaluation set") for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = encode(eval_dataset, name="evaluation set")
+
+        model = self._attach(model, peft_config, args)
+        self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
+        self._reference = None
+        if args.retain_loss == "kl" and reads_retain or self.reference == "logits":
+            self._reference = Reference(model, ref_model)
+        self._ref_model = ref_model
+        self._terms: dict[str, Tensor] = {}
+        self._terms_since = 0  # step of the last log
+        self._gradients: tuple[list[Tensor], list[Tensor]] | None = None
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or UnlearningCollator(getattr(processing_class, "pad_token_id", None)),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=_likelihood_metrics,
+            callbacks=[EpochCallback(train_dataset), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        if self.is_deepspeed_enabled and self._update_rule is not None:
+            raise ValueError(
+                f"You set update_rule={args.update_rule!r} under DeepSpeed, which never shows the two gradients that "
+                'the rule needs. Either set update_rule="add", or run under DDP.'
+            )
+
+    # What a method overrides
+
+    def forget_loss(self, forget: TargetLogits, reference=None, alternate=None, alternate_reference=None):
+        """The loss on the forget rows, to be minimised.
+
+        Args:
+            forget ([`TargetLogits`]): of the forget answers. `forget.token_mean` and `forget.sequence_mean` reduce over
+                the whole step; a plain `.mean()` would make the loss depend on how the step is cut into batches.
+            reference: `Tensor (rows,)` of sequence log-probabilities for `reference = "log_probs"`, [`TargetLogits`]
+                for `"logits"`.
+            alternate, alternate_reference: the same of the alternate answers, if the method has them.
+
+        Returns:
+            `Tensor` or `dict[str, Tensor]`: named terms are logged each, and their sum is minimised.
+        """
+        raise NotImplementedError
+
+    def retain_loss(self, retain: TargetLogits, reference: TargetLogits | None) -> Tensor:
+        """The loss on the retain rows: NLL or KL(reference || model), as `args.retain_loss` says."""
+        if self.args.retain_loss == "kl":
+            log_p, log_q = reference.logits.log_softmax(-1), retain.logits.log_softmax(-1)
+            return retain.token_mean((log_p.exp() * (log_p - log_q)).sum(-1))
+        return retain.token_mean(-retain.log_probs)
+
+    def alternates(self, forget_rows: list[dict], args) -> Sequence[Sequence[dict]]:
+        """For each forget row `n_alternates` rows with another answer to the same prompt."""
+        raise NotImplementedError
+
+    # Construction
+
+    def _check(self, args, model, forget_dataset, retain_dataset, eval_dataset, ref_model):
+        name = type(self).__name__
+        if forget_dataset is None or len(forget_dataset) == 0:
+            raise ValueError(f"{name} needs a forget set with at least one row. Give it as forget_dataset.")
+        needs_retain = args.retain_loss != "none" and args.retain_weight > 0
+        if needs_retain and (retain_dataset is None or len(retain_dataset) == 0):
+            raise ValueError(
+                f"{name} has retain_loss={args.retain_loss!r} with retain_weight={args.retain_weight}, but no retain "
+                'set was given. Either give retain_dataset, or set retain_loss="none" (utility will suffer).'
+            )
+        if args.update_rule != "add" and not needs_retain:
+            raise ValueError(
+                f"You set update_rule={args.update_rule!r}, which weighs the forget gradient against that of the retain "
+                'loss, but there is no retain loss. Either set retain_loss="nll" and give a retain set, or set '
+                'update_rule="add".'
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"This process sees {args.n_gpu} GPUs and would spread each batch over them (DataParallel), which these "
+                "losses do not support. Either start one process a GPU (accelerate launch), or set "
+                "CUDA_VISIBLE_DEVICES to one."
+            )
+        best = args.metric_for_best_model
+        if best in ("forget_gap", "eval_forget_gap"):
+            if not isinstance(eval_dataset, dict) or not {"forget", "holdout"} <= set(eval_dataset):
+                raise ValueError(
+                    f"You set metric_for_best_model={best!r}, which compares the evaluation sets named "
+                    '"forget" and "holdout", but they are not both there. Either give both in eval_dataset, or choose '
+                    "another metric."
+                )
+            if args.greater_is_better:
+                raise ValueError(f"metric_for_best_model={best!r} is best at 0. Set greater_is_better=false.")
+        if ref_model is model:
+            raise ValueError("ref_model is the model that will be trained. Leave it out, or give a copy.")
+
+    def _attach(self, model: nn.Module, peft_config, args) -> nn.Module:
+        quantized = getattr(model, "is_quantized", False)
+        if quantized and peft_config is None and not hasattr(model, "peft_config"):
+            raise ValueError(
+                "The model is quantized and its weights cannot be trained. Either give a peft_config (QLoRA), or load "
+                "it without quantization."
+            )
+        if peft_config is None:
+            return model
+        if hasattr(model, "peft_config"):
+            raise ValueError(
+                "The model has an adapter already and you gave a peft_config. Either train the one it has (no "
+                "peft_config), or merge it first: model = model.merge_and_unload()."
+            )
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        checkpointing = getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing
+        if quantized:
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(checkpointing))
+        elif checkpointing:
+            # Without it no input of a checkpointed block needs a gradient, and the adapter would get none.
+            model.enable_input_require_grads()
+        return get_peft_model(model, peft_config)
+
+    # Training
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        # Before the Trainer loads a checkpoint to resume from: the reference is the model at its very start.
+        if self.reference == "log_probs" and not self.train_dataset.reference_log_probs:
+            self._cache_log_probs()
+        self._terms, self._terms_since, self._gradients = {}, 0, None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _cache_log_probs(self):
+        data = self.train_dataset
+        model = self.model if self._ref_model is None else self._ref_model.to(self.args.device)
+        compute = partial(
+            cached_log_probs,
+            model,
+            collate=self.data_collator,
+            batch_size=self.args.per_device_eval_batch_size,
+            accelerator=self.accelerator,
+        )
+        cache = {"forget": compute([[row] for row in data.forget], description="Reference, forget set")[:, 0]}
+        if data.alternates is not None:
+            cache["alternate"] = compute(data.alternates, description="Reference, alternates")
+        data.reference_log_probs = cache
+        self._ref_model = None  # the numbers are all that is needed of it
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and "parts" in batches[0]:
+            num_items = self._count(batches, device)
+        return batches, num_items
+
+    def _count(self, batches, device) -> dict[str, Tensor]:
+        """Targets and examples of each part over the step, divided by the number of processes: see `TargetLogits`."""
+        counts = torch.zeros(len(batches[0]["parts"]), 2, dtype=torch.float64)
+        for batch in batches:
+            scored = scored_positions(batch["labels"]).sum(-1)
+            sizes = list(batch["parts"].values())
+            counts[:, 0] += torch.stack([part.sum() for part in scored.split(sizes)]).cpu()
+            counts[:, 1] += torch.tensor(sizes)
+        # Averaged, because so are the gradients: mean of (local sum / (total / P)) = sum of local sums / total.
+        counts = self.accelerator.reduce(counts.to(device, torch.float32), "mean")
+        return dict(zip(batches[0]["parts"], counts, strict=True))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "parts" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        forget, retain = self._losses(model, inputs, num_items_in_batch)
+        loss = forget if retain is None else forget + retain
+        return (loss, {}) if return_outputs else loss
+
+    def _losses(self, model, inputs, counts) -> tuple[Tensor, Tensor | None]:
+        """The weighted forget and retain loss of a paired batch, from one forward pass."""
+        inputs = dict(inputs)
+        sizes, cached = inputs.pop("parts"), inputs.pop("reference_log_probs")
+        parts = target_logits(model, inputs).split(sizes)
+        for name, part in parts.items():
+            part.counts = counts[name].unbind() if counts is not None else None
+        retain = parts.pop("retain", None)
+
+        references = cached
+        if self.reference == "logits":
+            references = {name: self._reference_of(name, inputs, sizes) for name in parts}
+        arguments = dict(parts)
+        if "forget" in references:
+            arguments["reference"] = references["forget"]
+        if "alternate" in references:
+            arguments["alternate_reference"] = references["alternate"]
+        terms = self.forget_loss(**arguments)
+        forget_loss = sum(terms.values()) if isinstance(terms, dict) else terms
+        self._record(terms if isinstance(terms, dict) else {"forget_loss": terms})
+
+        retain_loss = None
+        if retain is not None:
+            reference = self._reference_of("retain", inputs, sizes) if self.args.retain_loss == "kl" else None
+            retain_loss = self.retain_loss(retain, reference)
+            self._record({"retain_loss": retain_loss})
+            self._require_finite(forget_loss + retain_loss)
+            retain_loss = self.args.retain_weight * retain_loss
+        else:
+            self._require_finite(forget_loss)
+        return self.args.forget_weight * forget_loss, retain_loss
+
+    def _reference_of(self, part: str, inputs, sizes) -> TargetLogits:
+        start = sum(list(sizes.values())[: list(sizes).index(part)])
+        rows = slice(start, start + sizes[part])
+        return self._reference.target_logits(
+            self.accelerator.unwrap_model(self.model), {key: value[rows] for key, value in inputs.items()}
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self._update_rule is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        # The two gradients are summed over micro-batches and averaged over processes before the rule sees them: a rule
+        # is not linear. So nothing may be synchronised on the way.
+        with self.accelerator.no_sync(model):
+            with self.compute_loss_context_manager():
+                losses = self._losses(model, inputs, num_items_in_batch)
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            if self._gradients is None:
+                self._gradients = tuple([torch.zeros_like(p) for p in parameters] for _ in losses)
+            for loss, gradients in zip(losses, self._gradients, strict=True):
+                self.accelerator.backward(loss, retain_graph=loss is losses[0])
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    if parameter.grad is not None:
+                        gradient += parameter.grad
+                        parameter.grad = None
+        if self.accelerator.sync_gradients:
+            forget, retain = self._gradients
+            if self.accelerator.num_processes > 1:
+                forget = [self.accelerator.reduce(gradient, "mean") for gradient in forget]
+                retain = [self.accelerator.reduce(gradient, "mean") for gradient in retain]
+            for parameter, gradient in zip(parameters, self._update_rule(forget, retain), strict=True):
+                parameter.grad = gradient
+            self._gradients = None
+        return sum(loss.detach() for loss in losses)
+
+    def _require_finite(self, loss: Tensor):
+        if torch.isfinite(loss.detach()):
+            return
+        step = self.state.global_step + 1
+        saved = ""
+        finite = all(torch.isfinite(p).all() for p in self.model.parameters() if p.is_floating_point())
+        if finite and self.accelerator.num_processes == 1 and self.state.global_step > 0:
+            self._save_checkpoint(self.model, trial=None)
+            saved = f" The weights after step {self.state.global_step} are in {self._checkpoint_name()}."
+        raise NonFiniteLossError(
+            f"The loss is {float(loss)} at step {step}.{saved} Either lower learning_rate, or set max_grad_norm, or "
+            "choose an objective that is bounded below (npo, simnpo), and continue with resume_from_checkpoint."
+        )
+
+    def _checkpoint_name(self) -> str:
+        return f"{self.args.output_dir}/checkpoint-{self.state.global_step}"
+
+    # Logging and evaluation
+
+    def _record(self, terms: dict[str, Tensor]):
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0.0) + value.detach()
+
+    def log(self, logs, *args, **kwargs):
+        steps = self.state.global_step - self._terms_since
+        if "loss" in logs and self._terms and steps > 0:
+            names = sorted(self._terms)
+            values = torch.stack([self._terms[name].float() for name in names]) / steps
+            values = self.accelerator.reduce(values, "mean").tolist()
+            logs = {**logs, **dict(zip(names, values, strict=True))}
+            self._terms, self._terms_since = {}, self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            out = target_logits(model, inputs)
+            hits = out.sequence_sum((out.logits.argmax(-1) == out.targets).float())
+        # One row an example: sums, so that the mean over targets does not depend on the batches.
+        return None, torch.stack([-out.sequence_log_probs, hits], dim=-1), out.lengths
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        forget, holdout = (metrics.get(f"{metric_key_prefix}_{name}_loss") for name in ("forget", "holdout"))
+        if forget is not None and holdout is not None:
+            gap = {f"{metric_key_prefix}_forget_gap": abs(forget - holdout)}
+            self.log(gap)
+            metrics |= gap
+            if self.args.stop_when_forgotten and forget >= holdout:
+                self.control.should_training_stop = True
+        return metrics
+
+
+def _likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    sums, lengths = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
+    nll, hits = sums.sum(0) / max(1, lengths.sum())
+    return {"loss": float(nll), "accuracy": float(hits)}
+
+
+def encode_alternates(alternates: Sequence[Sequence[dict]], encode) -> list[list[dict]]:
+    """Encode the candidate answers of every forget row."""
+    return [encode(candidates, name=f"alternate answers of forget row {i}") for i, candidates in enumerate(alternates)]
