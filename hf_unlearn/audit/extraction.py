@@ -106,8 +106,8 @@ def extraction_probability(
     else:
         known = "; ".join(sorted(scores.sampled)) or "none but plain sampling"
         raise ValueError(
-            f"You asked for sampling with {sampling.key}, but the scores hold {known}. Either ask for one of these, or "
-            f"score again with sampling=[Sampling(temperature={temperature:g}, top_k={top_k}, top_p={top_p:g})]."
+            f"You asked for sampling with {sampling.key}, but the scores hold {known}. Either ask for that, "
+            f"or score again with sampling=[Sampling(temperature={temperature:g}, top_k={top_k}, top_p={top_p:g})]."
         )
     total = sum_by_example(scores, log_prob)
     total[~scores.valid] = np.nan

@@ -20,7 +20,8 @@ def sum_by_example(scores: Scores, values: np.ndarray, keep: np.ndarray | None =
     examples, values = example_of_target(scores), np.asarray(values, dtype=np.float64)
     if keep is not None:
         examples, values = examples[keep], values[keep]
-    return np.bincount(examples, weights=values, minlength=len(scores))
+    # Of nothing at all, bincount returns integers.
+    return np.bincount(examples, weights=values, minlength=len(scores)).astype(np.float64)
 
 
 def mean_by_example(scores: Scores, values: np.ndarray, keep: np.ndarray | None = None) -> np.ndarray:

@@ -99,6 +99,19 @@ class Scores:
         """Slice of the arrays over targets that belongs to example `i`."""
         return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
 
+    def __getitem__(self, examples: slice) -> Scores:
+        """The table of some consecutive examples."""
+        start, stop, _ = examples.indices(len(self))
+        targets = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        per_target = [f.name for f in fields(self)[1:-3]]
+        return Scores(
+            offsets=self.offsets[start : stop + 1] - self.offsets[start],
+            **{name: getattr(self, name)[targets] for name in per_target},
+            zlib_size=self.zlib_size[start:stop],
+            sampled={key: values[targets] for key, values in self.sampled.items()},
+            meta=self.meta,
+        )
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file. It holds no text, but log-probabilities of single records: treat it as private."""
         tensors = {f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)[:-2]}
@@ -170,7 +183,7 @@ def score(
     order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: -len(rows[i].get("input_ids", ())))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     columns: dict[str, list] = {}
-    target_ids, pieces = [], {}
+    target_ids, pieces, start = [], {}, 0
     training = model.training
     model.eval()
     try:
@@ -184,7 +197,6 @@ def score(
                 for key, values in table.sampled.items():
                     columns.setdefault(f"sampled/{key}", []).append(values.cpu().numpy())
                 target_ids.append(out.targets.cpu().numpy())
-                start = sum(len(piece) for piece in target_ids[:-1])
                 for i, length in zip(batch, out.lengths.tolist(), strict=True):
                     pieces[i] = (start, start + length)
                     start += length

@@ -140,7 +140,7 @@ class ErasureRequest:
 
     @classmethod
     def records(
-        cls, ids: Iterable | None = None, column: str = "id", *, rows: Iterable[int] | None = None, **fields
+        cls, ids: Iterable | None = None, column: str = "id", *, rows: Iterable[int] | None = None, **other
     ) -> "ErasureRequest":
         """Request the rows whose `column` holds one of `ids`, or the rows with the given positions.
 
@@ -149,22 +149,22 @@ class ErasureRequest:
             column (`str`, *optional*, defaults to `"id"`): the column.
             rows (`Iterable[int]`, *optional*): positions in the training split, from 0, instead of `ids`. They
                 mean something for one revision of one dataset only.
-            fields: other fields of the request. `subject_request_id` defaults to a new UUID, `submitted_time` to
+            other: other fields of the request. `subject_request_id` defaults to a new UUID, `submitted_time` to
                 now, `regulation` to `"gdpr"`; `jurisdiction` is put into our extension.
         """
         if (ids is None) == (rows is None):
             raise ValueError("Pass either `ids` (with `column`) or `rows`, not both and not neither.")
         if rows is not None:
-            return cls._new("record", {"rows": _items("rows", rows)}, **fields)
-        return cls._new("record", {"column": column, "values": _items("ids", ids)}, **fields)
+            return cls._new("record", {"rows": _items("rows", rows)}, **other)
+        return cls._new("record", {"column": column, "values": _items("ids", ids)}, **other)
 
     @classmethod
-    def of_class(cls, column: str, values: Iterable, **fields) -> "ErasureRequest":
-        """Request every row of some classes: label names or integers. `fields` as in [`~ErasureRequest.records`]."""
-        return cls._new("class", {"column": column, "values": _items("values", values)}, **fields)
+    def of_class(cls, column: str, values: Iterable, **other) -> "ErasureRequest":
+        """Request every row of some classes: label names or integers. `other` as in [`~ErasureRequest.records`]."""
+        return cls._new("class", {"column": column, "values": _items("values", values)}, **other)
 
     @classmethod
-    def attribute(cls, column: str, operator: str, value: Any, **fields) -> "ErasureRequest":
+    def attribute(cls, column: str, operator: str, value: Any, **other) -> "ErasureRequest":
         """Request every row for which `column operator value` holds.
 
         Args:
@@ -172,13 +172,13 @@ class ErasureRequest:
             operator (`str`): `==`, `!=`, `in`, `not in`, `<`, `<=`, `>`, `>=`, or `contains` (the text of the
                 column contains `value`, letter case included).
             value: what to compare with; a list for `in` and `not in`.
-            fields: as in [`~ErasureRequest.records`].
+            other: as in [`~ErasureRequest.records`].
         """
         value = _items("value", value) if operator in ("in", "not in") else _item(value)
-        return cls._new("attribute", {"column": column, "operator": operator, "value": value}, **fields)
+        return cls._new("attribute", {"column": column, "operator": operator, "value": value}, **other)
 
     @classmethod
-    def _new(cls, kind: str, selector: dict, jurisdiction: str | None = None, **fields) -> "ErasureRequest":
+    def _new(cls, kind: str, selector: dict, jurisdiction: str | None = None, **other) -> "ErasureRequest":
         ours = {"scope": {"kind": kind, "selector": selector}}
         if jurisdiction is not None:
             ours["jurisdiction"] = jurisdiction
@@ -188,8 +188,8 @@ class ErasureRequest:
             "subject_request_type": "erasure",
             "submitted_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
-        extensions = {**fields.pop("extensions", {}), EXTENSION: ours}
-        return cls(**{**defaults, **fields}, extensions=extensions)
+        extensions = {**other.pop("extensions", {}), EXTENSION: ours}
+        return cls(**{**defaults, **other}, extensions=extensions)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ErasureRequest":
@@ -234,11 +234,12 @@ class ErasureRequest:
 
 def _parse(content: bytes) -> Any:
     def unique(pairs):
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"The request has the key {name!r} twice in one object. Keep one of them.")
-        return dict(pairs)
+        value = {}
+        for key, item in pairs:
+            if key in value:
+                raise ValueError(f"The request has the key {key!r} twice in one object. Keep one of them.")
+            value[key] = item
+        return value
 
     def refuse(constant):
         raise ValueError(f"The request holds {constant}, which is not JSON. Use a finite number.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Image, Value, Video
 
 from hf_unlearn.request.request import ErasureRequest
 
@@ -64,8 +64,8 @@ def split(
 ) -> Split:
     """Divide a dataset into forget set, retain set and holdout.
 
-    Nothing is written to disk and no model is needed. One column is read at a time and in batches, so memory does
-    not grow with the length of the rows. No message contains a value of a row or of the request.
+    Nothing is written to disk and no model is needed. Columns are read in batches; what stays in memory is a few
+    numbers a row. No message contains a value of a row or of the request.
 
     For a request about a class or an attribute, members are compared with holdout rows that match the *same*
     selector: holdout rows of other classes differ from the forget set for more reasons than training, and an attack
@@ -83,7 +83,7 @@ def split(
             (leave them in the retain set, where training teaches them again).
         text_columns (`Sequence[str]`, *optional*): the columns that hold the content, for the comparison above.
             Rows are equal if these are, after Unicode NFC and with every run of whitespace as one space. Defaults to
-            all text columns but the one the request selects on; none where the content is not text (images, audio).
+            all text columns but the one the request selects on; none where the content is images, audio or video.
             `[]` turns the comparison off.
 
     Returns:
@@ -103,9 +103,8 @@ def split(
             )
         holdout = dataset.get(holdout_split) if holdout is None else holdout
         dataset = dataset[train_split]
-    for name, rows in (("dataset", dataset), ("holdout", holdout)):
-        if not isinstance(rows, Dataset) and (name, rows) != ("holdout", None):
-            raise ValueError(f"`{name}` must be a `datasets.Dataset`. Load it without `streaming=True`.")
+    if not isinstance(dataset, Dataset) or not isinstance(holdout, Dataset | None):
+        raise ValueError("`dataset` and `holdout` must be a `datasets.Dataset`. Load them without `streaming=True`.")
 
     mask = _matching_rows(dataset, request, complete=request.kind != "attribute")
     if not mask.any():
@@ -132,7 +131,9 @@ def split(
     if holdout is not None and request.kind != "record":
         same = _matching_rows(holdout, request, complete=False)
         holdout = _select(holdout, same)
-    return Split(_select(dataset, mask), _select(dataset, ~mask), holdout if holdout else None, n_copies)
+    if holdout is not None and len(holdout) == 0:
+        holdout = None
+    return Split(_select(dataset, mask), _select(dataset, ~mask), holdout, n_copies)
 
 
 def _select(dataset: Dataset, mask: np.ndarray) -> Dataset:
@@ -238,7 +239,7 @@ def _compare(cells: pa.ChunkedArray, operator: str, operand: pa.Array) -> pa.Chu
 def _content_columns(dataset: Dataset, request: ErasureRequest, chosen: Sequence[str] | None) -> list[str]:
     text = [field.name for field in dataset.data.schema if _is_text(field.type)]
     if chosen is None:
-        if not all(isinstance(feature, (Value, ClassLabel)) for feature in dataset.features.values()):
+        if any(isinstance(feature, (Image, Audio, Video)) for feature in dataset.features.values()):
             return []
         # An identifier that differs does not make the content differ.
         return [name for name in text if name != request.selector.get("column")] or text

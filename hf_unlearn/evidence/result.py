@@ -1,0 +1,141 @@
+"""The result of a run, for machines (`result.json`) and for people (`RESULT.md`): numbers, never a text of a record."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+_PACKAGES = ("hf-unlearn", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes")
+_COLUMNS = ("original", "unlearned", "retrained", "difference_to_retrained")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, and the commit that the working directory is at (with `-dirty` if it has changes)."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "versions": versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    try:
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def to_table(audit: dict[str, Any]) -> list[list[str]]:
+    """The rows of an audit as cells of text, the header first."""
+    columns = [name for name in _COLUMNS if any(name in row for row in audit["rows"])]
+    reading = any("reading" in row for row in audit["rows"])
+    header = ["measure", "set", "n", *(name.replace("_", " ") for name in columns)] + ["reading"] * reading
+    table = [header]
+    for row in audit["rows"]:
+        n = next((row[name]["n"] for name in reversed(columns) if row.get(name)), [])
+        cells = [row["measure"].replace("_", " "), row["set"], "/".join(str(x) for x in n)]
+        cells += [_cell(row.get(name), signed=name.startswith("difference")) for name in columns]
+        table.append(cells + [row.get("reading", "")] * reading)
+    return table
+
+
+def _cell(estimate: dict | None, signed: bool = False) -> str:
+    if estimate is None or estimate.get("value") is None:
+        return "–"
+    number = _signed if signed else _number
+    text = number(estimate["value"])
+    if estimate.get("low") is not None and estimate.get("high") is not None:
+        text += f" [{number(estimate['low'])}, {number(estimate['high'])}]"
+    return text
+
+
+def _number(x: float) -> str:
+    return f"{x:.3f}" if x == 0 or 1e-3 <= abs(x) < 1000 else f"{x:.1e}"
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.3f}"
+
+
+def print_table(table: list[list[str]]) -> str:
+    """The table aligned for a terminal."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The result as a page of Markdown."""
+    table = to_table(result["audit"])
+    lines = ["# Result of an unlearning audit", ""]
+    run = result["run"]
+    lines += [f"* {key.replace('_', ' ')}: {value}" for key, value in run.items() if not isinstance(value, dict)]
+    lines += [f"* examples: {', '.join(f'{n} {name}' for name, n in result['audit']['sets'].items())}"]
+    lines += ["", "| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
+    lines += ["| " + " | ".join(row) + " |" for row in table[1:]]
+    lines += ["", "## How to read it", ""]
+    directions = {}
+    for row in result["audit"]["rows"]:
+        directions.setdefault(row["direction"], []).append(f"{row['measure'].replace('_', ' ')} ({row['set']})")
+    lines += [f"* {direction}: {', '.join(names)}." for direction, names in directions.items()]
+    lines += [
+        "* Brackets are 95 % intervals. The goal is the retrained model, not 0: what it gets right without ever having "
+        "seen the forget set can be guessed. Lower than retrained is a failure too, because it shows which records were "
+        "meant.",
+        "* *No difference found* means none at this number of records. It is evidence, not proof.",
+    ]
+    lines += [f"* {note}" for note in result["audit"]["notes"]]
+    environment = result["environment"]
+    lines += ["", "## Made with", ""]
+    lines += [f"* {name} {version}" for name, version in environment["versions"].items()]
+    lines += [f"* Python {environment['python']}; commit {environment['commit'] or 'unknown'}", ""]
+    return "\n".join(lines)
+
+
+def write_result(folder: str, audit: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Write `result.json` and `RESULT.md`; each appears whole or not at all.
+
+    Args:
+        audit (`dict`): `AuditReport.as_dict()`.
+        run (`dict`): what was run: method, model, seed, config and the like.
+    """
+    result = {"audit": audit, "run": run, "environment": environment()}
+    _write(Path(folder) / "result.json", json.dumps(_plain(result), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    _write(Path(folder) / "RESULT.md", to_markdown(result))
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _write(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

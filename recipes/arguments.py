@@ -1,0 +1,134 @@
+"""Arguments that the recipes share, and the loading they ask for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, get_quantization_config
+
+from hf_unlearn.data import load_rows, with_templates
+from hf_unlearn.request import ErasureRequest, Split, split
+
+
+@dataclass
+class DataArguments:
+    """Where the rows are and which of them must go. Splits may be slices, as in `train[:200]`."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id, folder or file of the data set."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "Rows that the model was trained on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Rows never trained on, which decide when to stop."}
+    )
+    holdout_split: str | None = field(
+        default=None, metadata={"help": "Rows never trained on, for the audit alone: not those of validation_split."}
+    )
+    prompt_template: str | None = field(
+        default=None, metadata={"help": 'Makes the prompt from columns: "Question: {question}\\nAnswer:".'}
+    )
+    completion_template: str | None = field(default=None, metadata={"help": 'Makes the answer: " {answer}".'})
+    request: str | None = field(default=None, metadata={"help": "JSON file of the erasure request."})
+
+    def __post_init__(self):
+        if self.dataset_name is None:
+            raise ValueError("No data set was given. Set dataset_name, in the recipe or on the command line.")
+        for name in ("prompt_template", "completion_template"):
+            if getattr(self, name) is not None:  # a line break typed on the command line
+                setattr(self, name, getattr(self, name).replace("\\n", "\n"))
+
+
+def load_data(arguments: DataArguments) -> DatasetDict:
+    """The splits that the arguments name, as `train`, `validation` and `holdout`, templates filled in."""
+    names = {
+        "train": arguments.train_split,
+        "validation": arguments.validation_split,
+        "holdout": arguments.holdout_split,
+    }
+    return DatasetDict(
+        {name: _load_split(arguments, split_name) for name, split_name in names.items() if split_name is not None}
+    )
+
+
+def _load_split(arguments: DataArguments, name: str) -> Dataset:
+    rows = load_rows(arguments.dataset_name, name, arguments.dataset_config)
+    return with_templates(rows, arguments.prompt_template, arguments.completion_template)
+
+
+def load_request(path: str | None) -> ErasureRequest:
+    if path is None:
+        raise ValueError("No erasure request was given, so it is not known what to forget. Set request to a JSON file.")
+    return ErasureRequest.load(path)
+
+
+def split_data(data: DatasetDict, request: ErasureRequest) -> Split:
+    """Forget, retain and holdout of a request, with the counts printed."""
+    parts = split(data, request)
+    print(parts)
+    return parts
+
+
+def load_tokenizer(model: ModelConfig):
+    return AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+
+
+def load_model(arguments: ModelConfig, name: str | None = None):
+    """A causal language model from the Hub or a folder; a folder with an adapter is loaded onto its base.
+
+    Args:
+        name (`str`, *optional*): load this one instead of `model_name_or_path`, with the other options the same.
+    """
+    if name is None and arguments.model_name_or_path is None:
+        raise ValueError("No model was given. Set model_name_or_path, in the recipe or on the command line.")
+    quantization = get_quantization_config(arguments)
+    return AutoModelForCausalLM.from_pretrained(
+        name or arguments.model_name_or_path,
+        revision=arguments.model_revision if name is None else None,
+        dtype=arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        **({} if quantization is None else {"quantization_config": quantization}),
+    )
+
+
+def require_writable(folder: str) -> None:
+    """Find out before hours of work, not after, that the result cannot be written.
+
+    Raises:
+        OSError: with the cause and what to do.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written to output_dir={folder!r} ({error.strerror}). Either make it writable, or set "
+            "another output_dir."
+        ) from None
+
+
+def save_plain(model, processing_class, folder: str) -> str:
+    """Write a checkpoint that `from_pretrained` loads with no code of this package; return the folder.
+
+    An adapter is merged into its base: an unlearned adapter beside the base can be taken off again. A quantized base
+    cannot be merged without loss, so there the adapter itself is written.
+    """
+    if hasattr(model, "merge_and_unload") and not getattr(model, "is_quantized", False):
+        model = model.merge_and_unload()
+    # Beside its final place first: a reader never sees half a checkpoint, and an older one stays until then.
+    temporary = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(folder)), prefix=".checkpoint-")
+    try:
+        model.save_pretrained(temporary)
+        processing_class.save_pretrained(temporary)
+        os.chmod(temporary, 0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder

@@ -1,0 +1,74 @@
+"""Audit any checkpoint or adapter.
+
+    accelerate launch recipes/audit.py --config recipes/<benchmark>/<method>.yaml \\
+        --model_name_or_path <checkpoint> --original <model> --retrained <model> --output_dir <folder>
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from arguments import (
+    DataArguments,
+    load_data,
+    load_model,
+    load_request,
+    load_tokenizer,
+    require_writable,
+    split_data,
+)
+from trl import ModelConfig, TrlParser
+
+from hf_unlearn.audit.audit import AuditReport, audit, score_sets
+from hf_unlearn.evidence.result import print_table, to_table, write_result
+
+
+@dataclass
+class AuditArguments(DataArguments):
+    """What to audit against what."""
+
+    original: str | None = field(default=None, metadata={"help": "The model before unlearning."})
+    retrained: str | None = field(default=None, metadata={"help": "Model trained without the forget set."})
+    output_dir: str = field(default="audit", metadata={"help": "Folder for result.json and RESULT.md."})
+    audit_batch_size: int = field(default=32, metadata={"help": "Examples a forward pass."})
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap intervals."})
+
+
+def audit_models(
+    sets: dict, tokenizer, model_config: ModelConfig, models: dict, batch_size: int, output_dir: str, run: dict
+) -> AuditReport:
+    """Score one model after the other (there is never a second one in memory), compare, write and print."""
+    tables = {}
+    for name, path in models.items():
+        if path is not None:
+            model = load_model(model_config, path)
+            tables[name] = score_sets(model, tokenizer, sets, batch_size, name=f"{name} model")
+            del model
+    report = audit(tables, seed=run["seed"])
+    write_result(output_dir, report.as_dict(), run)
+    print(print_table(to_table(report.as_dict())))
+    print(f"\nWritten to {output_dir}/result.json and {output_dir}/RESULT.md.")
+    return report
+
+
+def main():
+    arguments, model_config = TrlParser((AuditArguments, ModelConfig)).parse_args_and_config()
+    require_writable(arguments.output_dir)
+    parts = split_data(load_data(arguments), load_request(arguments.request))
+    audit_models(
+        sets={"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout},
+        tokenizer=load_tokenizer(model_config),
+        model_config=model_config,
+        models={
+            "original": arguments.original,
+            "unlearned": model_config.model_name_or_path,
+            "retrained": arguments.retrained,
+        },
+        batch_size=arguments.audit_batch_size,
+        output_dir=arguments.output_dir,
+        run={"model": model_config.model_name_or_path, "seed": arguments.seed, "config": vars(arguments)},
+    )
+
+
+if __name__ == "__main__":
+    main()

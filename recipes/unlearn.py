@@ -1,0 +1,97 @@
+"""Unlearn, audit, and write the result.
+
+    accelerate launch recipes/unlearn.py --config recipes/<benchmark>/<method>.yaml [--any_field value]
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from arguments import (
+    DataArguments,
+    load_data,
+    load_model,
+    load_request,
+    load_tokenizer,
+    require_writable,
+    save_plain,
+    split_data,
+)
+from audit import audit_models
+from trl import ModelConfig, TrlParser, get_peft_config
+
+from hf_unlearn.methods import METHODS
+
+
+@dataclass
+class UnlearnArguments(DataArguments):
+    """What to forget, how, and what to compare the outcome with."""
+
+    method: str = field(default="npo", metadata={"help": "Objective.", "choices": sorted(METHODS)})
+    retrained: str | None = field(default=None, metadata={"help": "Model trained without the forget set, to compare."})
+    audit_batch_size: int = field(default=32, metadata={"help": "Examples a forward pass of the audit."})
+
+
+def parse_arguments(argv: list[str] | None = None):
+    # Which options there are depends on the method, so its name is read first.
+    first = TrlParser((UnlearnArguments,), allow_abbrev=False)
+    method = first.parse_args_and_config(argv, return_remaining_strings=True)[0].method
+    parser = TrlParser((UnlearnArguments, METHODS[method].config_class, ModelConfig), allow_abbrev=False)
+    return parser.parse_args_and_config(argv)
+
+
+def main():
+    arguments, config, model_config = parse_arguments()
+    require_writable(config.output_dir)
+
+    data = load_data(arguments)
+    request = load_request(arguments.request)
+    parts = split_data(data, request)
+
+    tokenizer = load_tokenizer(model_config)
+    trainer = METHODS[arguments.method](
+        model=load_model(model_config),
+        args=config,
+        forget_dataset=parts.forget,
+        retain_dataset=parts.retain,
+        # The holdout of the audit decides nothing here: a number that chose the model cannot judge it.
+        eval_dataset=evaluation_sets(parts, data.get("validation")),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_config),
+    )
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if not trainer.is_world_process_zero():
+        return
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    checkpoint = save_plain(model, tokenizer, f"{config.output_dir}/model")
+    audit_models(
+        sets={"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout},
+        tokenizer=tokenizer,
+        model_config=model_config,
+        models={"original": model_config.model_name_or_path, "unlearned": checkpoint, "retrained": arguments.retrained},
+        batch_size=arguments.audit_batch_size,
+        output_dir=config.output_dir,
+        run={
+            "method": arguments.method,
+            "request": request.subject_request_id,
+            "scope": request.kind,
+            "seed": config.seed,
+            "steps": trainer.state.global_step,
+            "best_checkpoint_step": trainer.state.best_global_step,
+            "config": {**vars(arguments), **config.to_dict(), **vars(model_config)},
+        },
+    )
+
+
+def evaluation_sets(parts, validation) -> dict:
+    """What is evaluated during training: the forget set, as many retain rows, and rows never trained on."""
+    sets = {"forget": parts.forget, "retain": parts.retain.select(range(min(len(parts.retain), len(parts.forget))))}
+    if validation is not None:
+        sets["holdout"] = validation
+    return sets
+
+
+if __name__ == "__main__":
+    sys.exit(main())

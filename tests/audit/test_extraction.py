@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from score_table import table
+
+from hf_unlearn.audit import (
+    Sampling,
+    exact_memorization,
+    extraction_probability,
+    extraction_strength,
+    first_mismatch,
+    queries_needed,
+    verbatim_extracted,
+)
+
+
+def hits(rows, ends=None):
+    rows = [[bool(value) for value in row] for row in rows]
+    return table([[-1.0] * len(row) for row in rows], hits=rows, ends=ends)
+
+
+ROWS = [[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0], [], [1], [0]]
+
+
+def test_exact_memorization_by_hand():
+    expected = [1, 0.75, 0.75, 0.75, 0, np.nan, 1, 0]
+    np.testing.assert_array_equal(exact_memorization(hits(ROWS)), expected)
+
+
+def test_extraction_strength_by_hand():
+    expected = [1, 0.75, 0.5, 0, 0, np.nan, 1, 0]
+    np.testing.assert_array_equal(extraction_strength(hits(ROWS)), expected)
+    capped = [1, 0.75, 0.5, 0.25, 0.25, np.nan, 1, 1]
+    np.testing.assert_array_equal(extraction_strength(hits(ROWS), variant="open-unlearning"), capped)
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="variant must be one of"):
+        extraction_strength(hits(ROWS), variant="geometric")
+
+
+def test_verbatim_extraction_by_hand():
+    result = verbatim_extracted(hits(ROWS))
+    assert result.dtype == bool
+    np.testing.assert_array_equal(result, [True, False, False, False, False, False, True, False])
+
+
+def test_first_mismatch_counts_the_end_token():
+    np.testing.assert_array_equal(first_mismatch(hits(ROWS)), [4, 0, 1, 3, 0, np.nan, 1, 0])
+    np.testing.assert_array_equal(first_mismatch(hits([[1, 1, 1]], ends=[[False, False, True]])), [3])
+
+
+def test_the_end_token_is_left_out_of_matches_but_not_of_probabilities():
+    scores = hits([[1, 1, 0], [1, 0, 1], [1]], ends=[[False, False, True], [False, False, True], [True]])
+    np.testing.assert_array_equal(exact_memorization(scores), [1, 0.5, np.nan])
+    np.testing.assert_array_equal(extraction_strength(scores), [1, 0, np.nan])
+    np.testing.assert_array_equal(verbatim_extracted(scores), [True, False, False])
+    np.testing.assert_array_equal(first_mismatch(scores), [2, 1, 1])
+    np.testing.assert_array_equal(extraction_probability(scores, log=True), [-3, -3, -1])
+
+
+@given(st.lists(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=8), max_size=6))
+def test_extraction_strength_agrees_with_trying_every_prefix(rows):
+    scores = hits([[hit for hit, _ in row] for row in rows], ends=[[end for _, end in row] for row in rows])
+    for row, strength, memorized, mismatch in zip(
+        rows, extraction_strength(scores), exact_memorization(scores), first_mismatch(scores), strict=True
+    ):
+        content = [hit for hit, end in row if not end]
+        if content:
+            assert strength == 1 - min(k for k in range(len(content) + 1) if all(content[k:])) / len(content)
+            assert memorized == np.mean(content)
+        else:
+            assert np.isnan(strength) and np.isnan(memorized)
+        misses = [i for i, (hit, _) in enumerate(row) if not hit]
+        assert np.isnan(mismatch) if not row else mismatch == (misses[0] if misses else len(row))
+
+
+def test_probability_of_plain_sampling_is_the_product():
+    scores = table([list(np.log([0.5, 0.25])), [], list(np.log([0.9]))])
+    np.testing.assert_allclose(extraction_probability(scores), [0.125, np.nan, 0.9])
+
+
+def test_probability_under_other_sampling_is_read_from_the_table():
+    key = Sampling(top_k=40).key
+    scores = table([[-2.0, -2.0], [-1.0]], sampled={key: [[-1.0, -0.5], [-np.inf]]})
+    np.testing.assert_array_equal(extraction_probability(scores, top_k=40, log=True), [-1.5, -np.inf])
+    np.testing.assert_array_equal(queries_needed(extraction_probability(scores, top_k=40))[1], np.inf)
+
+
+def test_sampling_that_was_not_scored_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"sampling=\[Sampling\(temperature=0.7, top_k=0, top_p=1\)\]"):
+        extraction_probability(table([[-1.0]]), temperature=0.7)
+
+
+def test_log_form_does_not_underflow():
+    scores = table([[-1.0] * 2000])
+    assert extraction_probability(scores)[0] == 0
+    assert extraction_probability(scores, log=True)[0] == -2000
+
+
+def test_queries_needed_by_hand():
+    np.testing.assert_array_equal(queries_needed([1.0, 0.5, 0.1, 0.0, np.nan], p=0.5), [1, 1, 7, np.inf, np.nan])
+    # (1 - 0.1)^2 = 0.81 exactly, which floating point puts a hair above 2.
+    assert queries_needed(0.1, p=0.19) == 2
+    assert queries_needed(0.5, p=0.875) == 3
+
+
+def test_queries_needed_for_tiny_probabilities():
+    assert queries_needed(1e-20, p=0.5) == pytest.approx(np.log(2) * 1e20, rel=1e-9)
+
+
+@given(st.floats(1e-4, 0.999), st.floats(0.01, 0.99))
+def test_queries_needed_is_the_smallest_sufficient_number(probability, p):
+    n = queries_needed(probability, p)
+    assert 1 - (1 - probability) ** n >= p - 1e-9
+    assert n == 1 or 1 - (1 - probability) ** (n - 1) < p + 1e-9
+
+
+@pytest.mark.parametrize(("probability", "p"), [(0.5, 0), (0.5, 1), (-0.1, 0.5), (1.1, 0.5)])
+def test_queries_needed_refuses_what_is_no_probability(probability, p):
+    with pytest.raises(ValueError):
+        queries_needed(probability, p)
