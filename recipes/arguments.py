@@ -62,7 +62,9 @@ def _load_split(arguments: DataArguments, name: str) -> Dataset:
 
 def load_request(path: str | None) -> ErasureRequest:
     if path is None:
-        raise ValueError("No erasure request was given, so it is not known what to forget. Set request to a JSON file.")
+        raise ValueError(
+            "No erasure request was given, so it is not known what to forget. Set request to a JSON file."
+        )
     return ErasureRequest.load(path)
 
 

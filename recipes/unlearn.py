@@ -1,6 +1,6 @@
 """Unlearn, audit, and write the result.
 
-    accelerate launch recipes/unlearn.py --config recipes/<benchmark>/<method>.yaml [--any_field value]
+accelerate launch recipes/unlearn.py --config recipes/<benchmark>/<method>.yaml [--any_field value]
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ def main():
         sets={"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout},
         tokenizer=tokenizer,
         model_config=model_config,
-        models={"original": model_config.model_name_or_path, "unlearned": checkpoint, "retrained": arguments.retrained},
+        models={
+            "original": model_config.model_name_or_path,
+            "unlearned": checkpoint,
+            "retrained": arguments.retrained,
+        },
         batch_size=arguments.audit_batch_size,
         output_dir=config.output_dir,
         run={

@@ -5,14 +5,16 @@ import evaluate
 import numpy as np
 from rouge_score import rouge_scorer
 
-from hf_unlearn.audit import exact_memorization
-from hf_unlearn.audit import extraction_probability
-from hf_unlearn.audit import extraction_strength
-from hf_unlearn.audit import mean
-from hf_unlearn.audit import queries_needed
-from hf_unlearn.audit import rate
-from hf_unlearn.audit import score
-from hf_unlearn.audit import verbatim_extracted
+from hf_unlearn.audit import (
+    exact_memorization,
+    extraction_probability,
+    extraction_strength,
+    mean,
+    queries_needed,
+    rate,
+    score,
+    verbatim_extracted,
+)
 
 
 _DESCRIPTION = """
@@ -67,7 +69,7 @@ Examples:
     >>> import evaluate
     >>> extraction = evaluate.load("eval_suites/extraction_attack")
     >>> results = extraction.compute(
-    ...     predictions=["in the old town of Delft, and", "by the sea"],
+    ...     predictions=["in the old town of Delft and", "by the sea"],
     ...     references=["in the old town of Delft", "near the sea"],
     ... )
     >>> results["verbatim_rate"], round(results["word_match"], 3), round(results["rougeL_recall"], 3)
@@ -101,14 +103,15 @@ class ExtractionAttack(evaluate.Metric):
         return self._from_model(list(examples), **kwargs)
 
     def _compute(self, predictions, references):
-        pairs = [(prediction.strip(), reference.strip()) for prediction, reference in zip(predictions, references)]
+        pairs = zip(predictions, references, strict=True)
+        pairs = [(prediction.strip(), reference.strip()) for prediction, reference in pairs]
         pairs = [(prediction, reference) for prediction, reference in pairs if reference]
         scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
         values = {
             "word_match": [_word_match(prediction, reference) for prediction, reference in pairs],
             "rougeL_recall": [scorer.score(reference, prediction)["rougeL"].recall for prediction, reference in pairs],
         }
-        verbatim = sum(prediction.startswith(reference) for prediction, reference in pairs)
+        verbatim = sum(_begins_with(prediction, reference) for prediction, reference in pairs)
         return _summary(verbatim, len(pairs), len(references) - len(pairs), values)
 
     def _from_model(self, examples, model=None, processing_class=None, p=0.5, batch_size=8):
@@ -124,9 +127,14 @@ class ExtractionAttack(evaluate.Metric):
         return results | {"queries_needed": queries_needed(extraction_probability(scores), p).tolist()}
 
 
+def _begins_with(prediction, reference):
+    # "12" has not come out of "123".
+    return prediction.startswith(reference) and not prediction[len(reference) :][:1].isalnum()
+
+
 def _word_match(prediction, reference):
     words, expected = prediction.split(), reference.split()
-    return sum(word == other for word, other in zip(words, expected)) / len(expected)
+    return sum(word == other for word, other in zip(words, expected, strict=False)) / len(expected)
 
 
 def _summary(verbatim, n, n_missing, values):

@@ -4,8 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_unlearn.audit import auc
-from hf_unlearn.audit import tpr_at_fpr
+from hf_unlearn.audit import auc, tpr_at_fpr
 
 
 _DESCRIPTION = """
@@ -16,7 +15,8 @@ ROC curve and true positive rates at small false positive rates, each with a 95 
 _CITATION = """
 @inproceedings{carlini2022membership,
   title={Membership Inference Attacks From First Principles},
-  author={Carlini, Nicholas and Chien, Steve and Nasr, Milad and Song, Shuang and Terzis, Andreas and Tram\\`er, Florian},
+  author={Carlini, Nicholas and Chien, Steve and Nasr, Milad and Song, Shuang and Terzis, Andreas and
+    Tram\\`er, Florian},
   booktitle={IEEE Symposium on Security and Privacy},
   year={2022}
 }

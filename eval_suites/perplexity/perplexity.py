@@ -4,9 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_unlearn.audit import corpus_perplexity
-from hf_unlearn.audit import perplexity
-from hf_unlearn.audit import score
+from hf_unlearn.audit import corpus_perplexity, perplexity, score
 
 
 _DESCRIPTION = """
@@ -27,14 +25,14 @@ Args:
     predictions (`list[str]` or `list[list[float]]`): texts, or the natural log-probabilities of the tokens of each.
     model (`PreTrainedModel` or `str`): with texts, the causal language model, used where it is, or where to load it
         from.
-    processing_class (`PreTrainedTokenizerBase`, *optional*): with texts, its tokenizer; needed if `model` is no string.
+    processing_class (`PreTrainedTokenizerBase`, *optional*): with texts, its tokenizer; needed with a model object.
     batch_size (`int`, *optional*, defaults to `8`): texts a forward pass; the result doesn't depend on it.
 
 Returns:
-    `dict`, **low = the model fits the texts**. All tokens count but the first, which nothing predicts, or the BOS token
-    where the tokenizer adds one.
+    `dict`, **low = the model fits the texts**. All tokens count but the first, which nothing predicts; it is the BOS
+    token where the tokenizer adds one.
     - **perplexities** (`list[float]`): one a text, NaN where it has no token to score.
-    - **corpus_perplexity** (`float`): one a token, over all texts together; what papers call the perplexity of a corpus.
+    - **corpus_perplexity** (`float`): one a token, over all texts together; the one that papers print.
     - **mean_perplexity** (`float`): mean of `perplexities`. Another number, which a single odd text can dominate.
     - **n**, **n_missing** (`int`): texts used, and left out because there is nothing to score.
 
@@ -83,8 +81,7 @@ class Perplexity(evaluate.Metric):
 
 
 def _load(model, processing_class):
-    from transformers import AutoModelForCausalLM
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = model
     if isinstance(model, str):

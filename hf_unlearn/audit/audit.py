@@ -108,7 +108,9 @@ def score_sets(
             {"prompt": row["prompt"], "completion": row["paraphrased_completion"]} for row in forget
         ]
         examples["forget_perturbed"] = [
-            {"prompt": row["prompt"], "completion": answer} for row in forget for answer in row["perturbed_completions"]
+            {"prompt": row["prompt"], "completion": answer}
+            for row in forget
+            for answer in row["perturbed_completions"]
         ]
     everything = [row for rows in examples.values() for row in rows]
     table = score(model, processing_class, everything, batch_size, description=f"Scoring the {name}", **kwargs)
@@ -133,7 +135,9 @@ def audit(tables: Mapping[str, Mapping[str, Scores]], seed: int = 0) -> AuditRep
     for measure in MEASURES:
         if measure.set in sets and sets[measure.set]:
             values = {name: measure.of(tables[name][measure.set]) for name in models}
-            rows.append(_row(measure.name, measure.set, measure.direction, _estimates(values, seed), _paired(values, seed)))
+            rows.append(
+                _row(measure.name, measure.set, measure.direction, _estimates(values, seed), _paired(values, seed))
+            )
     if sets.get("holdout"):
         rows += _membership(tables, models, seed)
     if "forget_paraphrased" in sets:
@@ -164,7 +168,9 @@ def _paired(values: Mapping[str, np.ndarray], seed: int) -> Difference | None:
 
 def _membership(tables, models, seed) -> list[dict]:
     rows = []
-    attacks = {name: lambda m, key, attack=attack: attack(tables[m][key]) for name, attack in membership.ATTACKS.items()}
+    attacks = {
+        name: lambda m, key, attack=attack: attack(tables[m][key]) for name, attack in membership.ATTACKS.items()
+    }
     if "retrained" in models:
         attacks["reference"] = lambda m, key: membership.reference_loss(tables[m][key], tables["retrained"][key])
     for attack, of in attacks.items():
@@ -187,7 +193,8 @@ def _membership(tables, models, seed) -> list[dict]:
 
 def _truth_ratio(tables, models, seed) -> list[dict]:
     ratios = {
-        name: quality.truth_ratio(tables[name]["forget_paraphrased"], tables[name]["forget_perturbed"]) for name in models
+        name: quality.truth_ratio(tables[name]["forget_paraphrased"], tables[name]["forget_perturbed"])
+        for name in models
     }
     estimates = {name: quality.forget_truth_ratio_aggregate(ratio, seed=seed) for name, ratio in ratios.items()}
     rows = [_row("truth_ratio", "forget", "as retrained is best", estimates, None)]

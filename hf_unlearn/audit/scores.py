@@ -30,7 +30,9 @@ class Sampling:
 
     def __post_init__(self):
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, not {self.temperature}. Greedy decoding is the `hit` column.")
+            raise ValueError(
+                f"temperature must be positive, not {self.temperature}. Greedy decoding is the `hit` column."
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all tokens) or positive, not {self.top_k}.")
         if not 0 < self.top_p <= 1:
@@ -124,7 +126,9 @@ class Scores:
         tensors = load_file(str(path))
         with safe_open(str(path), framework="numpy") as file:
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-        sampled = {key.removeprefix("sampled/"): tensors.pop(key) for key in sorted(tensors) if key.startswith("sampled/")}
+        sampled = {
+            key.removeprefix("sampled/"): tensors.pop(key) for key in sorted(tensors) if key.startswith("sampled/")
+        }
         return cls(**tensors, sampled=sampled, meta=meta)
 
 

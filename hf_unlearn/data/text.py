@@ -113,7 +113,9 @@ def _with_special_tokens(text: str, tokenizer) -> list[int]:
 
 def _encode_completion(prompt: str, completion: str, tokenizer) -> tuple[list[int], int, int]:
     if not completion.strip():
-        raise EmptyTargetError("Empty answer: nothing can be scored or forgotten. Remove the row, or give its completion.")
+        raise EmptyTargetError(
+            "Empty answer: nothing can be scored or forgotten. Remove the row, or give its completion."
+        )
     if prompt.endswith((" ", "\t")):
         raise ValueError(
             "The prompt ends in a space, which most tokenizers merge into the first word of the answer. Move the space "
@@ -140,7 +142,9 @@ def _encode_messages(messages: Sequence[Mapping[str, str]], tokenizer) -> tuple[
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("The last of the messages is not the assistant's, so there is no answer to score. Add it.")
     if not messages[-1]["content"].strip():
-        raise EmptyTargetError("Empty answer: nothing can be scored or forgotten. Remove the row, or give its last message.")
+        raise EmptyTargetError(
+            "Empty answer: nothing can be scored or forgotten. Remove the row, or give its last message."
+        )
     if not tokenizer.chat_template:
         raise ValueError(
             'The rows are {"messages"}, but the tokenizer has no chat template. Either set tokenizer.chat_template, or '

@@ -107,7 +107,9 @@ class IdkDPOTrainer(IdkNLLTrainer):
     config_class = IdkDPOConfig
     reference = "log_probs"
 
-    def forget_loss(self, forget: TargetLogits, reference: Tensor, alternate: TargetLogits, alternate_reference: Tensor):
+    def forget_loss(
+        self, forget: TargetLogits, reference: Tensor, alternate: TargetLogits, alternate_reference: Tensor
+    ):
         return forget.sequence_mean(
             dpo_loss(
                 alternate.sequence_log_probs,

@@ -29,7 +29,9 @@ class NPOConfig(UnlearningConfig):
 
     def __post_init__(self):
         if not self.beta > 0:
-            raise ValueError(f"You set beta={self.beta}, but it must be positive. For its limit 0 use gradient ascent.")
+            raise ValueError(
+                f"You set beta={self.beta}, but it must be positive. For its limit 0 use gradient ascent."
+            )
         super().__post_init__()
 
 

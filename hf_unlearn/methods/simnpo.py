@@ -28,7 +28,9 @@ class SimNPOConfig(UnlearningConfig):
     """
 
     beta: float = field(default=4.5, metadata={"help": "Inverse temperature."})
-    delta: float = field(default=0.0, metadata={"help": "Margin on the NLL a token; the paper's gamma is beta * delta."})
+    delta: float = field(
+        default=0.0, metadata={"help": "Margin on the NLL a token; the paper's gamma is beta * delta."}
+    )
     forget_weight: float = field(default=0.125, metadata={"help": "Weight of the forget loss."})
 
     def __post_init__(self):

@@ -101,8 +101,8 @@ def test_log_form_does_not_underflow():
 
 def test_queries_needed_by_hand():
     np.testing.assert_array_equal(queries_needed([1.0, 0.5, 0.1, 0.0, np.nan], p=0.5), [1, 1, 7, np.inf, np.nan])
-    # (1 - 0.1)^2 = 0.81 exactly, which floating point puts a hair above 2.
-    assert queries_needed(0.1, p=0.19) == 2
+    # 1 - 0.7^2 = 0.51 exactly, where floating point puts the ratio of the logarithms a hair above 2.
+    assert queries_needed(0.3, p=0.51) == 2
     assert queries_needed(0.5, p=0.875) == 3
 
 

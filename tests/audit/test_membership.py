@@ -16,6 +16,11 @@ def test_loss_is_the_mean_negative_log_likelihood_and_nan_without_targets():
     np.testing.assert_array_equal(loss(table([[-1.0, -2.0, -6.0], [], [-0.5]])), [3.0, np.nan, 0.5])
 
 
+@pytest.mark.filterwarnings("error")
+def test_empty_examples_raise_no_warning():
+    assert np.isnan(loss(table([[]]))[0]) and np.isnan(min_k(table([[]]))[0])
+
+
 def test_the_end_token_counts_in_the_loss():
     assert loss(table([[-1.0, -3.0]], ends=[[False, True]]))[0] == 2
 

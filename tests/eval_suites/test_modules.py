@@ -106,6 +106,12 @@ def test_extraction_from_strings():
     assert results["verbatim_rate_low"] < results["verbatim_rate"] < results["verbatim_rate_high"]
 
 
+def test_a_longer_word_is_not_verbatim():
+    module = evaluate.load("eval_suites/extraction_attack")
+    results = module.compute(predictions=["call 123", "call 12, now"], references=["call 12", "call 12"])
+    assert results["verbatim_rate"] == 0.5
+
+
 @pytest.fixture(scope="module")
 def examples(model, tokenizer):
     """The first completion is what the model writes greedily; the second differs from it in the last word."""
