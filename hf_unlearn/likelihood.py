@@ -102,7 +102,7 @@ def target_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> TargetLogit
     runs at the scored positions only. For an image classifier they are `(batch,)`. Padding may stand on either side.
 
     Args:
-        model (`nn.Module`): a causal LM or an image classifier, possibly wrapped (PEFT, DDP).
+        model (`nn.Module`): a causal LM or an image classifier, possibly wrapped (PEFT, DDP, `torch.compile`).
         inputs (`Mapping`): what the model's forward takes, and `labels`.
     """
     inputs = dict(inputs)
@@ -134,8 +134,8 @@ def _at_least_fp32(logits: Tensor) -> Tensor:
 
 def _forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the forward of the transformers model inside the wrappers."""
-    while hasattr(model, "module"):
-        model = model.module
+    while inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None):  # DDP, torch.compile
+        model = inner
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     return inspect.signature(model.forward).parameters

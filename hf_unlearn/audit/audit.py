@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,20 +40,21 @@ class Measure:
     set: str
     direction: str
     of: Callable[[Scores], np.ndarray]
+    is_rate: bool = False
 
 
 MEASURES = (
-    Measure("verbatim_extraction", "forget", MEMORY, verbatim_extracted),
-    Measure("extractable_in_100_samples", "forget", MEMORY, extractable),
+    Measure("verbatim_extraction", "forget", MEMORY, verbatim_extracted, is_rate=True),
+    Measure("extractable_in_100_samples", "forget", MEMORY, extractable, is_rate=True),
     Measure("extraction_strength", "forget", MEMORY, extraction_strength),
     Measure("answer_probability", "forget", MEMORY, quality.answer_probability),
     Measure("next_token_accuracy", "forget", MEMORY, exact_memorization),
     Measure("loss", "forget", FIT, membership.loss),
-    Measure("verbatim_extraction", "retain", UTILITY, verbatim_extracted),
+    Measure("verbatim_extraction", "retain", UTILITY, verbatim_extracted, is_rate=True),
     Measure("next_token_accuracy", "retain", UTILITY, exact_memorization),
     Measure("answer_probability", "retain", UTILITY, quality.answer_probability),
     Measure("loss", "retain", FIT, membership.loss),
-    Measure("verbatim_extraction", "holdout", "base rate of guessing", verbatim_extracted),
+    Measure("verbatim_extraction", "holdout", "base rate of guessing", verbatim_extracted, is_rate=True),
     Measure("next_token_accuracy", "holdout", UTILITY, exact_memorization),
     Measure("loss", "holdout", FIT, membership.loss),
 )
@@ -134,10 +135,9 @@ def audit(tables: Mapping[str, Mapping[str, Scores]], seed: int = 0) -> AuditRep
     rows = []
     for measure in MEASURES:
         if measure.set in sets and sets[measure.set]:
-            values = {name: measure.of(tables[name][measure.set]) for name in models}
-            rows.append(
-                _row(measure.name, measure.set, measure.direction, _estimates(values, seed), _paired(values, seed))
-            )
+            values = {name: _of(measure, tables[name][measure.set]) for name in models}
+            estimates = {name: _estimate(measure, v, seed) for name, v in values.items()}
+            rows.append(_row(measure.name, measure.set, measure.direction, estimates, _paired(values, seed)))
     if sets.get("holdout"):
         rows += _membership(tables, models, seed)
     if "forget_paraphrased" in sets:
@@ -153,11 +153,17 @@ def audit(tables: Mapping[str, Mapping[str, Scores]], seed: int = 0) -> AuditRep
     return AuditReport(rows, models, sets, notes)
 
 
-def _estimates(values: Mapping[str, np.ndarray], seed: int) -> dict[str, Estimate]:
-    return {
-        name: statistics.rate(int(v.sum()), len(v)) if v.dtype == bool else statistics.mean(v, seed=seed)
-        for name, v in values.items()
-    }
+def _of(measure: Measure, scores: Scores) -> np.ndarray:
+    # Yes and no become 1 and 0, and what cannot be scored stays missing: it is not a no.
+    return np.where(scores.valid, measure.of(scores).astype(np.float64), np.nan)
+
+
+def _estimate(measure: Measure, values: np.ndarray, seed: int) -> Estimate:
+    if not measure.is_rate:
+        return statistics.mean(values, seed=seed)
+    known = values[~np.isnan(values)]
+    estimate = statistics.rate(int(known.sum()), len(known))
+    return replace(estimate, n_missing=len(values) - len(known))
 
 
 def _paired(values: Mapping[str, np.ndarray], seed: int) -> Difference | None:

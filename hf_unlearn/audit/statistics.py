@@ -245,7 +245,10 @@ def mean(values: np.ndarray, level: float = 0.95, seed: int = 0) -> Estimate:
 
 
 def ks(a: np.ndarray, b: np.ndarray) -> KolmogorovSmirnov:
-    """Two-sample Kolmogorov-Smirnov test of `a (n,)` and `b (m,)`; p is exact up to 10,000 values a side where scipy can."""
+    """Two-sample Kolmogorov-Smirnov test of `a (n,)` and `b (m,)`.
+
+    p is exact up to 10,000 values a side; where scipy can't compute that, it warns and gives the asymptotic one.
+    """
     a, b, n, n_missing = _two_sides(a, b)
     if min(n) == 0:
         return KolmogorovSmirnov(np.nan, np.nan, np.nan, np.nan, n, n_missing)

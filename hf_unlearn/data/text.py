@@ -38,6 +38,7 @@ def encode(row: Mapping[str, Any] | str, tokenizer, max_length: int | None = Non
     """
     if isinstance(row, str):
         row = {"text": row}
+    row = {name: value for name, value in row.items() if value is not None}  # a table fills absent columns with None
     if "messages" in row:
         ids, n_prompt, n_end = _encode_messages(row["messages"], tokenizer)
     elif "prompt" in row and "completion" in row:
@@ -75,10 +76,8 @@ def encode_dataset(
     """
     encoded = []
     for index, row in enumerate(dataset):
-        if "input_ids" in row:
-            row = dict(row)
-            row.setdefault("labels", list(row["input_ids"]))
-            encoded.append(row)
+        if not isinstance(row, str) and ("input_ids" in row or "pixel_values" in row):
+            encoded.append(dict(row))
             continue
         if tokenizer is None:
             raise ValueError(
@@ -106,8 +105,9 @@ def _with_special_tokens(text: str, tokenizer) -> list[int]:
             "The text begins with the BOS token and the tokenizer adds another one. Remove it from the text."
         )
     # Some tokenizers close every sequence with EOS; whether an end token belongs there is decided here, not there.
-    if eos is not None and eos != bos and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
-        ids = ids[:-1]
+    if eos is not None and eos != bos and ids[-1:] == [eos]:
+        if ids[-2:] == [eos, eos] or not text.endswith(tokenizer.eos_token):
+            ids = ids[:-1]
     return ids
 
 
@@ -141,6 +141,8 @@ def _encode_completion(prompt: str, completion: str, tokenizer) -> tuple[list[in
 def _encode_messages(messages: Sequence[Mapping[str, str]], tokenizer) -> tuple[list[int], int, int]:
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("The last of the messages is not the assistant's, so there is no answer to score. Add it.")
+    if len(messages) < 2:
+        raise ValueError("There is no message before the assistant's, so there is no prompt. Add the user's message.")
     if not messages[-1]["content"].strip():
         raise EmptyTargetError(
             "Empty answer: nothing can be scored or forgotten. Remove the row, or give its last message."
@@ -153,20 +155,27 @@ def _encode_messages(messages: Sequence[Mapping[str, str]], tokenizer) -> tuple[
     ids = list(tokenizer.apply_chat_template(messages, return_dict=False))
     prompt_ids = list(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False))
     _check_prefix(prompt_ids, ids)
-    # What follows the answer is the end-of-turn token, which need not be EOS, and perhaps a line break after it.
-    special = set(tokenizer.all_special_ids)
-    for position in range(len(prompt_ids), len(ids)):
+    # An end-of-turn token follows the answer, and perhaps a line break or EOS follows that token. It need not be EOS, nor
+    # be among the special tokens that the tokenizer names: it is the first special one of those that end the text.
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(tokenizer.all_special_ids)
+    length, n_end = len(ids), 0
+    for position in reversed(range(len(prompt_ids), len(ids))):
         if ids[position] in special:
-            return ids[: position + 1], len(prompt_ids), 1
-    return ids, len(prompt_ids), 0
+            length, n_end = position + 1, 1
+        elif tokenizer.decode(ids[position]).strip():
+            break
+    return ids[:length], len(prompt_ids), n_end
 
 
 def _check_prefix(prompt_ids: list[int], ids: list[int]) -> None:
     n = len(prompt_ids)
     if ids[:n] != prompt_ids or len(ids) <= n:
+        # Positions only: the ids themselves would spell a part of the text.
+        n_same = next((i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), min(n, len(ids)))
         raise ValueError(
-            f"The ids of the prompt (ending in {prompt_ids[-3:]}) are not a prefix of the ids of prompt and answer "
-            f"(there {ids[max(0, n - 3) : n]}): the tokenizer merges across the border, and a part of the answer would "
-            "go unscored. End the prompt at a border that the tokenizer keeps, such as a colon or a line break, and "
-            "begin the completion with a space."
+            f"The {n} ids of the prompt are not a prefix of the {len(ids)} ids of prompt and answer (only the first "
+            f"{n_same} agree): the tokenizer merges across the border, and a part of the answer would go unscored. End "
+            "the prompt at a border that the tokenizer keeps, such as a colon or a line break, and begin the "
+            "completion with a space."
         )
