@@ -193,7 +193,7 @@ def test_forgetting_happens(method, kind, tmp_path):
     config = trainer_class.config_class(
         output_dir=str(tmp_path),
         use_cpu=True,
-        max_steps=100,
+        max_steps=200,
         per_device_train_batch_size=8,
         learning_rate=5e-4,
         retain_loss="nll",

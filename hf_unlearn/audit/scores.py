@@ -40,7 +40,7 @@ class Sampling:
 
     @property
     def key(self) -> str:
-        return f"temperature={self.temperature:g},top_k={self.top_k},top_p={self.top_p:g}"
+        return f"temperature={self.temperature:.12g},top_k={self.top_k},top_p={self.top_p:.12g}"
 
 
 # The schemes of (n, p)-discoverable extraction (Hayes et al., arXiv 2410.19482) that the audit reports.
@@ -103,7 +103,10 @@ class Scores:
 
     def __getitem__(self, examples: slice) -> Scores:
         """The table of some consecutive examples."""
+        if not isinstance(examples, slice) or examples.step not in (None, 1):
+            raise TypeError("Scores take a slice of consecutive examples, as in scores[2:5]. For one, use example(i).")
         start, stop, _ = examples.indices(len(self))
+        stop = max(start, stop)
         targets = slice(int(self.offsets[start]), int(self.offsets[stop]))
         per_target = [f.name for f in fields(self)[1:-3]]
         return Scores(
@@ -176,6 +179,11 @@ def score(
         if not isinstance(example, str) and ("input_ids" in example or "pixel_values" in example):
             rows.append(dict(example))
             continue
+        if processing_class is None:
+            raise ValueError(
+                f"Example {index} is text, but no tokenizer was given. Either give it as processing_class, or give "
+                "encoded rows (input_ids and labels)."
+            )
         try:
             rows.append(encode(example, processing_class, max_length, truncate))
         except EmptyTargetError:

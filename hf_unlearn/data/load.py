@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from string import Formatter
 
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
@@ -17,8 +19,8 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
     Args:
         name (`str`): a Hub id, a folder that `load_dataset` reads or `save_to_disk` wrote, or a `.json`, `.jsonl`,
             `.parquet`, `.csv` or `.txt` file.
-        split (`str`, *optional*, defaults to `"train"`): also a slice of one, as in `"train[:200]"`. A single file is
-            all `train`.
+        split (`str`, *optional*, defaults to `"train"`): also a slice of one, as in `"train[:200]"`. A single file or
+            saved `Dataset` is all `train`.
         config (`str`, *optional*): configuration of the data set.
 
     Raises:
@@ -31,13 +33,15 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
             raise ValueError(f"{name} is no file that can be read: give one of {', '.join(_BUILDERS)}.")
         return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split=split)
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        data = load_from_disk(name)
-        if isinstance(data, Dataset):
-            return data
-        if split not in data:
-            raise ValueError(f"{name} has no split {split!r}. It has {', '.join(data)}.")
-        return data[split]
-    if not path.exists() and (os.path.isabs(name) or name.startswith(".") or name.count("/") != 1):
+        saved = load_from_disk(name)
+        saved = {"train": saved} if isinstance(saved, Dataset) else saved
+        try:
+            parts = ReadInstruction.from_spec(split).to_absolute({key: len(rows) for key, rows in saved.items()})
+        except ValueError as error:
+            raise ValueError(f"{name} has no split {split!r}. It has {', '.join(saved)}. ({error})") from None
+        return concatenate_datasets([saved[part.splitname].select(range(part.from_, part.to)) for part in parts])
+    is_hub_id = name.count("/") == 1 and not os.path.isabs(name) and not name.startswith(".")
+    if not path.exists() and (path.suffix in _BUILDERS or not is_hub_id):
         raise FileNotFoundError(f"There is no {name}. Give an existing file or folder, or a Hub id (owner/name).")
     return load_dataset(name, config, split=split)
 
@@ -57,12 +61,12 @@ def with_templates(dataset: Dataset, prompt: str | None, completion: str | None)
     if prompt is None or completion is None:
         raise ValueError("You set one of prompt_template and completion_template. Set both, or neither.")
     for template in (prompt, completion):
-        try:
-            template.format(**dict.fromkeys(dataset.column_names, ""))
-        except (KeyError, IndexError) as error:
+        names = {re.split(r"[.\[]", field)[0] for _, field, _, _ in Formatter().parse(template) if field is not None}
+        if unknown := names - set(dataset.column_names):
             raise ValueError(
-                f"The template {template!r} names {error}, but the columns are {', '.join(dataset.column_names)}."
-            ) from None
+                f"The template {template!r} names {', '.join(map(repr, sorted(unknown)))}, but the columns are "
+                f"{', '.join(dataset.column_names)}."
+            )
     # In memory: a map leaves a copy of the rows in the cache, and forget rows must leave none.
     return dataset.map(
         lambda row: {"prompt": prompt.format(**row), "completion": completion.format(**row)},
