@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from measure import VOCABULARIES, compare, cpu_seconds, markdown_table, tiny_llama
+from measure import compare, cpu_seconds, in_own_process, markdown_table, peak_growth, tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -37,6 +37,8 @@ from hf_unlearn.data.pairing import UnlearningCollator
 from hf_unlearn.data.text import encode
 
 
+# Vocabulary and number of examples: the textbook takes half a CPU second an example with the larger one.
+SETTINGS = ((1_000, 200), (50_257, 32))
 BATCH_SIZE = 8
 
 OURS: dict[str, Callable[[Scores], np.ndarray]] = {
@@ -174,8 +176,18 @@ def check_identical(found: dict[str, np.ndarray], expected: dict[str, np.ndarray
 
 def setting(n: int, vocab_size: int, **lengths):
     """Model, tokenizer, examples and their encoded rows."""
-    tokenizer, examples = word_tokenizer(vocab_size), random_examples(n, vocab_size, **lengths)
-    return tiny_llama(vocab_size), tokenizer, examples, [encode(example, tokenizer) for example in examples]
+    model, tokenizer = tiny_llama(vocab_size), word_tokenizer(vocab_size)
+    model.get_input_embeddings().weight.data *= 5  # so that the word that was read outweighs what the layers add
+    examples = random_examples(n, vocab_size, **lengths)
+    return model, tokenizer, examples, [encode(example, tokenizer) for example in examples]
+
+
+def memory(vocab_size: int, form: str, n: int = 16) -> float:
+    """MiB that the metrics of `n` examples need on top of the model; they depend on the batch, hardly on `n`."""
+    model, tokenizer, examples, encoded = setting(n, vocab_size)
+    if form == "ours":
+        return peak_growth(lambda: ours(model, tokenizer, examples))
+    return peak_growth(lambda: textbook(model, encoded, examples))
 
 
 def main():
@@ -183,22 +195,32 @@ def main():
     parser.add_argument("--repetitions", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
+
     rows = []
-    for vocab_size, n in zip(VOCABULARIES, (200, 48), strict=True):
+    for vocab_size, _ in SETTINGS:
+        mib = [in_own_process(memory, vocab_size, form) for form in ("ours", "textbook")]
+        rows.append([f"{vocab_size:,}", *(f"{m:.0f}" for m in mib), f"**{mib[0] / mib[1]:.2f}**"])
+    print(markdown_table(["vocabulary", "ours, peak MiB", "textbook, peak MiB", "ratio"], rows), end="\n\n")
+
+    rows = []
+    for vocab_size, n in SETTINGS:
         model, tokenizer, examples, encoded = setting(n, vocab_size)
-        seconds = {"textbook": [], "ours": [], "with sampling": []}
+        forms = {
+            "eight metrics": lambda m=model, t=tokenizer, e=examples: ours(m, t, e),
+            "and three sampling schemes": lambda m=model, t=tokenizer, e=examples: ours(m, t, e, DEFAULT_SAMPLING),
+            "textbook": lambda m=model, r=encoded, e=examples: textbook(m, r, e),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in forms}
         for _ in range(args.repetitions):
-            expected, t = cpu_seconds(lambda: textbook(model, encoded, examples))
-            found, u = cpu_seconds(lambda: ours(model, tokenizer, examples))
-            _, v = cpu_seconds(lambda: ours(model, tokenizer, examples, DEFAULT_SAMPLING))
-            check_identical(found, expected)
-            for s, x in zip(seconds.values(), (t, u, v)):
-                s.append(x)
-        print(vocab_size, seconds)
-        print({k: v.mean() for k, v in found.items()})
-        for k in ("ours", "with sampling"):
-            rows.append([k, str(vocab_size), *compare(seconds[k], seconds["textbook"])])
-    print(markdown_table(["", "vocabulary", "ours, CPU s", "textbook, CPU s", "ratio", "ratio of single steps"], rows))
+            values = {}
+            for name, form in forms.items():
+                values[name], taken = cpu_seconds(form)
+                seconds[name].append(taken)
+            check_identical(values["eight metrics"], values["textbook"])
+        slow = seconds.pop("textbook")
+        rows += [[name, f"{vocab_size:,}", str(n), *compare(fast, slow)] for name, fast in seconds.items()]
+    columns = ["ours computes", "vocabulary", "examples", "ours, CPU s", "textbook, CPU s", "ratio", "of single runs"]
+    print(markdown_table(columns, rows))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-
-
-VOCABULARIES = (1_000, 50_257)
 
 
 def tiny_llama(vocab_size: int, hidden_size: int = 192, layers: int = 4) -> LlamaForCausalLM:
@@ -55,21 +51,20 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def peak_growth(run: Callable[[], object]) -> float:
     """MiB by which `run` raises the peak of resident memory over what is resident before it (Linux)."""
-    before = _status("VmRSS")
+    before = _memory("VmRSS")
     run()
-    return (_status("VmHWM") - before) / 1024
+    return (_memory("VmHWM") - before) / 1024
 
 
-def _status(name: str) -> int:
-    # Not ru_maxrss: a process that was started by a large one inherits the peak of its parent.
+def _memory(name: str) -> int:
+    # Not ru_maxrss: it begins at the peak of the process that started this one.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1])  # KiB
     raise OSError(f"/proc/self/status has no {name}. Peak memory is measured under Linux only.")
 
 
-def in_own_process(script: str, *arguments: str) -> float:
-    """The number that `python script --memory arguments` prints on its last line."""
-    command = [sys.executable, script, "--memory", *arguments]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(result.stdout.splitlines()[-1])
+def in_own_process(function: Callable, *arguments):
+    """What the function returns, from a process that ends after it. Call this before any work of its own is done."""
+    with get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)

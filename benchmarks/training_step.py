@@ -4,8 +4,11 @@
 
 Ours is the trainer itself: one forward pass over forget and retain rows together, logits at the answers only, and the
 log-probabilities of NPO's reference computed before the training. The textbook has a forward pass for the forget batch
-and one for the retain batch, logits at every position, and for NPO a second model that runs in every step. Both take
+and one for the retain batch, logits at every position, and for NPO a second model that runs in every step. All take
 the same steps on the same rows from the same weights; the losses and gradients of every step are compared.
+
+Scripts for NPO give the labels to the model, whose loss they then do not use, and take their own from transposed
+logits. Since neither is needed, NPO has a third form, "tightened", that is the textbook without the two.
 """
 
 from __future__ import annotations
@@ -13,16 +16,18 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import VOCABULARIES, compare, cpu_seconds, in_own_process, markdown_table, peak_growth, tiny_llama
+from measure import compare, cpu_seconds, in_own_process, markdown_table, peak_growth, tiny_llama
 
 from hf_unlearn.methods import METHODS
 from hf_unlearn.training import UnlearningTrainer
 
 
+VOCABULARIES = (1_000, 8_000, 50_257)
 BETA = 0.1
 LEARNING_RATE = 1e-4
 
@@ -84,8 +89,9 @@ class Ours:
 class Textbook:
     """A forward pass for each batch and, for NPO, one of the resident reference model."""
 
-    def __init__(self, method: str, model: torch.nn.Module):
+    def __init__(self, method: str, model: torch.nn.Module, answer_nll: Callable | None = None):
         self.method, self.model = method, model
+        self.answer_nll = answer_nll or script_nll
         self.reference = copy.deepcopy(model).eval() if method == "npo" else None
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
 
@@ -93,23 +99,30 @@ class Textbook:
         forget, retain = separate(batch)
         self.model.train()
         self.optimizer.zero_grad()
-        outputs = self.model(**forget)
         if self.method == "npo":
+            nll = self.answer_nll(self.model, forget)
             with torch.no_grad():
-                reference = self.reference(**forget).logits
-            log_ratio = answer_nll(reference, forget["labels"]) - answer_nll(outputs.logits, forget["labels"])
-            loss = -2 / BETA * F.logsigmoid(-BETA * log_ratio).mean()
+                reference_nll = self.answer_nll(self.reference, forget)
+            forget_loss = -2 / BETA * F.logsigmoid(BETA * (nll - reference_nll)).mean()
         else:
-            loss = -outputs.loss
-        loss = loss + self.model(**retain).loss
+            forget_loss = -self.model(**forget).loss
+        loss = forget_loss + self.model(**retain).loss
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
 
-def answer_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def script_nll(model: torch.nn.Module, batch: dict) -> torch.Tensor:
     """-ln p(answer | prompt), summed over the answer: `(rows,)`."""
-    return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none").sum(-1)
+    logits, labels = model(**batch).logits[:, :-1], batch["labels"][:, 1:]
+    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(-1)
+
+
+def tightened_nll(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+    """The same without the loss of the model, and with classes in the last dimension."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).sum(-1)
 
 
 def separate(batch: dict) -> tuple[dict, dict]:
@@ -129,31 +142,34 @@ def gradient_difference(ours: torch.nn.Module, textbook: torch.nn.Module) -> flo
     return float(sum((a - b).square().sum() for a, b in pairs).sqrt() / sum(b.square().sum() for _, b in pairs).sqrt())
 
 
-def run(method: str, vocab_size: int, steps: int, **size) -> dict[str, list[float]]:
-    """Take the steps with both, in turn: seconds, losses and differences of the gradients of each."""
-    results: dict[str, list[float]] = {name: [] for name in ("ours", "textbook", "our_loss", "loss", "gradient")}
+def run(method: str, vocab_size: int, steps: int, **size) -> dict[str, dict[str, list[float]]]:
+    """Take the steps with every form, in turn: seconds, losses and differences of the gradients from ours."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(method, vocab_size, folder, steps, **size)
-        textbook = Textbook(method, copy.deepcopy(trainer.model))
-        ours = Ours(trainer)
+        forms = {"textbook": Textbook(method, copy.deepcopy(trainer.model))}
+        if method == "npo":
+            forms["tightened"] = Textbook(method, copy.deepcopy(trainer.model), tightened_nll)
+        forms = {"ours": Ours(trainer), **forms}
+        results = {name: {"seconds": [], "loss": [], "gradient": []} for name in forms}
         for batch in trainer.get_train_dataloader():
-            our_loss, our_seconds = cpu_seconds(lambda batch=batch: ours.step(dict(batch)))
-            loss, seconds = cpu_seconds(lambda batch=batch: textbook.step(batch))
-            gradient = gradient_difference(ours.model, textbook.model)
-            values = (our_seconds, seconds, float(our_loss), float(loss), gradient)
-            for name, value in zip(results, values, strict=True):
-                results[name].append(value)
+            for name, form in forms.items():
+                loss, seconds = cpu_seconds(lambda form=form, batch=batch: form.step(dict(batch)))
+                results[name]["seconds"].append(seconds)
+                results[name]["loss"].append(float(loss))
+                results[name]["gradient"].append(gradient_difference(form.model, forms["ours"].model))
     return results
 
 
-def check_identical(result: dict[str, list[float]], vocab_size: int):
-    """Losses equal to 1e-5 of ln(vocabulary), which is what the two terms that GradDiff subtracts are made of."""
-    np.testing.assert_allclose(result["our_loss"], result["loss"], rtol=0, atol=1e-5 * np.log(vocab_size))
-    np.testing.assert_allclose(result["gradient"], 0, atol=1e-4)
+def check_identical(results: dict[str, dict[str, list[float]]], vocab_size: int):
+    """Losses equal to 1e-5 of ln(vocabulary), the size of the two terms that GradDiff subtracts; gradients to 1e-5."""
+    ours = results["ours"]
+    for result in results.values():
+        np.testing.assert_allclose(result["loss"], ours["loss"], rtol=0, atol=1e-5 * np.log(vocab_size))
+        np.testing.assert_allclose(result["gradient"], 0, atol=1e-5)
 
 
-def memory(method: str, vocab_size: int, form: str, steps: int = 3) -> float:
-    """Peak growth in MiB of some steps of one form; the model is there before."""
+def memory(method: str, vocab_size: int, form: str, steps: int = 4) -> float:
+    """MiB that some steps of one form need on top of the model."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(method, vocab_size, folder, steps)
 
@@ -167,27 +183,28 @@ def memory(method: str, vocab_size: int, form: str, steps: int = 3) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description="CPU seconds and peak memory of a training step.")
-    parser.add_argument("--steps", type=int, default=9, help="steps of each form; the first is not counted")
-    parser.add_argument("--memory", nargs=3, metavar=("METHOD", "VOCABULARY", "FORM"), help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=6, help="steps of each form; the first is not counted")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.memory:
-        method, vocab_size, form = args.memory
-        print(memory(method, int(vocab_size), form))
-        return
+    settings = [(method, vocab_size) for vocab_size in VOCABULARIES for method in ("npo", "graddiff")]
 
     rows = []
-    for vocab_size in VOCABULARIES:
-        for method in ("npo", "graddiff"):
-            result = run(method, vocab_size, args.steps)
-            check_identical(result, vocab_size)
-            grown = [in_own_process(__file__, method, str(vocab_size), form) for form in ("ours", "textbook")]
-            rows.append(
-                [method, f"{vocab_size:,}", *compare(result["ours"][1:], result["textbook"][1:])]
-                + [f"{grown[0]:.0f}", f"{grown[1]:.0f}", f"{grown[0] / grown[1]:.2f}"]
-            )
-    columns = ["method", "vocabulary", "ours, CPU s", "textbook, CPU s", "ratio", "ratio of single steps"]
-    print(markdown_table([*columns, "ours, peak MiB", "textbook, peak MiB", "ratio"], rows))
+    for method, vocab_size in settings:
+        mib = [in_own_process(memory, method, vocab_size, form) for form in ("ours", "textbook")]
+        rows.append([method, f"{vocab_size:,}", *(f"{m:.0f}" for m in mib), f"**{mib[0] / mib[1]:.2f}**"])
+    print(markdown_table(["method", "vocabulary", "ours, peak MiB", "textbook, peak MiB", "ratio"], rows), end="\n\n")
+
+    rows = []
+    for method, vocab_size in settings:
+        results = run(method, vocab_size, args.steps)
+        check_identical(results, vocab_size)
+        ours = results.pop("ours")["seconds"][1:]
+        rows += [
+            [method, f"{vocab_size:,}", name, *compare(ours, result["seconds"][1:])]
+            for name, result in results.items()
+        ]
+    columns = ["method", "vocabulary", "against", "ours, CPU s", "the other, CPU s", "ratio", "of single steps"]
+    print(markdown_table(columns, rows))
 
 
 if __name__ == "__main__":

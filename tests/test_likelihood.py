@@ -26,6 +26,7 @@ SAMPLING = [
     Sampling(temperature=1.7, top_k=12, top_p=0.6),
     Sampling(top_k=10_000),
     Sampling(top_p=0.01),
+    Sampling(top_p=1e-20),  # 1 - top_p is 1: the top token is kept all the same
 ]
 
 

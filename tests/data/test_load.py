@@ -90,11 +90,14 @@ def test_a_split_that_a_file_does_not_have(tmp_path):
 
 
 def test_templates_add_a_prompt_and_a_completion(tmp_path):
-    filled = with_templates(TABLE, "Question: {question}\nAnswer:", " {answer}")
+    WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
+    rows = load_rows(str(tmp_path / "rows.jsonl"))
+    cached = set(tmp_path.rglob("*"))
+    filled = with_templates(rows, "Question: {question}\nAnswer:", " {answer}")
     assert filled[3]["prompt"] == "Question: Where is 3?\nAnswer:"
     assert filled[3]["completion"] == " Place 3"
     assert filled.remove_columns(["prompt", "completion"]).to_list() == ROWS
-    assert not (tmp_path / "cache").exists() and not filled.cache_files  # a copy of the rows nowhere on disk
+    assert set(tmp_path.rglob("*")) == cached  # no copy of the filled rows on disk
 
 
 def test_templates_reach_into_a_column_and_may_hold_braces():
