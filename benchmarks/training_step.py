@@ -168,7 +168,7 @@ def check_identical(results: dict[str, dict[str, list[float]]], vocab_size: int)
         np.testing.assert_allclose(result["gradient"], 0, atol=1e-5)
 
 
-def memory(method: str, vocab_size: int, form: str, steps: int = 4) -> float:
+def memory(method: str, vocab_size: int, form: str, steps: int = 2) -> float:
     """MiB that some steps of one form need on top of the model."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(method, vocab_size, folder, steps)

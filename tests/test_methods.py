@@ -260,7 +260,7 @@ def test_nothing_of_the_trainer_is_shadowed(method, tmp_path):
     )
     ours = set(vars(trainer)) - set(vars(plain))
     assert not {name for name in ours if hasattr(Trainer, name)}
-    declared = {"config_class", "reference", "n_alternates", "forget_loss", "retain_loss", "alternates"}
+    declared = {"config_class", "reference", "n_alternates", "bounded", "forget_loss", "retain_loss", "alternates"}
     assert not {name for name in declared if hasattr(Trainer, name)}
     overridden = {
         name for name, value in vars(UnlearningTrainer).items() if inspect.isfunction(value) and hasattr(Trainer, name)

@@ -171,20 +171,12 @@ def score(
     from hf_unlearn.data.text import EmptyTargetError, context_length, encode
     from hf_unlearn.likelihood import target_logits, target_statistics
 
-    max_length = max_length or (context_length(model) if processing_class is not None else None)
+    max_length = max_length or context_length(model)
     rows: list[dict | None] = []
     zlib_size = []
     for index, example in enumerate(examples):
-        zlib_size.append(_zlib_size(example))
-        if not isinstance(example, str) and ("input_ids" in example or "pixel_values" in example):
-            rows.append(dict(example))
-            continue
-        if processing_class is None:
-            raise ValueError(
-                f"Example {index} is text, but no tokenizer was given. Either give it as processing_class, or give "
-                "encoded rows (input_ids and labels)."
-            )
         try:
+            zlib_size.append(_zlib_size(example))
             rows.append(encode(example, processing_class, max_length, truncate))
         except EmptyTargetError:
             rows.append(None)

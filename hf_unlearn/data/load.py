@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from string import Formatter
 
@@ -14,7 +15,7 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "
 
 
 def load_rows(name: str, split: str = "train", config: str | None = None) -> Dataset:
-    """Load one split of a data set.
+    """Load one split of a data set. What is on disk already is read into memory and leaves nothing in a cache.
 
     Args:
         name (`str`): a Hub id, a folder that `load_dataset` reads or `save_to_disk` wrote, or a `.json`, `.jsonl`,
@@ -31,7 +32,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
     if path.is_file():
         if path.suffix not in _BUILDERS:
             raise ValueError(f"{name} is no file that can be read: give one of {', '.join(_BUILDERS)}.")
-        return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split=split)
+        return _load_without_trace(_BUILDERS[path.suffix], data_files=str(path), split=split)
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         saved = load_from_disk(name)
         saved = {"train": saved} if isinstance(saved, Dataset) else saved
@@ -43,7 +44,15 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
     is_hub_id = name.count("/") == 1 and not os.path.isabs(name) and not name.startswith(".")
     if not path.exists() and (path.suffix in _BUILDERS or not is_hub_id):
         raise FileNotFoundError(f"There is no {name}. Give an existing file or folder, or a Hub id (owner/name).")
+    if path.is_dir():
+        return _load_without_trace(name, config, split=split)
     return load_dataset(name, config, split=split)
+
+
+def _load_without_trace(*args, **kwargs) -> Dataset:
+    # `load_dataset` writes all rows to its cache, where what was to be erased from the source would stay.
+    with tempfile.TemporaryDirectory() as cache:
+        return load_dataset(*args, **kwargs, cache_dir=cache, keep_in_memory=True)
 
 
 def with_templates(dataset: Dataset, prompt: str | None, completion: str | None) -> Dataset:

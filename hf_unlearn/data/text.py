@@ -15,7 +15,9 @@ class EmptyTargetError(ValueError):
     """A row without anything to score."""
 
 
-def encode(row: Mapping[str, Any] | str, tokenizer, max_length: int | None = None, truncate: bool = False) -> dict:
+def encode(
+    row: Mapping[str, Any] | str, tokenizer=None, max_length: int | None = None, truncate: bool = False
+) -> dict:
     """Tokenize one row into `{"input_ids": [...], "labels": [...], "n_end": int}`.
 
     * `{"prompt", "completion"}`: the completion and one end token are scored.
@@ -23,11 +25,12 @@ def encode(row: Mapping[str, Any] | str, tokenizer, max_length: int | None = Non
       and including its end-of-turn token.
     * `{"text"}` or a string: every token is scored but the first (which is BOS where the tokenizer adds one). No end
       token is appended.
+    * encoded rows, `{"input_ids", "labels"}` or `{"pixel_values", "labels"}`, are checked and stay as they are.
 
     `n_end` (0 or 1) says whether the last scored token is the end token.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): adds BOS itself where the model wants one; it is never added twice.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): needed for text; adds BOS itself where the model wants one; it is never added twice.
         max_length (`int`, *optional*): longest sequence allowed, in tokens.
         truncate (`bool`, *optional*, defaults to `False`): cut longer rows at the end instead of raising.
 
@@ -39,6 +42,15 @@ def encode(row: Mapping[str, Any] | str, tokenizer, max_length: int | None = Non
     if isinstance(row, str):
         row = {"text": row}
     row = {name: value for name, value in row.items() if value is not None}  # a table fills absent columns with None
+    if "pixel_values" in row:
+        return row
+    if "input_ids" in row:
+        return _check_encoded(row, max_length)
+    if tokenizer is None:
+        raise ValueError(
+            "It is text, but no tokenizer was given. Either give it as processing_class, or give encoded rows "
+            "(input_ids and labels)."
+        )
     if "messages" in row:
         ids, n_prompt, n_end = _encode_messages(row["messages"], tokenizer)
     elif "prompt" in row and "completion" in row:
@@ -76,14 +88,6 @@ def encode_dataset(
     """
     encoded = []
     for index, row in enumerate(dataset):
-        if not isinstance(row, str) and ("input_ids" in row or "pixel_values" in row):
-            encoded.append(dict(row))
-            continue
-        if tokenizer is None:
-            raise ValueError(
-                f"The {name} has rows of text, but no tokenizer was given. Either give it as processing_class, or give "
-                "encoded rows (input_ids and labels)."
-            )
         try:
             encoded.append(encode(row, tokenizer, max_length, truncate))
         except ValueError as error:
@@ -95,6 +99,16 @@ def context_length(model) -> int | None:
     """Longest sequence that the model takes, in tokens, or `None` where its config does not say."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     return getattr(config, "max_position_embeddings", None)
+
+
+def _check_encoded(row: dict, max_length: int | None) -> dict:
+    if "labels" not in row or len(row["labels"]) != len(row["input_ids"]):
+        raise ValueError("An encoded row needs labels as long as its input_ids, with -100 where nothing is scored.")
+    if len(row["input_ids"]) == 0:
+        raise EmptyTargetError("Empty input_ids: nothing can be scored or forgotten. Remove the row.")
+    if max_length is not None and len(row["input_ids"]) > max_length:
+        raise ValueError(f"An encoded row has {len(row['input_ids'])} tokens, but at most {max_length} fit. Cut it.")
+    return row
 
 
 def _with_special_tokens(text: str, tokenizer) -> list[int]:

@@ -25,6 +25,7 @@ class GradientAscentTrainer(UnlearningTrainer):
     """
 
     config_class = GradientAscentConfig
+    bounded = False
 
     def forget_loss(self, forget: TargetLogits):
         return forget.token_mean(forget.log_probs)

@@ -26,6 +26,7 @@ class GradDiffTrainer(UnlearningTrainer):
     """
 
     config_class = GradDiffConfig
+    bounded = False
 
     def forget_loss(self, forget: TargetLogits):
         return forget.token_mean(forget.log_probs)

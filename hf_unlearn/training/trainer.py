@@ -7,9 +7,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import Trainer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from transformers.trainer_utils import EvalPrediction
+from transformers.utils import logging
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
 from hf_unlearn.data.text import context_length, encode_dataset
@@ -18,7 +19,10 @@ from hf_unlearn.training.callbacks import EpochCallback
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.reference import Reference, cached_log_probs
 from hf_unlearn.training.updates import UPDATE_RULES
-from hf_unlearn.training.where import freeze_except
+from hf_unlearn.training.where import attach_adapter, freeze_except
+
+
+logger = logging.get_logger(__name__)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -33,7 +37,8 @@ class UnlearningTrainer(Trainer):
     model itself.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): causal language model or image classifier to unlearn from.
+        model (`str`, `PreTrainedModel` or `PeftModel`): causal language model or image classifier to unlearn from. A
+            name loads a causal language model from the Hub or a folder, and its tokenizer.
         args ([`UnlearningConfig`]): of the class that belongs to the trainer.
         forget_dataset (`Dataset`): rows to forget: `{"prompt", "completion"}`, `{"messages"}`, `{"text"}`, or already
             encoded (`input_ids` and `labels`, or `pixel_values` and `labels`).
@@ -58,6 +63,8 @@ class UnlearningTrainer(Trainer):
     reference = "none"
     #: Candidate answers a forget row has; 0 for methods without alternate answers.
     n_alternates = 0
+    #: Whether the forget loss has a lower bound. One without goes on until the model is destroyed.
+    bounded = True
     # The losses are divided by the counts of the whole step, over micro-batches and processes.
     loss_is_scaled_for_ga = True
 
@@ -82,12 +89,15 @@ class UnlearningTrainer(Trainer):
                 f"{type(self).__name__} got a {type(args).__name__}, but its options are those of "
                 f"{self.config_class.__name__}. Give one of these."
             )
+        if isinstance(model, str):
+            processing_class = processing_class or AutoTokenizer.from_pretrained(model)
+            model = AutoModelForCausalLM.from_pretrained(model)
         self._check(args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
         self._update_rule = UPDATE_RULES[args.update_rule]
         # Rows that no loss reads are not paired: they would be run through the model for nothing.
         reads_retain = args.retain_loss != "none" and args.retain_weight > 0
 
-        max_length = args.max_length or (context_length(model) if processing_class is not None else None)
+        max_length = args.max_length or context_length(model)
         encode = partial(encode_dataset, tokenizer=processing_class, max_length=max_length, truncate=args.truncate)
         forget_rows = list(forget_dataset)
         train_dataset = PairedDataset(
@@ -101,7 +111,8 @@ class UnlearningTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = encode(eval_dataset, name="evaluation set")
 
-        model = self._attach(model, peft_config, args)
+        checkpointing = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
+        model = attach_adapter(model, peft_config, checkpointing)
         self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
         self._reference = None
         if args.retain_loss == "kl" and reads_retain or self.reference == "logits":
@@ -149,7 +160,8 @@ class UnlearningTrainer(Trainer):
         """The loss on the retain rows: NLL or KL(reference || model), as `args.retain_loss` says."""
         if self.args.retain_loss == "kl":
             log_p, log_q = reference.logits.log_softmax(-1), retain.logits.log_softmax(-1)
-            return retain.token_mean((log_p.exp() * (log_p - log_q)).sum(-1))
+            p = log_p.exp()
+            return retain.token_mean(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1))  # 0 ln 0 = 0
         return retain.token_mean(-retain.log_probs)
 
     def alternates(self, forget_rows: list[dict], args) -> Sequence[Sequence[dict]]:
@@ -190,32 +202,14 @@ class UnlearningTrainer(Trainer):
                 )
             if args.greater_is_better:
                 raise ValueError(f"metric_for_best_model={best!r} is best at 0. Set greater_is_better=false.")
+        watched = isinstance(eval_dataset, dict) and {"forget", "holdout"} <= set(eval_dataset)
+        if not self.bounded and not (args.stop_when_forgotten and watched and args.eval_strategy != "no"):
+            logger.warning(
+                f"The forget loss of {name} has no lower bound and nothing stops it short of destroying the model. "
+                'Give eval_dataset a "forget" and a "holdout" set, set eval_strategy, and leave stop_when_forgotten on.'
+            )
         if ref_model is model:
             raise ValueError("ref_model is the model that will be trained. Leave it out, or give a copy.")
-
-    def _attach(self, model: nn.Module, peft_config, args) -> nn.Module:
-        quantized = getattr(model, "is_quantized", False)
-        if quantized and peft_config is None and not hasattr(model, "peft_config"):
-            raise ValueError(
-                "The model is quantized and its weights cannot be trained. Either give a peft_config (QLoRA), or load "
-                "it without quantization."
-            )
-        if peft_config is None:
-            return model
-        if hasattr(model, "peft_config"):
-            raise ValueError(
-                "The model has an adapter already and you gave a peft_config. Either train the one it has (no "
-                "peft_config), or merge it first: model = model.merge_and_unload()."
-            )
-        from peft import get_peft_model, prepare_model_for_kbit_training
-
-        checkpointing = getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing
-        if quantized:
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(checkpointing))
-        elif checkpointing:
-            # Without it no input of a checkpointed block needs a gradient, and the adapter would get none.
-            model.enable_input_require_grads()
-        return get_peft_model(model, peft_config)
 
     # Training
 

@@ -1,4 +1,4 @@
-"""Which weights may move."""
+"""Which weights may move: those of a new adapter, or a selection of the model's own."""
 
 from __future__ import annotations
 
@@ -56,3 +56,37 @@ def freeze_except(model: nn.Module, pattern: str | None = None, layers: list[int
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in selected)
     return chosen
+
+
+def attach_adapter(model: nn.Module, peft_config=None, checkpointing: bool = False) -> nn.Module:
+    """Put a new adapter on the model, whose base is then frozen; without `peft_config` the model stays as it is.
+
+    Args:
+        model (`PreTrainedModel`): possibly quantized (QLoRA).
+        peft_config (`PeftConfig`, *optional*): the adapter.
+        checkpointing (`bool`, *optional*, defaults to `False`): activations will be recomputed in the backward pass.
+
+    Raises:
+        ValueError: a quantized model without an adapter, or an adapter on an adapter.
+    """
+    quantized = getattr(model, "is_quantized", False)
+    if peft_config is None:
+        if quantized and not hasattr(model, "peft_config"):
+            raise ValueError(
+                "The model is quantized and its weights cannot be trained. Either give a peft_config (QLoRA), or load "
+                "it without quantization."
+            )
+        return model
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "The model has an adapter already and you gave a peft_config. Either train the one it has (no "
+            "peft_config), or merge it first: model = model.merge_and_unload()."
+        )
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if quantized:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    elif checkpointing:
+        # Without it no input of a recomputed block needs a gradient, and the adapter would get none.
+        model.enable_input_require_grads()
+    return get_peft_model(model, peft_config)

@@ -271,7 +271,7 @@ def test_errors_have_the_index_and_no_text(model, example, message):
 
 
 def test_text_needs_a_tokenizer(model):
-    with pytest.raises(ValueError, match="^Example 1 is text, but no tokenizer was given") as caught:
+    with pytest.raises(ValueError, match="^Example 1: It is text, but no tokenizer was given") as caught:
         score(model, None, [encode("Ada", TOKENIZER), CANARY])
     assert CANARY not in str(caught.value)
 

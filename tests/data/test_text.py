@@ -255,7 +255,7 @@ def test_tables_that_mix_formats_have_nulls():
 
 
 def test_rows_of_text_need_a_tokenizer():
-    with pytest.raises(ValueError, match="retain set has rows of text, but no tokenizer") as caught:
+    with pytest.raises(ValueError, match="Row 0 of the retain set: It is text, but no tokenizer") as caught:
         encode_dataset([{"text": CANARY}], None, name="retain set")
     assert CANARY not in str(caught.value)
 
