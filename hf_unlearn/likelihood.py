@@ -154,16 +154,22 @@ class TargetStatistics:
     sampled: dict[str, Tensor]
 
 
-def target_statistics(logits: Tensor, targets: Tensor, sampling=(), max_elements: int = 2**24) -> TargetStatistics:
+def target_statistics(
+    logits: Tensor, targets: Tensor, sampling=(), max_elements: int | None = None
+) -> TargetStatistics:
     """Reduce logits `(n_targets, n_classes)` to a few numbers a target.
 
     Works through the rows in chunks of at most `max_elements` logits, so that memory beyond the logits themselves is
-    bounded whatever the vocabulary (three temporaries of 64 MB in float32 by default).
+    bounded whatever the vocabulary (about three temporaries of a chunk).
 
     Args:
         sampling (iterable of objects with `temperature`, `top_k`, `top_p` and `key`, *optional*):
             schemes whose log-probability of the target is kept as well.
+        max_elements (`int`, *optional*): defaults to `2**18` on the CPU (1 MB in float32, which stays in its cache) and
+            to `2**24` elsewhere (64 MB, so that a launch has enough to do).
     """
+    if max_elements is None:
+        max_elements = 2**18 if logits.device.type == "cpu" else 2**24
     chunk = max(1, max_elements // max(1, logits.shape[-1]))
     chunks = [
         _statistics_of_chunk(z, y, sampling) for z, y in zip(logits.split(chunk), targets.split(chunk), strict=True)
