@@ -1,7 +1,9 @@
 """The code in the documents runs as it stands there."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from cases import text_rows
 from tiny import tiny_llama, tiny_tokenizer
@@ -21,9 +23,11 @@ def python_blocks(name: str) -> list[str]:
     ]
 
 
-def test_the_method_of_contributing(tmp_path):
+def test_the_method_of_contributing(tmp_path, monkeypatch):
     (block,) = python_blocks("CONTRIBUTING.md")
-    names = {"__name__": "wga"}
+    module = ModuleType("wga")
+    monkeypatch.setitem(sys.modules, "wga", module)  # a checkpoint pickles the config by the name of its module
+    names = vars(module)
     exec(block, names)
     trainer = names["WGATrainer"](
         tiny_llama(),
