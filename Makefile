@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: install
 	$(MAKE) --no-print-directory $(RUN)/data/README.md
 	$(MAKE) --no-print-directory --jobs 2 $(RUN)/original/model/config.json $(RUN)/retrained/model/config.json
-	HF_HUB_OFFLINE=1 $(LAUNCH) recipes/unlearn.py --config recipes/registry/npo.yaml
+	HF_HUB_OFFLINE=1 $(LAUNCH) recipes/unlearn.py --config recipes/registry/wga.yaml
 
 $(RUN)/data/README.md:
 	$(BIN)/python -m hf_unlearn.data.registry $(RUN)/data

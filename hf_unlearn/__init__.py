@@ -24,6 +24,8 @@ _MODULES = {
         "NPOTrainer",
         "SimNPOConfig",
         "SimNPOTrainer",
+        "WGAConfig",
+        "WGATrainer",
     ],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

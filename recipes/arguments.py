@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
 from hf_unlearn.data import load_rows, with_templates
@@ -85,23 +85,40 @@ def load_model(arguments: ModelConfig, name: str | None = None):
     Args:
         name (`str`, *optional*): load this one instead of `model_name_or_path`, with the other options the same.
     """
-    if name is None and arguments.model_name_or_path is None:
-        raise ValueError("No model was given. Set model_name_or_path, in the recipe or on the command line.")
+    name = name or arguments.model_name_or_path
     quantization = get_quantization_config(arguments)
     return AutoModelForCausalLM.from_pretrained(
-        name or arguments.model_name_or_path,
-        revision=arguments.model_revision if name is None else None,
+        name,
+        revision=_revision(arguments, name),
         dtype=arguments.dtype,
         attn_implementation=arguments.attn_implementation,
         **({} if quantization is None else {"quantization_config": quantization}),
     )
 
 
-def require_writable(folder: str) -> None:
-    """Find out before hours of work, not after, that the result cannot be written.
+def _revision(arguments: ModelConfig, name: str) -> str | None:
+    return arguments.model_revision if name == arguments.model_name_or_path else None
+
+
+def require_models(arguments: ModelConfig, *names: str | None) -> None:
+    """Find out before hours of work that a model to compare with does not exist.
+
+    Raises:
+        ValueError, OSError: no model was given, or one of the names is neither a folder with a model nor on the Hub.
+    """
+    if arguments.model_name_or_path is None:
+        raise ValueError("No model was given. Set model_name_or_path, in the recipe or on the command line.")
+    for name in (arguments.model_name_or_path, *names):
+        if name is not None and not (Path(name) / "adapter_config.json").exists():
+            AutoConfig.from_pretrained(name, revision=_revision(arguments, name))
+
+
+def require_writable(folder: str, *inputs: str | None) -> None:
+    """Find out before hours of work that the result cannot be written, or would be written over what it came from.
 
     Raises:
         OSError: with the cause and what to do.
+        ValueError: the checkpoint would replace one of the `inputs`, or a folder that holds something else.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -112,6 +129,16 @@ def require_writable(folder: str) -> None:
             f"Nothing can be written to output_dir={folder!r} ({error.strerror}). Either make it writable, or set "
             "another output_dir."
         ) from None
+    checkpoint = Path(folder) / "model"
+    if checkpoint.exists():
+        if any(name is not None and checkpoint.resolve() == Path(name).resolve() for name in inputs):
+            raise ValueError(
+                f"The checkpoint would replace {checkpoint}, which this run reads. Set another output_dir."
+            )
+        if not (checkpoint / "config.json").exists() and not (checkpoint / "adapter_config.json").exists():
+            raise ValueError(
+                f"{checkpoint} exists and is no checkpoint. Either move it away, or set another output_dir."
+            )
 
 
 def save_plain(model, processing_class, folder: str) -> str:

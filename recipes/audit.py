@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from arguments import (
     DataArguments,
     load_data,
     load_model,
     load_request,
     load_tokenizer,
+    require_models,
     require_writable,
     split_data,
 )
 from trl import ModelConfig, TrlParser
 
 from hf_unlearn.audit.audit import AuditReport, audit, score_sets
+from hf_unlearn.data import EmptyTargetError, encode
 from hf_unlearn.evidence.result import print_table, to_table, write_result
 
 
@@ -31,18 +34,43 @@ class AuditArguments(DataArguments):
     retrained: str | None = field(default=None, metadata={"help": "Model trained without the forget set."})
     output_dir: str = field(default="audit", metadata={"help": "Folder for result.json and RESULT.md."})
     audit_batch_size: int = field(default=32, metadata={"help": "Examples a forward pass."})
+    max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
+    truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})
+    use_cpu: bool = field(default=False, metadata={"help": "Score on the CPU even where there is an accelerator."})
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap intervals."})
 
 
+def require_encodable(sets: dict, tokenizer, **lengths) -> None:
+    """Find out before hours of work that a row of the audit cannot be scored. An empty answer can: it is missing."""
+    for name, rows in sets.items():
+        for index, row in enumerate(rows or []):
+            try:
+                encode(row, tokenizer, **lengths)
+            except EmptyTargetError:
+                continue
+            except ValueError as error:
+                raise ValueError(f"Row {index} of the {name} set: {error}") from None
+
+
 def audit_models(
-    sets: dict, tokenizer, model_config: ModelConfig, models: dict, batch_size: int, output_dir: str, run: dict
+    sets: dict,
+    tokenizer,
+    model_config: ModelConfig,
+    models: dict,
+    batch_size: int,
+    device,
+    lengths: dict,
+    output_dir: str,
+    run: dict,
 ) -> AuditReport:
     """Score one model after the other (there is never a second one in memory), compare, write and print."""
     tables = {}
     for name, path in models.items():
         if path is not None:
             model = load_model(model_config, path)
-            tables[name] = score_sets(model, tokenizer, sets, batch_size, name=f"{name} model")
+            if not getattr(model, "is_quantized", False):
+                model.to(device)
+            tables[name] = score_sets(model, tokenizer, sets, batch_size, name=f"{name} model", **lengths)
             del model
     report = audit(tables, seed=run["seed"])
     write_result(output_dir, report.as_dict(), run)
@@ -54,6 +82,7 @@ def audit_models(
 def main():
     arguments, model_config = TrlParser((AuditArguments, ModelConfig)).parse_args_and_config()
     require_writable(arguments.output_dir)
+    require_models(model_config, arguments.original, arguments.retrained)
     parts = split_data(load_data(arguments), load_request(arguments.request))
     audit_models(
         sets={"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout},
@@ -65,6 +94,8 @@ def main():
             "retrained": arguments.retrained,
         },
         batch_size=arguments.audit_batch_size,
+        device="cpu" if arguments.use_cpu else PartialState().device,
+        lengths={"max_length": arguments.max_length, "truncate": arguments.truncate},
         output_dir=arguments.output_dir,
         run={"model": model_config.model_name_or_path, "seed": arguments.seed, "config": vars(arguments)},
     )

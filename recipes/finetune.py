@@ -15,6 +15,7 @@ from arguments import (
     load_model,
     load_request,
     load_tokenizer,
+    require_models,
     require_writable,
     save_plain,
     split_data,
@@ -28,7 +29,8 @@ from hf_unlearn.data.text import context_length
 
 def main():
     data_args, args, model_args = TrlParser((DataArguments, TrainingArguments, ModelConfig)).parse_args_and_config()
-    require_writable(args.output_dir)
+    require_writable(args.output_dir, model_args.model_name_or_path)
+    require_models(model_args)
     data = load_data(data_args)
     rows = data["train"]
     if data_args.request is not None:

@@ -5,6 +5,7 @@ accelerate launch recipes/unlearn.py --config recipes/<benchmark>/<method>.yaml 
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import dataclass, field
 
@@ -14,13 +15,15 @@ from arguments import (
     load_model,
     load_request,
     load_tokenizer,
+    require_models,
     require_writable,
     save_plain,
     split_data,
 )
-from audit import audit_models
+from audit import audit_models, require_encodable
 from trl import ModelConfig, TrlParser, get_peft_config
 
+from hf_unlearn.data.text import context_length
 from hf_unlearn.methods import METHODS
 
 
@@ -43,20 +46,25 @@ def parse_arguments(argv: list[str] | None = None):
 
 def main():
     arguments, config, model_config = parse_arguments()
-    require_writable(config.output_dir)
+    require_writable(config.output_dir, model_config.model_name_or_path, arguments.retrained)
+    require_models(model_config, arguments.retrained)
 
     data = load_data(arguments)
     request = load_request(arguments.request)
     parts = split_data(data, request)
 
     tokenizer = load_tokenizer(model_config)
+    audit_sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
+    model = load_model(model_config)
+    lengths = {"max_length": config.max_length or context_length(model), "truncate": config.truncate}
+    require_encodable(audit_sets, tokenizer, **lengths)
     trainer = METHODS[arguments.method](
-        model=load_model(model_config),
+        model=model,
         args=config,
         forget_dataset=parts.forget,
         retain_dataset=parts.retain,
         # The holdout of the audit decides nothing here: a number that chose the model cannot judge it.
-        eval_dataset=evaluation_sets(parts, data.get("validation")),
+        eval_dataset=evaluation_sets(parts, data.get("validation"), config.seed),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_config),
     )
@@ -64,10 +72,11 @@ def main():
     if not trainer.is_world_process_zero():
         return
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    checkpoint = save_plain(model, tokenizer, f"{config.output_dir}/model")
+    checkpoint = save_plain(trainer.accelerator.unwrap_model(trainer.model), tokenizer, f"{config.output_dir}/model")
+    state, device = trainer.state, config.device
+    del trainer, model  # the audit loads one model after the other, and this one would stay beside them
     audit_models(
-        sets={"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout},
+        sets=audit_sets,
         tokenizer=tokenizer,
         model_config=model_config,
         models={
@@ -76,22 +85,26 @@ def main():
             "retrained": arguments.retrained,
         },
         batch_size=arguments.audit_batch_size,
+        device=device,
+        lengths=lengths,
         output_dir=config.output_dir,
         run={
             "method": arguments.method,
             "request": request.subject_request_id,
             "scope": request.kind,
             "seed": config.seed,
-            "steps": trainer.state.global_step,
-            "best_checkpoint_step": trainer.state.best_global_step,
+            "steps": state.global_step,
+            "best_checkpoint_step": state.best_global_step,
             "config": {**vars(arguments), **config.to_dict(), **vars(model_config)},
         },
     )
 
 
-def evaluation_sets(parts, validation) -> dict:
+def evaluation_sets(parts, validation, seed: int) -> dict:
     """What is evaluated during training: the forget set, as many retain rows, and rows never trained on."""
-    sets = {"forget": parts.forget, "retain": parts.retain.select(range(min(len(parts.retain), len(parts.forget))))}
+    size = min(len(parts.retain), len(parts.forget))
+    sample = sorted(random.Random(seed).sample(range(len(parts.retain)), size))
+    sets = {"forget": parts.forget, "retain": parts.retain.select(sample)}
     if validation is not None:
         sets["holdout"] = validation
     return sets

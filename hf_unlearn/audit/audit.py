@@ -206,7 +206,8 @@ def _truth_ratio(tables, models, seed) -> list[dict]:
     rows = [_row("truth_ratio", "forget", "as retrained is best", estimates, None)]
     if "retrained" in models:
         row = {"measure": "forget_quality", "set": "forget", "direction": "p of a KS test; high = not told apart"}
-        for name in models:
+        row["retrained"] = None  # against itself it is 1 by definition
+        for name in models[:-1]:
             test = quality.forget_quality(ratios[name], ratios["retrained"])
             row[name] = {"value": test.p, **test.as_dict()}
         rows.append(row)
@@ -219,11 +220,13 @@ def _row(name, set_name, direction, estimates: Mapping[str, Estimate | None], di
     if difference is not None:
         estimate = difference.estimate()
         row["difference_to_retrained"] = estimate.as_dict()
-        row["reading"] = (
-            "higher than retrained"
-            if estimate.low > 0
-            else "lower than retrained"
-            if estimate.high < 0
-            else "no difference found"
-        )
+        row["reading"] = _reading(estimate)
     return row
+
+
+def _reading(difference: Estimate) -> str:
+    if np.isnan(difference.low) or np.isnan(difference.high):
+        return "not measurable"
+    if difference.low > 0:
+        return "higher than retrained"
+    return "lower than retrained" if difference.high < 0 else "no difference found"

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from scipy.stats import beta, ks_2samp, norm
+from scipy.stats import t as student_t
 
 
 N_RESAMPLES = 2000
@@ -111,20 +112,11 @@ class Difference:
     bounded: bool = False
 
     def estimate(self, level: float = 0.95) -> Estimate:
-        """The difference with its percentile interval. For equivalence at 5 % compare the one of level 0.90.
-
-        When no resample differs (no discordant record, or both attacks separate perfectly) the percentile interval
-        would have no width; a statistic in [0, 1] then gets the exact bound for "none of n".
-        """
+        """The difference with its interval, see [`mean`]. For equivalence at 5 % compare the one of level 0.90."""
         if math.isnan(self.value):
             return Estimate(np.nan, np.nan, np.nan, self.n, "paired bootstrap", level, self.n_missing, "no records")
-        tail = (1 - level) / 2
-        if self.bounded and np.ptp(self.draws) == 0:
-            width = 1 - tail ** (1 / min(self.n))
-            low, high = max(-1.0, self.value - width), min(1.0, self.value + width)
-            return Estimate(self.value, low, high, self.n, "exact, none of n", level, self.n_missing, "no spread")
-        low, high = np.quantile(self.draws, [tail, 1 - tail])
-        return Estimate(self.value, float(low), float(high), self.n, "paired bootstrap", level, self.n_missing)
+        low, high, method, reason = _interval(self.value, self.draws, min(self.n), level, self.bounded, floor=-1.0)
+        return Estimate(self.value, low, high, self.n, f"paired {method}", level, self.n_missing, reason)
 
     def p_greater(self, margin: float = 0.0) -> float:
         """One-sided p-value against "the difference is at most `margin`"; small = larger than `margin`."""
@@ -229,19 +221,38 @@ def rate(hits: int, n: int, level: float = 0.95) -> Estimate:
 
 
 def mean(values: np.ndarray, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Mean over records with a percentile bootstrap interval; NaN records are left out and counted."""
+    """Mean over records with a bootstrap interval; NaN records are left out and counted.
+
+    Percentiles of the bootstrap from 10 records on; below, where they are too narrow, Student's t with the bootstrap's
+    standard error. Values in [0, 1] that are all the same get the exact bound for "none of n is different". A single
+    record has no interval otherwise.
+    """
     values = np.asarray(values, dtype=np.float64)
     kept = values[~np.isnan(values)]
     n, n_missing = (len(kept),), len(values) - len(kept)
-    if len(kept) < 2:
-        reason = "one record has no spread" if len(kept) else "no records"
-        value = float(kept[0]) if len(kept) else np.nan
-        return Estimate(value, np.nan, np.nan, n, "bootstrap", level, n_missing, reason)
+    if len(kept) == 0:
+        return Estimate(np.nan, np.nan, np.nan, n, "bootstrap", level, n_missing, "no records")
+    value = float(kept.mean())
     if not np.isfinite(kept).all():
-        return Estimate(float(kept.mean()), np.nan, np.nan, n, "bootstrap", level, n_missing, "infinite values")
-    draws = _bootstrap_means(kept, seed)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(kept.mean()), float(low), float(high), n, "bootstrap", level, n_missing)
+        return Estimate(value, np.nan, np.nan, n, "bootstrap", level, n_missing, "infinite values")
+    bounded = bool(kept.min() >= 0 and kept.max() <= 1)
+    low, high, method, reason = _interval(value, _bootstrap_means(kept, seed), len(kept), level, bounded, floor=0.0)
+    return Estimate(value, low, high, n, method, level, n_missing, reason)
+
+
+def _interval(value: float, draws: np.ndarray, n: int, level: float, bounded: bool, floor: float):
+    """Ends of the interval of a statistic with bootstrap `draws` from `n` records, its method, and a caveat."""
+    tail = (1 - level) / 2
+    if bounded and np.ptp(draws) < 1e-15:
+        width = 1 - tail ** (1 / n)
+        return max(floor, value - width), min(1.0, value + width), "exact, none of n", "no spread"
+    if n < 2:
+        return np.nan, np.nan, "bootstrap", "one record has no spread"
+    if n < 10:
+        width = student_t.ppf(1 - tail, n - 1) * draws.std(ddof=1) * math.sqrt(n / (n - 1))
+        return float(value - width), float(value + width), "Student's t", None
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high), "bootstrap", None
 
 
 def ks(a: np.ndarray, b: np.ndarray) -> KolmogorovSmirnov:

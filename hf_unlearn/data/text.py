@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from hf_unlearn.likelihood import IGNORE_INDEX
 
 
@@ -43,6 +45,8 @@ def encode(
         row = {"text": row}
     row = {name: value for name, value in row.items() if value is not None}  # a table fills absent columns with None
     if "pixel_values" in row:
+        if "labels" not in row:
+            raise ValueError(f"An image row needs its class in the column labels. It has {', '.join(sorted(row))}.")
         return row
     if "input_ids" in row:
         return _check_encoded(row, max_length)
@@ -51,6 +55,9 @@ def encode(
             "It is text, but no tokenizer was given. Either give it as processing_class, or give encoded rows "
             "(input_ids and labels)."
         )
+    for column in ("prompt", "completion", "text"):
+        if column in row and not isinstance(row[column], str):
+            raise ValueError(f"The column {column} holds {type(row[column]).__name__}, not text. Convert it.")
     if "messages" in row:
         ids, n_prompt, n_end = _encode_messages(row["messages"], tokenizer)
     elif "prompt" in row and "completion" in row:
@@ -87,7 +94,7 @@ def encode_dataset(
     Errors name the data set and the index of the row, never its content.
     """
     encoded = []
-    for index, row in enumerate(dataset):
+    for index, row in enumerate(tqdm(dataset, desc=f"Encoding the {name}", disable=len(dataset) < 5000)):
         try:
             encoded.append(encode(row, tokenizer, max_length, truncate))
         except ValueError as error:
@@ -104,8 +111,8 @@ def context_length(model) -> int | None:
 def _check_encoded(row: dict, max_length: int | None) -> dict:
     if "labels" not in row or len(row["labels"]) != len(row["input_ids"]):
         raise ValueError("An encoded row needs labels as long as its input_ids, with -100 where nothing is scored.")
-    if len(row["input_ids"]) == 0:
-        raise EmptyTargetError("Empty input_ids: nothing can be scored or forgotten. Remove the row.")
+    if all(label == IGNORE_INDEX for label in row["labels"][1:]):
+        raise EmptyTargetError("No label of the encoded row is scored: all are -100. Give labels, or remove the row.")
     if max_length is not None and len(row["input_ids"]) > max_length:
         raise ValueError(f"An encoded row has {len(row['input_ids'])} tokens, but at most {max_length} fit. Cut it.")
     return row

@@ -18,7 +18,7 @@ _COLUMNS = ("original", "unlearned", "retrained", "difference_to_retrained")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, and the commit that the working directory is at (with `-dirty` if it has changes)."""
+    """Versions, and the commit of this package where it runs from a checkout (with `-dirty` if it has changes)."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -31,7 +31,9 @@ def environment() -> dict[str, Any]:
 def _commit() -> str | None:
     try:
         describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -95,6 +97,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         "seen the forget set can be guessed. Lower than retrained is a failure too, because it shows which records were "
         "meant.",
         "* *No difference found* means none at this number of records. It is evidence, not proof.",
+        "* Intervals take the rows as independent. Where several rows are about one person or author they are not, and the "
+        "true intervals are wider. Of twenty readings about one is off by chance.",
     ]
     lines += [f"* {note}" for note in result["audit"]["notes"]]
     environment = result["environment"]

@@ -5,6 +5,7 @@ from hf_unlearn.methods.graddiff import GradDiffConfig, GradDiffTrainer
 from hf_unlearn.methods.idk import IdkDPOConfig, IdkDPOTrainer, IdkNLLConfig, IdkNLLTrainer
 from hf_unlearn.methods.npo import NPOConfig, NPOTrainer
 from hf_unlearn.methods.simnpo import SimNPOConfig, SimNPOTrainer
+from hf_unlearn.methods.wga import WGAConfig, WGATrainer
 from hf_unlearn.training import UnlearningTrainer
 
 
@@ -16,6 +17,7 @@ METHODS: dict[str, type[UnlearningTrainer]] = {
     "simnpo": SimNPOTrainer,
     "idk_dpo": IdkDPOTrainer,
     "idk_nll": IdkNLLTrainer,
+    "wga": WGATrainer,
 }
 
 __all__ = [
@@ -32,4 +34,6 @@ __all__ = [
     "NPOTrainer",
     "SimNPOConfig",
     "SimNPOTrainer",
+    "WGAConfig",
+    "WGATrainer",
 ]

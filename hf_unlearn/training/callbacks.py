@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import TrainerCallback
 
 
-class EpochCallback(TrainerCallback):
-    """Tells the paired dataset which epoch it is, on every path: not all data loaders pass `set_epoch` on."""
+class RunCallback(TrainerCallback):
+    """Keeps the trainer in step with its run, on every path: a start, a resume, a retry with smaller batches."""
 
-    def __init__(self, dataset):
-        self.dataset = dataset
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_run(state.global_step)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))
+        # Here, because not every data loader passes `set_epoch` on to its data set.
+        self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        if self.trainer.accelerator.scaler is not None:
+            return  # float16: the scaler skips steps with infinite gradients, and lowers its scale
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if gradients:
+            norm = torch.stack([g.to(torch.float32).square().sum() for g in gradients]).sum()
+            self.trainer.require_finite(norm, "gradient")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -59,6 +60,11 @@ class UnlearningConfig(TrainingArguments):
                 "You set push_to_hub=True, but the Trainer uploads the whole output folder, with optimizer states and "
                 "weights from before the end of the unlearning. Leave it off, and push the final checkpoint after its "
                 "audit: model.push_to_hub(...)."
+            )
+        if "wandb" in self.report_to and os.environ.get("WANDB_LOG_MODEL", "false").lower() not in ("false", "0", ""):
+            raise ValueError(
+                "WANDB_LOG_MODEL is set, so that checkpoints with optimizer states would be uploaded. Either unset it, or "
+                "leave wandb out of report_to."
             )
         if self.retain_loss not in RETAIN_LOSSES:
             raise ValueError(f"You set retain_loss={self.retain_loss!r}, which is none of {', '.join(RETAIN_LOSSES)}.")

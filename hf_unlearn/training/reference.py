@@ -58,10 +58,14 @@ class Reference:
             self._swap(model)
 
     def _swap(self, model: nn.Module):
-        for name, parameter in model.named_parameters():
-            if name in self._start:
-                now, start = parameter.data, self._start[name].to(parameter.device)
-                parameter.data, self._start[name] = start, now
+        parameters = dict(model.named_parameters())
+        if missing := set(self._start) - set(parameters):
+            raise RuntimeError(
+                f"The model has been wrapped or changed: it has no parameter {sorted(missing)[0]} any more."
+            )
+        for name, start in self._start.items():
+            parameter = parameters[name]
+            parameter.data, self._start[name] = start.to(parameter.device), parameter.data
 
 
 def cached_log_probs(

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
 from hf_unlearn.data.text import context_length, encode_dataset
 from hf_unlearn.likelihood import TargetLogits, scored_positions, target_logits
-from hf_unlearn.training.callbacks import EpochCallback
+from hf_unlearn.training.callbacks import RunCallback
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.reference import Reference, cached_log_probs
 from hf_unlearn.training.updates import UPDATE_RULES
@@ -91,7 +91,8 @@ class UnlearningTrainer(Trainer):
             )
         if isinstance(model, str):
             processing_class = processing_class or AutoTokenizer.from_pretrained(model)
-            model = AutoModelForCausalLM.from_pretrained(model)
+            # Not in the 16 bit of many checkpoints, in which small steps round away.
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self._check(args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
         self._update_rule = UPDATE_RULES[args.update_rule]
         # Rows that no loss reads are not paired: they would be run through the model for nothing.
@@ -118,9 +119,7 @@ class UnlearningTrainer(Trainer):
         if args.retain_loss == "kl" and reads_retain or self.reference == "logits":
             self._reference = Reference(model, ref_model)
         self._ref_model = ref_model
-        self._terms: dict[str, Tensor] = {}
-        self._terms_since = 0  # step of the last log
-        self._gradients: tuple[list[Tensor], list[Tensor]] | None = None
+        self.begin_run(0)
 
         super().__init__(
             model=model,
@@ -130,13 +129,19 @@ class UnlearningTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=_likelihood_metrics,
-            callbacks=[EpochCallback(train_dataset), *(callbacks or [])],
+            callbacks=[RunCallback(self), *(callbacks or [])],
             optimizers=optimizers,
         )
-        if self.is_deepspeed_enabled and self._update_rule is not None:
+        sharded = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
+        if sharded and self._update_rule is not None:
             raise ValueError(
-                f"You set update_rule={args.update_rule!r} under DeepSpeed, which never shows the two gradients that "
-                'the rule needs. Either set update_rule="add", or run under DDP.'
+                f"You set update_rule={args.update_rule!r} under {sharded}, which does not show the two whole gradients "
+                'that the rule needs. Either set update_rule="add", or run under DDP.'
+            )
+        if sharded and self._reference is not None and ref_model is None:
+            raise ValueError(
+                f'You set retain_loss="kl" under {sharded}, where the weights of the start cannot be put back for a pass. '
+                'Either give ref_model, or set retain_loss="nll".'
             )
 
     # What a method overrides
@@ -172,6 +177,12 @@ class UnlearningTrainer(Trainer):
 
     def _check(self, args, model, forget_dataset, retain_dataset, eval_dataset, ref_model):
         name = type(self).__name__
+        for dataset, title in ((forget_dataset, "forget set"), (retain_dataset, "retain set")):
+            if dataset is not None and not hasattr(dataset, "__len__"):
+                raise ValueError(
+                    f"The {title} is streamed, but pairs are drawn from all of it. Load it without streaming=True, or "
+                    "take a part: datasets.Dataset.from_list(list(rows.take(10_000)))."
+                )
         if forget_dataset is None or len(forget_dataset) == 0:
             raise ValueError(f"{name} needs a forget set with at least one row. Give it as forget_dataset.")
         needs_retain = args.retain_loss != "none" and args.retain_weight > 0
@@ -217,8 +228,19 @@ class UnlearningTrainer(Trainer):
         # Before the Trainer loads a checkpoint to resume from: the reference is the model at its very start.
         if self.reference == "log_probs" and not self.train_dataset.reference_log_probs:
             self._cache_log_probs()
-        self._terms, self._terms_since, self._gradients = {}, 0, None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.state.global_step == 0:
+            raise ValueError(
+                f"No step was taken: {len(self.train_dataset)} forget rows do not fill a batch and "
+                "dataloader_drop_last is on. Either turn it off, or lower per_device_train_batch_size."
+            )
+        return output
+
+    def begin_run(self, step: int):
+        """Forget what an earlier run left half done. Called when training starts, resumes or is retried."""
+        self._terms: dict[str, Tensor] = {}
+        self._terms_since = step  # of the last log
+        self._gradients: tuple[list[Tensor], list[Tensor]] | None = None
 
     def _cache_log_probs(self):
         data = self.train_dataset
@@ -287,10 +309,10 @@ class UnlearningTrainer(Trainer):
             reference = self._reference_of("retain", inputs, sizes) if self.args.retain_loss == "kl" else None
             retain_loss = self.retain_loss(retain, reference)
             self._record({"retain_loss": retain_loss})
-            self._require_finite(forget_loss + retain_loss)
+            self.require_finite(forget_loss + retain_loss)
             retain_loss = self.args.retain_weight * retain_loss
         else:
-            self._require_finite(forget_loss)
+            self.require_finite(forget_loss)
         return self.args.forget_weight * forget_loss, retain_loss
 
     def _reference_of(self, part: str, inputs, sizes) -> TargetLogits:
@@ -329,22 +351,21 @@ class UnlearningTrainer(Trainer):
             self._gradients = None
         return sum(loss.detach() for loss in losses)
 
-    def _require_finite(self, loss: Tensor):
-        if torch.isfinite(loss.detach()):
+    def require_finite(self, value: Tensor, what: str = "loss"):
+        """Raise if the loss or the gradient is not finite. That is before the step, so the weights are good still."""
+        if torch.isfinite(value.detach()):
             return
-        step = self.state.global_step + 1
-        saved = ""
+        last, saved = self.state.global_step, "Nothing was saved."
         finite = all(torch.isfinite(p).all() for p in self.model.parameters() if p.is_floating_point())
-        if finite and self.accelerator.num_processes == 1 and self.state.global_step > 0:
+        if finite and self.accelerator.num_processes == 1 and last > 0:
             self._save_checkpoint(self.model, trial=None)
-            saved = f" The weights after step {self.state.global_step} are in {self._checkpoint_name()}."
+            saved = f"The weights after step {last} are in {self.args.output_dir}/checkpoint-{last}."
+        elif self.state.best_model_checkpoint:
+            saved = f"The best checkpoint so far is {self.state.best_model_checkpoint}."
         raise NonFiniteLossError(
-            f"The loss is {float(loss)} at step {step}.{saved} Either lower learning_rate, or set max_grad_norm, or "
-            "choose an objective that is bounded below (npo, simnpo), and continue with resume_from_checkpoint."
+            f"The {what} is {float(value)} at step {last + 1}. {saved} Either lower learning_rate, or set max_grad_norm, "
+            "or choose an objective that is bounded below (npo, simnpo, wga), and continue with resume_from_checkpoint."
         )
-
-    def _checkpoint_name(self) -> str:
-        return f"{self.args.output_dir}/checkpoint-{self.state.global_step}"
 
     # Logging and evaluation
 

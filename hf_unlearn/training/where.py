@@ -82,6 +82,11 @@ def attach_adapter(model: nn.Module, peft_config=None, checkpointing: bool = Fal
             "The model has an adapter already and you gave a peft_config. Either train the one it has (no "
             "peft_config), or merge it first: model = model.merge_and_unload()."
         )
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise ValueError(
+            f"{type(peft_config).__name__} learns a prompt, which anyone can leave out: the weights would not forget. "
+            "Give a LoraConfig or another adapter of the weights."
+        )
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantized:

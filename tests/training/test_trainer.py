@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import make_trainer, text_rows, weights
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import tiny_llama, tiny_tokenizer
 from transformers import TrainerCallback
 
@@ -45,6 +45,10 @@ def sequence_log_probs(model, rows):
         ({"retain_weight": -1.0}, "a weight is not negative"),
         ({"remove_unused_columns": True}, "Leave it false"),
         ({"beta": 0.0}, "must be positive"),
+        (
+            {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)},
+            "the weights would not forget",
+        ),
     ],
 )
 def test_combinations_that_cannot_work(arguments, message, tmp_path):
@@ -64,6 +68,21 @@ def test_errors_hold_no_text_of_a_row(tmp_path):
             processing_class=tiny_tokenizer(),
         )
     assert "zyxw" not in str(error.value) and error.value.__cause__ is None
+
+
+def test_rows_that_are_streamed_or_no_text(tmp_path):
+    config = NPOConfig(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="The retain set is streamed"):
+        NPOTrainer(tiny_llama(), config, text_rows(4), text_rows(4).to_iterable_dataset())
+    rows = [{"prompt": "Q:", "completion": 5}]
+    with pytest.raises(ValueError, match="Row 0 of the forget set: The column completion holds int"):
+        NPOTrainer(tiny_llama(), config, rows, text_rows(4), processing_class=tiny_tokenizer())
+
+
+def test_no_checkpoint_goes_to_a_tracker(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
+    with pytest.raises(ValueError, match="Either unset it"):
+        NPOConfig(str(tmp_path), use_cpu=True, report_to=["wandb"])
 
 
 def test_wrong_config_and_missing_tokenizer(tmp_path):
@@ -156,6 +175,55 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(NonFiniteLossError, match="at step 3"):
         trainer.train()
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+class BreakGradient(TrainerCallback):
+    """A gradient that is not finite although the loss is."""
+
+    def __init__(self, model):
+        model.lm_head.weight.register_hook(self.spoil)
+        self.step = 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.step = state.global_step
+
+    def spoil(self, gradient):
+        return gradient * float("nan") if self.step == 2 else gradient
+
+
+@pytest.mark.parametrize("rule", ["add", "project"])
+def test_a_nan_gradient_stops_before_the_step(rule, tmp_path):
+    model = tiny_llama().double()
+    trainer = make_trainer(
+        "graddiff", tmp_path, model=model, max_steps=9, callbacks=[BreakGradient(model)], update_rule=rule
+    )
+    with pytest.raises(NonFiniteLossError, match="The gradient is nan at step 3.*checkpoint-2"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_run_without_a_step_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="dataloader_drop_last is on"):
+        make_trainer("npo", tmp_path, forget=4, dataloader_drop_last=True).train()
+
+
+def test_logs_after_a_resume_are_those_of_a_run_without(tmp_path):
+    arguments = {"max_steps": 6, "update_rule": "project"}
+    through = make_trainer("graddiff", tmp_path / "a", save_strategy="steps", save_steps=3, **arguments)
+    through.train()
+    resumed = make_trainer("graddiff", tmp_path / "b", **arguments)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    logs = [
+        [(log["step"], log["loss"], log["forget_loss"]) for log in t.state.log_history if "loss" in log]
+        for t in (through, resumed)
+    ]
+    assert len(logs[0]) == 6 and logs[0] == logs[1]
+
+
+def test_bf16_and_activation_checkpointing_run(tmp_path):
+    trainer = make_trainer("npo", tmp_path, model=tiny_llama(), bf16=True, activation_checkpointing=True, max_steps=3)
+    trainer.train()
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
 
 # Evaluation.

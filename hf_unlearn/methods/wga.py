@@ -1,0 +1,43 @@
+"""Weighted gradient ascent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hf_unlearn.likelihood import TargetLogits
+from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+
+
+@dataclass
+class WGAConfig(UnlearningConfig):
+    """Options of [`WGATrainer`].
+
+    Parameters:
+        beta (`float`, *optional*, defaults to `1.0`): exponent of the weight; 0 is gradient ascent. Default of the paper
+            (arXiv 2502.19301).
+    """
+
+    beta: float = field(default=1.0, metadata={"help": "Exponent of the weight; 0 is gradient ascent."})
+
+    def __post_init__(self):
+        if not self.beta >= 0:
+            raise ValueError(f"You set beta={self.beta}, but it must not be negative.")
+        super().__post_init__()
+
+
+class WGATrainer(UnlearningTrainer):
+    """Gradient ascent in which a token weighs as much as it is still likely: `L_f = mean over tokens of
+    sg[p(y_t)^beta] ln p(y_t)`.
+
+    Plain ascent, and the methods that weigh whole answers, go on to push the tokens that are unlikely already, while
+    those the model is sure of have next to no gradient. The weight turns that around, so that what is forgotten ends
+    up about as unlikely as what was never known.
+
+    Source: Wang et al., Rethinking LLM Unlearning Objectives, arXiv 2502.19301.
+    """
+
+    config_class = WGAConfig
+
+    def forget_loss(self, forget: TargetLogits):
+        weight = (self.args.beta * forget.log_probs.detach()).exp()
+        return forget.token_mean(weight * forget.log_probs)
