@@ -104,13 +104,17 @@ def require_models(arguments: ModelConfig, *names: str | None) -> None:
     """Find out before hours of work that a model to compare with does not exist.
 
     Raises:
-        ValueError, OSError: no model was given, or one of the names is neither a folder with a model nor on the Hub.
+        ValueError: no model was given, or one of the names is neither a folder with a model nor on the Hub.
     """
     if arguments.model_name_or_path is None:
         raise ValueError("No model was given. Set model_name_or_path, in the recipe or on the command line.")
     for name in (arguments.model_name_or_path, *names):
-        if name is not None and not (Path(name) / "adapter_config.json").exists():
+        if name is None or (Path(name) / "adapter_config.json").exists():
+            continue
+        try:
             AutoConfig.from_pretrained(name, revision=_revision(arguments, name))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"There is no model {name!r}. Give a folder with a checkpoint, or a Hub id.") from error
 
 
 def require_writable(folder: str, *inputs: str | None) -> None:
