@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_unlearn.likelihood import TargetLogits
-from hf_unlearn.methods import GradDiffTrainer, GradientAscentTrainer, IdkNLLTrainer
+from hf_unlearn.methods import GradDiffTrainer, GradientAscentTrainer, IdkNLLTrainer, WGATrainer
 from hf_unlearn.methods.idk import dpo_loss
 from hf_unlearn.methods.npo import npo_loss
 from hf_unlearn.methods.simnpo import simnpo_loss
@@ -98,6 +98,22 @@ def test_ascent_is_the_negated_mean_nll_over_tokens():
     own = g[torch.arange(3), [0, 2, 1]]
     torch.testing.assert_close(own, (1 - p) / 3)
     torch.testing.assert_close(g.sum(-1), torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 2.5])
+def test_weighted_ascent(beta):
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    out = targets(logits, [0, 0, 1])
+    trainer = type("T", (), {"args": type("A", (), {"beta": beta})})
+    loss = WGATrainer.forget_loss(trainer, out)
+    p = logits.detach().softmax(-1)
+    own = p[torch.arange(3), [0, 2, 1]]
+    assert loss.item() == pytest.approx((own**beta * own.log()).sum().item() / 3, rel=1e-12)
+    # The weight is a constant: the gradient is that of ascent, token by token, times p ** beta.
+    one_hot = torch.eye(5, dtype=torch.float64)[[0, 2, 1]]
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], own[:, None] ** beta * (one_hot - p) / 3)
+    if beta == 0:
+        assert loss.item() == GradientAscentTrainer.forget_loss(None, out).item()
 
 
 def test_refusal_loss_is_that_of_the_refusal_alone():
