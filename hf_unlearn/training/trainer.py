@@ -363,7 +363,7 @@ class UnlearningTrainer(Trainer):
         elif self.state.best_model_checkpoint:
             saved = f"The best checkpoint so far is {self.state.best_model_checkpoint}."
         raise NonFiniteLossError(
-            f"The {what} is {float(value)} at step {last + 1}. {saved} Either lower learning_rate, or set max_grad_norm, "
+            f"The {what} is {value.item()} at step {last + 1}. {saved} Either lower learning_rate, or set max_grad_norm, "
             "or choose an objective that is bounded below (npo, simnpo, wga), and continue with resume_from_checkpoint."
         )
 

@@ -70,6 +70,8 @@ def attach_adapter(model: nn.Module, peft_config=None, checkpointing: bool = Fal
         ValueError: a quantized model without an adapter, or an adapter on an adapter.
     """
     quantized = getattr(model, "is_quantized", False)
+    if quantized:
+        _keep_differentiable(model)
     if peft_config is None:
         if quantized and not hasattr(model, "peft_config"):
             raise ValueError(
@@ -95,3 +97,12 @@ def attach_adapter(model: nn.Module, peft_config=None, checkpointing: bool = Fal
         # Without it no input of a recomputed block needs a gradient, and the adapter would get none.
         model.enable_input_require_grads()
     return get_peft_model(model, peft_config)
+
+
+def _keep_differentiable(model: nn.Module) -> None:
+    # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in the first pass in evaluation mode, for a kernel
+    # without a backward: a gradient that should go through the layer is lost from then on, with no error.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            module.state_dict()  # puts a weight that was repacked before back into the layout for training

@@ -424,3 +424,37 @@ def test_qlora(tmp_path):
         assert torch.equal(sequence_log_probs(trainer.model, text_rows(8)), before)
     assert not torch.equal(sequence_log_probs(trainer.model, text_rows(8)), before)
     assert all("lora_" in name for name in trainer.trainable_names)
+
+
+def test_gradients_through_a_quantized_base_after_an_evaluation(tmp_path):
+    from transformers import BitsAndBytesConfig
+
+    tiny_llama(hidden_size=64).save_pretrained(tmp_path / "base")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+    def gradients(dequantize, evaluated_before):
+        base = type(tiny_llama()).from_pretrained(tmp_path / "base", quantization_config=quantization)
+        if dequantize:
+            base = base.dequantize().float()
+        if evaluated_before:
+            sequence_log_probs(base, text_rows(4))
+        lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+        trainer = make_trainer("npo", tmp_path, model=base, peft_config=lora, max_steps=1, learning_rate=0.0)
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        kept = {}
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda g, name=name: kept.__setitem__(name, g.clone()))
+        trainer.train()  # the pass for the reference comes first, in evaluation mode
+        return kept
+
+    expected = gradients(dequantize=True, evaluated_before=False)
+    # Packing rounds the scales of the blocks to 16 bit, which unpacking cannot undo.
+    for evaluated_before, tolerance in ((False, 1e-3), (True, 0.05)):
+        found = gradients(dequantize=False, evaluated_before=evaluated_before)
+        assert found.keys() == expected.keys()
+        error = sum((found[name] - gradient).norm() ** 2 for name, gradient in expected.items()) ** 0.5
+        assert error < tolerance * sum(gradient.norm() ** 2 for gradient in expected.values()) ** 0.5
