@@ -10,19 +10,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from transformers.trainer_utils import EvalPrediction
-from transformers.utils import logging
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
 from hf_unlearn.data.text import context_length, encode_dataset
 from hf_unlearn.likelihood import TargetLogits, scored_positions, target_logits
 from hf_unlearn.training.callbacks import RunCallback
+from hf_unlearn.training.checks import check_run
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.reference import Reference, cached_log_probs
 from hf_unlearn.training.updates import UPDATE_RULES
 from hf_unlearn.training.where import attach_adapter, freeze_except
-
-
-logger = logging.get_logger(__name__)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -93,7 +90,7 @@ class UnlearningTrainer(Trainer):
             processing_class = processing_class or AutoTokenizer.from_pretrained(model)
             # Not in the 16 bit of many checkpoints, in which small steps round away.
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self._check(args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
+        check_run(type(self), args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
         self._update_rule = UPDATE_RULES[args.update_rule]
         # Rows that no loss reads are not paired: they would be run through the model for nothing.
         reads_retain = args.retain_loss != "none" and args.retain_weight > 0
@@ -172,55 +169,6 @@ class UnlearningTrainer(Trainer):
     def alternates(self, forget_rows: list[dict], args) -> Sequence[Sequence[dict]]:
         """For each forget row `n_alternates` rows with another answer to the same prompt."""
         raise NotImplementedError
-
-    # Construction
-
-    def _check(self, args, model, forget_dataset, retain_dataset, eval_dataset, ref_model):
-        name = type(self).__name__
-        for dataset, title in ((forget_dataset, "forget set"), (retain_dataset, "retain set")):
-            if dataset is not None and not hasattr(dataset, "__len__"):
-                raise ValueError(
-                    f"The {title} is streamed, but pairs are drawn from all of it. Load it without streaming=True, or "
-                    "take a part: datasets.Dataset.from_list(list(rows.take(10_000)))."
-                )
-        if forget_dataset is None or len(forget_dataset) == 0:
-            raise ValueError(f"{name} needs a forget set with at least one row. Give it as forget_dataset.")
-        needs_retain = args.retain_loss != "none" and args.retain_weight > 0
-        if needs_retain and (retain_dataset is None or len(retain_dataset) == 0):
-            raise ValueError(
-                f"{name} has retain_loss={args.retain_loss!r} with retain_weight={args.retain_weight}, but no retain "
-                'set was given. Either give retain_dataset, or set retain_loss="none" (utility will suffer).'
-            )
-        if args.update_rule != "add" and not needs_retain:
-            raise ValueError(
-                f"You set update_rule={args.update_rule!r}, which weighs the forget gradient against that of the retain "
-                'loss, but there is no retain loss. Either set retain_loss="nll" and give a retain set, or set '
-                'update_rule="add".'
-            )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"This process sees {args.n_gpu} GPUs and would spread each batch over them (DataParallel), which these "
-                "losses do not support. Either start one process a GPU (accelerate launch), or set "
-                "CUDA_VISIBLE_DEVICES to one."
-            )
-        best = args.metric_for_best_model
-        if best in ("forget_gap", "eval_forget_gap"):
-            if not isinstance(eval_dataset, dict) or not {"forget", "holdout"} <= set(eval_dataset):
-                raise ValueError(
-                    f"You set metric_for_best_model={best!r}, which compares the evaluation sets named "
-                    '"forget" and "holdout", but they are not both there. Either give both in eval_dataset, or choose '
-                    "another metric."
-                )
-            if args.greater_is_better:
-                raise ValueError(f"metric_for_best_model={best!r} is best at 0. Set greater_is_better=false.")
-        watched = isinstance(eval_dataset, dict) and {"forget", "holdout"} <= set(eval_dataset)
-        if not self.bounded and not (args.stop_when_forgotten and watched and args.eval_strategy != "no"):
-            logger.warning(
-                f"The forget loss of {name} has no lower bound and nothing stops it short of destroying the model. "
-                'Give eval_dataset a "forget" and a "holdout" set, set eval_strategy, and leave stop_when_forgotten on.'
-            )
-        if ref_model is model:
-            raise ValueError("ref_model is the model that will be trained. Leave it out, or give a copy.")
 
     # Training
 

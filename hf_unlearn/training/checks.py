@@ -1,0 +1,61 @@
+"""What cannot work is said before anything is computed."""
+
+from __future__ import annotations
+
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_dataset, ref_model) -> None:
+    """Refuse combinations of arguments of a trainer that cannot work, and warn of one that ends badly.
+
+    Raises:
+        ValueError: with the cause and what to do.
+    """
+    name = trainer_class.__name__
+    for dataset, title in ((forget_dataset, "forget set"), (retain_dataset, "retain set")):
+        if dataset is not None and not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"The {title} is streamed, but pairs are drawn from all of it. Load it without streaming=True, or "
+                "take a part: datasets.Dataset.from_list(list(rows.take(10_000)))."
+            )
+    if forget_dataset is None or len(forget_dataset) == 0:
+        raise ValueError(f"{name} needs a forget set with at least one row. Give it as forget_dataset.")
+    needs_retain = args.retain_loss != "none" and args.retain_weight > 0
+    if needs_retain and (retain_dataset is None or len(retain_dataset) == 0):
+        raise ValueError(
+            f"{name} has retain_loss={args.retain_loss!r} with retain_weight={args.retain_weight}, but no retain "
+            'set was given. Either give retain_dataset, or set retain_loss="none" (utility will suffer).'
+        )
+    if args.update_rule != "add" and not needs_retain:
+        raise ValueError(
+            f"You set update_rule={args.update_rule!r}, which weighs the forget gradient against that of the retain "
+            'loss, but there is no retain loss. Either set retain_loss="nll" and give a retain set, or set '
+            'update_rule="add".'
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and would spread each batch over them (DataParallel), which these "
+            "losses do not support. Either start one process a GPU (accelerate launch), or set "
+            "CUDA_VISIBLE_DEVICES to one."
+        )
+    best = args.metric_for_best_model
+    if best in ("forget_gap", "eval_forget_gap"):
+        if not isinstance(eval_dataset, dict) or not {"forget", "holdout"} <= set(eval_dataset):
+            raise ValueError(
+                f"You set metric_for_best_model={best!r}, which compares the evaluation sets named "
+                '"forget" and "holdout", but they are not both there. Either give both in eval_dataset, or choose '
+                "another metric."
+            )
+        if args.greater_is_better:
+            raise ValueError(f"metric_for_best_model={best!r} is best at 0. Set greater_is_better=false.")
+    watched = isinstance(eval_dataset, dict) and {"forget", "holdout"} <= set(eval_dataset)
+    if not trainer_class.bounded and not (args.stop_when_forgotten and watched and args.eval_strategy != "no"):
+        logger.warning(
+            f"The forget loss of {name} has no lower bound and nothing stops it short of destroying the model. "
+            'Give eval_dataset a "forget" and a "holdout" set, set eval_strategy, and leave stop_when_forgotten on.'
+        )
+    if ref_model is model:
+        raise ValueError("ref_model is the model that will be trained. Leave it out, or give a copy.")
