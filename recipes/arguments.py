@@ -114,7 +114,11 @@ def require_models(arguments: ModelConfig, *names: str | None) -> None:
         try:
             AutoConfig.from_pretrained(name, revision=_revision(arguments, name))
         except (OSError, ValueError) as error:
-            raise ValueError(f"There is no model {name!r}. Give a folder with a checkpoint, or a Hub id.") from error
+            inside = Path(name) / "model"
+            hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""
+            raise ValueError(
+                f"There is no model {name!r}. Give a folder with a checkpoint, or a Hub id.{hint}"
+            ) from error
 
 
 def require_writable(folder: str, *inputs: str | None) -> None:
@@ -164,4 +168,5 @@ def save_plain(model, processing_class, folder: str) -> str:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    print(f"The checkpoint is in {folder}.")
     return folder

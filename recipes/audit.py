@@ -75,6 +75,8 @@ def audit_models(
     report = audit(tables, seed=run["seed"])
     write_result(output_dir, report.as_dict(), run)
     print(print_table(to_table(report.as_dict())))
+    for note in report.notes:
+        print(f"\n{note}")
     print(f"\nWritten to {output_dir}/result.json and {output_dir}/RESULT.md.")
     return report
 

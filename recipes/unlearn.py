@@ -28,18 +28,26 @@ from hf_unlearn.methods import METHODS
 
 
 @dataclass
-class UnlearnArguments(DataArguments):
-    """What to forget, how, and what to compare the outcome with."""
+class MethodArguments:
+    """How to forget."""
 
     method: str = field(default="npo", metadata={"help": "Objective.", "choices": sorted(METHODS)})
+
+
+@dataclass
+class UnlearnArguments(MethodArguments, DataArguments):
+    """What to forget, how, and what to compare the outcome with."""
+
     retrained: str | None = field(default=None, metadata={"help": "Model trained without the forget set, to compare."})
     audit_batch_size: int = field(default=32, metadata={"help": "Examples a forward pass of the audit."})
 
 
 def parse_arguments(argv: list[str] | None = None):
     # Which options there are depends on the method, so its name is read first.
-    first = TrlParser((UnlearnArguments,), allow_abbrev=False)
-    method = first.parse_args_and_config(argv, return_remaining_strings=True)[0].method
+    first = TrlParser((MethodArguments,), allow_abbrev=False)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known = [argument for argument in argv if argument not in ("-h", "--help")]  # the help is that of all options
+    method = first.parse_args_and_config(known, return_remaining_strings=True)[0].method
     parser = TrlParser((UnlearnArguments, METHODS[method].config_class, ModelConfig), allow_abbrev=False)
     return parser.parse_args_and_config(argv)
 

@@ -243,6 +243,11 @@ def test_every_recipe_parses(path, monkeypatch):
     assert config.seed == 7 and model.model_name_or_path
 
 
+def test_the_help_lists_the_options_of_the_method(tmp_path):
+    output = run([sys.executable], "unlearn", "--method", "simnpo", "--help", cwd=tmp_path)
+    assert all(f"--{name}" in output for name in ("delta", "learning_rate", "update_rule", "use_peft", "request"))
+
+
 def test_the_readmes_name_recipes_that_exist():
     for readme in [ROOT / "README.md", *RECIPES.glob("**/README.md")]:
         for name in re.findall(r"recipes/[\w./-]+\.(?:yaml|py|json)", readme.read_text()):

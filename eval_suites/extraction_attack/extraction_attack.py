@@ -114,10 +114,10 @@ class ExtractionAttack(evaluate.Metric):
         verbatim = sum(_begins_with(prediction, reference) for prediction, reference in pairs)
         return _summary(verbatim, len(pairs), len(references) - len(pairs), values)
 
-    def _from_model(self, examples, model=None, processing_class=None, p=0.5, batch_size=8):
+    def _from_model(self, examples, model=None, processing_class=None, p=0.5, batch_size=8, truncate=False):
         if model is None or processing_class is None:
             raise ValueError("You gave examples but no model or no processing_class. Pass both as objects.")
-        scores = score(model, processing_class, examples, batch_size=batch_size)
+        scores = score(model, processing_class, examples, batch_size=batch_size, truncate=truncate)
         values = {
             "exact_memorization": exact_memorization(scores),
             "extraction_strength": extraction_strength(scores),

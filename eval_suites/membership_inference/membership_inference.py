@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_unlearn.audit import auc, tpr_at_fpr
+from hf_unlearn.audit import ATTACKS, auc, score, tpr_at_fpr
 
 
 _DESCRIPTION = """
@@ -28,6 +28,10 @@ Args:
         record that can't be scored: it is left out and counted.
     references (`list[int]`): 1 for a member (the forget set), 0 for a non-member (a holdout of the same kind that was
         never trained on).
+    examples (`list`, *optional*): in place of `predictions`: strings, or rows of `{"prompt", "completion"}`,
+        `{"messages"}` or `{"text"}`, to be scored under `model` with `processing_class` (objects), by the `attack`
+        (`"loss"`, `"zlib"`, `"min_k"` or `"min_k_plus_plus"`; `"min_k"` by default), `batch_size` (8) at a time. `truncate`
+        (`False`) cuts those that are longer than the context.
     fprs (`list[float]`, *optional*, defaults to `(0.001, 0.01, 0.05)`): bounds on the false positive rate.
     seed (`int`, *optional*, defaults to `0`): seed of the bootstrap that is used below 30 records a side.
 
@@ -66,6 +70,37 @@ class MembershipInference(evaluate.Metric):
             ),
             reference_urls=["https://arxiv.org/abs/2112.03570"],
         )
+
+    def compute(self, *, predictions=None, references=None, examples=None, **kwargs):
+        """Compute the module from scores and labels, or from examples, labels and a model."""
+        if examples is None:
+            return super().compute(predictions=predictions, references=references, **kwargs)
+        if predictions is not None:
+            raise ValueError("You gave examples as well as predictions. Either give scores, or examples with a model.")
+        # Texts to erase are not passed on to the base class: it would write them to its cache on disk.
+        return self._from_model(list(examples), references, **kwargs)
+
+    def _from_model(
+        self,
+        examples,
+        references,
+        model=None,
+        processing_class=None,
+        attack="min_k",
+        batch_size=8,
+        truncate=False,
+        **kwargs,
+    ):
+        if model is None or processing_class is None:
+            raise ValueError("You gave examples but no model or no processing_class. Pass both as objects.")
+        if attack not in ATTACKS:
+            raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {attack!r}.")
+        if references is None or len(references) != len(examples):
+            raise ValueError(
+                "references must hold a label for each of the examples: 1 for a member, 0 for a non-member."
+            )
+        scores = score(model, processing_class, examples, batch_size=batch_size, sampling=(), truncate=truncate)
+        return self._compute(ATTACKS[attack](scores), references, **kwargs)
 
     def _compute(self, predictions, references, fprs=(0.001, 0.01, 0.05), seed=0):
         scores, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)

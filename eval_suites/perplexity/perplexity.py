@@ -61,12 +61,12 @@ class Perplexity(evaluate.Metric):
             ],
         )
 
-    def _compute(self, predictions, model=None, processing_class=None, batch_size=8):
+    def _compute(self, predictions, model=None, processing_class=None, batch_size=8, truncate=False):
         scores = predictions
         if any(isinstance(text, str) for text in predictions):
             if model is None:
                 raise ValueError("You gave texts but no model. Either pass model= too, or lists of log-probabilities.")
-            scores = score(*_load(model, processing_class), predictions, batch_size=batch_size)
+            scores = score(*_load(model, processing_class), predictions, batch_size=batch_size, truncate=truncate)
         elif model is not None:
             raise ValueError("You gave log-probabilities as well as a model. Either give texts, or leave out model=.")
         values = perplexity(scores)

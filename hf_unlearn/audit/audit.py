@@ -150,6 +150,13 @@ def audit(tables: Mapping[str, Mapping[str, Scores]], seed: int = 0) -> AuditRep
         )
     if not sets.get("holdout"):
         notes.append("There is no holdout, so membership inference was not run.")
+    if {"original", "unlearned"} <= set(models):
+        before, after = (float(np.nanmean(membership.loss(tables[m]["forget"]))) for m in ("original", "unlearned"))
+        if after - before < 0.05:
+            notes.append(
+                f"Nothing was forgotten: the loss on the forget set is {after:.3f}, and was {before:.3f}. Take more steps, a "
+                "larger learning_rate or a larger forget_weight."
+            )
     return AuditReport(rows, models, sets, notes)
 
 

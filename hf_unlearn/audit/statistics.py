@@ -250,7 +250,8 @@ def _interval(value: float, draws: np.ndarray, n: int, level: float, bounded: bo
         return np.nan, np.nan, "bootstrap", "one record has no spread"
     if n < 10:
         width = student_t.ppf(1 - tail, n - 1) * draws.std(ddof=1) * math.sqrt(n / (n - 1))
-        return float(value - width), float(value + width), "Student's t", None
+        low, high = float(value - width), float(value + width)
+        return (max(floor, low), min(1.0, high), "Student's t", None) if bounded else (low, high, "Student's t", None)
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high), "bootstrap", None
 

@@ -14,6 +14,11 @@ from typing import Any
 
 
 _PACKAGES = ("hf-unlearn", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes")
+# Of the options, those that say what was done; result.json has them all.
+_CHOICES = (
+    "model_name_or_path learning_rate lr_scheduler_type forget_weight retain_weight retain_loss update_rule beta delta "
+    "trainable trainable_layers use_peft load_in_4bit per_device_train_batch_size stop_when_forgotten"
+).split()
 _COLUMNS = ("original", "unlearned", "retrained", "difference_to_retrained")
 
 
@@ -84,6 +89,9 @@ def to_markdown(result: dict[str, Any]) -> str:
     lines = ["# Result of an unlearning audit", ""]
     run = result["run"]
     lines += [f"* {key.replace('_', ' ')}: {value}" for key, value in run.items() if not isinstance(value, dict)]
+    config = run.get("config", {})
+    chosen = [f"{key}={config[key]}" for key in _CHOICES if config.get(key) is not None]
+    lines += [f"* options: {', '.join(chosen)}"] if chosen else []
     lines += [f"* examples: {', '.join(f'{n} {name}' for name, n in result['audit']['sets'].items())}"]
     lines += ["", "| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
     lines += ["| " + " | ".join(row) + " |" for row in table[1:]]

@@ -10,7 +10,7 @@ from rouge_score import rouge_scorer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_unlearn.audit import auc, extraction_probability, queries_needed, score
+from hf_unlearn.audit import ATTACKS, auc, extraction_probability, queries_needed, score
 
 
 SUITES = Path(__file__).resolve().parents[2] / "eval_suites"
@@ -210,3 +210,28 @@ def test_perplexity_refuses_incomplete_calls(model):
         module.compute(predictions=TEXTS, model=model)
     with pytest.raises(ValueError, match="leave out model"):
         module.compute(predictions=[[-1.0]], model=model)
+
+
+@pytest.mark.parametrize("attack", ["loss", "zlib", "min_k", "min_k_plus_plus"])
+def test_membership_inference_from_a_model(model, tokenizer, examples, attack, evaluate_cache):
+    module = evaluate.load("eval_suites/membership_inference")
+    labels = [i % 2 for i in range(len(examples))]
+    results = module.compute(
+        examples=examples, references=labels, model=model, processing_class=tokenizer, attack=attack
+    )
+    values = ATTACKS[attack](score(model, tokenizer, examples))
+    assert results == module.compute(predictions=values, references=labels)
+    with pytest.raises(ValueError, match="Either give scores"):
+        module.compute(examples=examples, predictions=values, references=labels)
+    with pytest.raises(ValueError, match="Pass both as objects"):
+        module.compute(examples=examples, references=labels, model=model)
+    with pytest.raises(ValueError, match="a label for each"):
+        module.compute(examples=examples, references=labels[1:], model=model, processing_class=tokenizer)
+
+
+def test_long_texts_can_be_cut_where_the_error_says_so(model, tokenizer):
+    module = evaluate.load("eval_suites/perplexity")
+    text = "a long text " * 400
+    with pytest.raises(ValueError, match="Either set truncate=True"):
+        module.compute(predictions=[text], model=model, processing_class=tokenizer)
+    assert module.compute(predictions=[text], model=model, processing_class=tokenizer, truncate=True)["n"] == 1
