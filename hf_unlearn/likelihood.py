@@ -197,7 +197,7 @@ def _statistics_of_chunk(logits: Tensor, targets: Tensor, sampling) -> TargetSta
     # Two passes: the difference of moments breaks down for nearly deterministic tokens.
     std = (p * (finite - mean[:, None]).square()).sum(-1).clamp(min=0).sqrt()
     top = logits.topk(min(2, logits.shape[-1]), dim=-1).values
-    margin = top[:, 0] - top[:, -1] if len(top) else own[:, 0]
+    margin = top[:, 0] - top[:, -1]
     rank = (logits > own).sum(-1)
     # The first index wins a tie, on every device: topk and argmax do not promise it.
     first_of_ties = torch.arange(logits.shape[-1], device=logits.device) < targets[:, None]

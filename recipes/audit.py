@@ -1,7 +1,7 @@
 """Audit any checkpoint or adapter.
 
-    accelerate launch recipes/audit.py --config recipes/<benchmark>/<method>.yaml \\
-        --model_name_or_path <checkpoint> --original <model> --retrained <model> --output_dir <folder>
+    accelerate launch recipes/audit.py --model_name_or_path <checkpoint> --original <model> --retrained <model> \\
+        --dataset_name <data> --holdout_split <split> --request <request.json> --output_dir <folder>
 """
 
 from __future__ import annotations

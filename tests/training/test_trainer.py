@@ -381,6 +381,30 @@ def test_the_reference_is_the_model_at_its_start(kind, tmp_path):
     assert kept == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 
 
+def test_a_loss_that_needs_whole_distributions_gets_those_of_the_start(tmp_path):
+    seen = []
+
+    class Distribution(GradDiffTrainer):
+        reference = "logits"
+
+        def forget_loss(self, forget, reference):
+            seen.append(reference.sequence_log_probs.sort().values)
+            return super().forget_loss(forget)
+
+    start = sequence_log_probs(tiny_llama().double(), text_rows(8)).sort().values
+    config = GradDiffConfig(
+        str(tmp_path), use_cpu=True, max_steps=3, per_device_train_batch_size=8, report_to="none", learning_rate=0.01
+    )
+    trainer = Distribution(
+        tiny_llama().double(), config, text_rows(8), text_rows(8, offset=100), processing_class=tiny_tokenizer()
+    )
+    trainer.train()
+    assert len(seen) == 3
+    for values in seen:
+        torch.testing.assert_close(values, start, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(sequence_log_probs(trainer.model, text_rows(8)).sort().values, start, rtol=1e-3)
+
+
 def test_kl_starts_at_zero_and_is_not_negative(tmp_path):
     trainer = make_trainer("graddiff", tmp_path, retain_loss="kl", max_steps=4)
     trainer.train()
