@@ -89,6 +89,11 @@ def _at_least_one(count):
     return count if count > 0 else 1
 
 
+def is_image_classifier(model: nn.Module) -> bool:
+    """Whether the model takes images and answers with one label; otherwise it is a causal language model."""
+    return getattr(model, "main_input_name", "input_ids") == "pixel_values"
+
+
 def scored_positions(labels: Tensor) -> Tensor:
     """Which positions have a target, `(batch, length - 1)` for token labels (shifted), `(batch, 1)` for class labels."""
     shifted = labels[:, 1:] if labels.dim() == 2 else labels[:, None]

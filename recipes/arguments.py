@@ -9,11 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import PeftConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+)
 from trl import ModelConfig, get_quantization_config
 
 from hf_unlearn.data import load_rows, with_templates
 from hf_unlearn.request import ErasureRequest, Split, split
+from hf_unlearn.training.load import names_image_classifier
 
 
 @dataclass
@@ -34,6 +42,9 @@ class DataArguments:
     )
     completion_template: str | None = field(default=None, metadata={"help": 'Makes the answer: " {answer}".'})
     request: str | None = field(default=None, metadata={"help": "JSON file of the erasure request."})
+    sibling_values: list[str] | None = field(
+        default=None, metadata={"help": "Classes like those to forget, by name: the audit shows what happens to them."}
+    )
 
     def __post_init__(self):
         if self.dataset_name is None:
@@ -75,19 +86,58 @@ def split_data(data: DatasetDict, request: ErasureRequest) -> Split:
     return parts
 
 
-def load_tokenizer(model: ModelConfig):
-    return AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+def audit_sets(
+    data: DatasetDict, request: ErasureRequest, parts: Split, sibling_values: list[str] | None = None
+) -> dict[str, Dataset | None]:
+    """The sets that the audit compares.
+
+    Where the request is about a class, `holdout` has the rows of that class, so the rest of the holdout is `test`, and
+    those of `sibling_values` among them `siblings`.
+
+    Raises:
+        ValueError: `sibling_values` are given, but the request is not about a class, or there is no holdout.
+    """
+    sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
+    is_class = request.kind == "class" and "holdout" in data
+    if is_class:
+        column, values = request.selector["column"], request.selector["values"]
+        others = ErasureRequest.attribute(column, "not in", values)
+        sets["test"] = split(data, others, text_columns=[]).holdout
+    if sibling_values:
+        if not is_class:
+            raise ValueError(
+                "You set sibling_values, which are classes of the holdout, but the request is not about a class, or "
+                "there is no holdout. Either set holdout_split, or leave sibling_values out."
+            )
+        siblings = ErasureRequest.of_class(column, sibling_values)
+        sets["siblings"] = split(data, siblings, text_columns=[]).holdout
+    return sets
+
+
+def is_image_classifier(arguments: ModelConfig, name: str | None = None) -> bool:
+    """What kind of model a checkpoint says that it is. An adapter is of the kind of its base."""
+    name = name or arguments.model_name_or_path
+    if (Path(name) / "adapter_config.json").exists():
+        name = PeftConfig.from_pretrained(name).base_model_name_or_path
+    return names_image_classifier(AutoConfig.from_pretrained(name, revision=_revision(arguments, name)))
+
+
+def load_processing_class(model: ModelConfig):
+    """The tokenizer of a language model, the image processor of an image classifier."""
+    auto = AutoImageProcessor if is_image_classifier(model) else AutoTokenizer
+    return auto.from_pretrained(model.model_name_or_path, revision=model.model_revision)
 
 
 def load_model(arguments: ModelConfig, name: str | None = None):
-    """A causal language model from the Hub or a folder; a folder with an adapter is loaded onto its base.
+    """A causal language model or an image classifier, from the Hub or a folder; an adapter is loaded onto its base.
 
     Args:
         name (`str`, *optional*): load this one instead of `model_name_or_path`, with the other options the same.
     """
     name = name or arguments.model_name_or_path
     quantization = get_quantization_config(arguments)
-    return AutoModelForCausalLM.from_pretrained(
+    auto = AutoModelForImageClassification if is_image_classifier(arguments, name) else AutoModelForCausalLM
+    return auto.from_pretrained(
         name,
         revision=_revision(arguments, name),
         dtype=arguments.dtype,

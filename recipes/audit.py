@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from accelerate import PartialState
 from arguments import (
     DataArguments,
+    audit_sets,
     load_data,
     load_model,
+    load_processing_class,
     load_request,
-    load_tokenizer,
     require_models,
     require_writable,
     split_data,
@@ -22,7 +23,7 @@ from arguments import (
 from trl import ModelConfig, TrlParser
 
 from hf_unlearn.audit.audit import AuditReport, audit, score_sets
-from hf_unlearn.data import EmptyTargetError, encode
+from hf_unlearn.data import EmptyTargetError, encode, encode_dataset, has_images
 from hf_unlearn.evidence.result import print_table, to_table, write_result
 
 
@@ -40,12 +41,18 @@ class AuditArguments(DataArguments):
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap intervals."})
 
 
-def require_encodable(sets: dict, tokenizer, **lengths) -> None:
-    """Find out before hours of work that a row of the audit cannot be scored. An empty answer can: it is missing."""
+def require_encodable(sets: dict, processing_class, n_classes: int | None = None, **lengths) -> None:
+    """Find out before hours of work that a row of the audit cannot be scored. An empty answer can: it is missing.
+
+    Of images the labels are looked at, and not the pixels.
+    """
     for name, rows in sets.items():
+        if rows is not None and has_images(rows):
+            encode_dataset(rows, processing_class, name=f"{name} set", n_classes=n_classes)
+            continue
         for index, row in enumerate(rows or []):
             try:
-                encode(row, tokenizer, **lengths)
+                encode(row, processing_class, **lengths)
             except EmptyTargetError:
                 continue
             except ValueError as error:
@@ -54,7 +61,7 @@ def require_encodable(sets: dict, tokenizer, **lengths) -> None:
 
 def audit_models(
     sets: dict,
-    tokenizer,
+    processing_class,
     model_config: ModelConfig,
     models: dict,
     batch_size: int,
@@ -70,7 +77,7 @@ def audit_models(
             model = load_model(model_config, path)
             if not getattr(model, "is_quantized", False):
                 model.to(device)
-            tables[name] = score_sets(model, tokenizer, sets, batch_size, name=f"{name} model", **lengths)
+            tables[name] = score_sets(model, processing_class, sets, batch_size, name=f"{name} model", **lengths)
             del model
     report = audit(tables, seed=run["seed"])
     write_result(output_dir, report.as_dict(), run)
@@ -85,10 +92,11 @@ def main():
     arguments, model_config = TrlParser((AuditArguments, ModelConfig)).parse_args_and_config()
     require_writable(arguments.output_dir)
     require_models(model_config, arguments.original, arguments.retrained)
-    parts = split_data(load_data(arguments), load_request(arguments.request))
+    data = load_data(arguments)
+    request = load_request(arguments.request)
     audit_models(
-        sets={"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout},
-        tokenizer=load_tokenizer(model_config),
+        sets=audit_sets(data, request, split_data(data, request), arguments.sibling_values),
+        processing_class=load_processing_class(model_config),
         model_config=model_config,
         models={
             "original": arguments.original,

@@ -1,4 +1,4 @@
-"""Fine-tune a causal language model: a target that has learned its data, or a reference that never saw a part of it.
+"""Fine-tune a model: a target that has learned its data, or a reference that never saw a part of it.
 
     accelerate launch recipes/finetune.py --config recipes/registry/finetune.yaml
     accelerate launch recipes/finetune.py --config recipes/registry/finetune.yaml \\
@@ -9,12 +9,14 @@ With `request`, the forget rows are left out and everything else stays the same:
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from arguments import (
     DataArguments,
     load_data,
     load_model,
+    load_processing_class,
     load_request,
-    load_tokenizer,
     require_models,
     require_writable,
     save_plain,
@@ -23,12 +25,20 @@ from arguments import (
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig, TrlParser, get_peft_config
 
-from hf_unlearn.data import UnlearningCollator, encode_dataset
+from hf_unlearn.data import AugmentedRows, ImageRows, UnlearningCollator, encode_dataset
 from hf_unlearn.data.text import context_length
 
 
+@dataclass
+class FinetuneArguments(DataArguments):
+    """What to learn, and how it is shown."""
+
+    augment: bool = field(default=False, metadata={"help": "Shift and flip images at random (4 pixels at most)."})
+
+
 def main():
-    data_args, args, model_args = TrlParser((DataArguments, TrainingArguments, ModelConfig)).parse_args_and_config()
+    parser = TrlParser((FinetuneArguments, TrainingArguments, ModelConfig))
+    data_args, args, model_args = parser.parse_args_and_config()
     require_writable(args.output_dir, model_args.model_name_or_path)
     require_models(model_args)
     data = load_data(data_args)
@@ -36,8 +46,17 @@ def main():
     if data_args.request is not None:
         rows = split_data(data, load_request(data_args.request)).retain
 
-    tokenizer = load_tokenizer(model_args)
+    processing_class = load_processing_class(model_args)
     model = load_model(model_args)
+    encoded = encode_dataset(
+        rows, processing_class, context_length(model), name="training set", n_classes=model.config.num_labels
+    )
+    if data_args.augment:
+        if not isinstance(encoded, ImageRows):
+            raise ValueError(
+                "You set augment=True, which shifts and flips images, but the rows are text. Leave it off."
+            )
+        encoded = AugmentedRows(encoded, args.seed if args.data_seed is None else args.data_seed)
     if model_args.use_peft:
         from peft import get_peft_model
 
@@ -46,13 +65,13 @@ def main():
     trainer = Trainer(
         model,
         args,
-        train_dataset=encode_dataset(rows, tokenizer, context_length(model), name="training set"),
-        data_collator=UnlearningCollator(tokenizer.pad_token_id),
-        processing_class=tokenizer,
+        train_dataset=encoded,
+        data_collator=UnlearningCollator(getattr(processing_class, "pad_token_id", None)),
+        processing_class=processing_class,
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
-        save_plain(trainer.accelerator.unwrap_model(trainer.model), tokenizer, f"{args.output_dir}/model")
+        save_plain(trainer.accelerator.unwrap_model(trainer.model), processing_class, f"{args.output_dir}/model")
 
 
 if __name__ == "__main__":

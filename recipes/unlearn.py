@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from arguments import (
     DataArguments,
+    audit_sets,
     load_data,
     load_model,
+    load_processing_class,
     load_request,
-    load_tokenizer,
     require_models,
     require_writable,
     save_plain,
@@ -25,6 +26,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods import METHODS
+from hf_unlearn.request import split
 
 
 @dataclass
@@ -61,31 +63,33 @@ def main():
     request = load_request(arguments.request)
     parts = split_data(data, request)
 
-    tokenizer = load_tokenizer(model_config)
-    audit_sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
+    sets = audit_sets(data, request, parts, arguments.sibling_values)
+    processing_class = load_processing_class(model_config)
     model = load_model(model_config)
     lengths = {"max_length": config.max_length or context_length(model), "truncate": config.truncate}
-    require_encodable(audit_sets, tokenizer, **lengths)
+    require_encodable(sets, processing_class, n_classes=model.config.num_labels, **lengths)
     trainer = METHODS[arguments.method](
         model=model,
         args=config,
         forget_dataset=parts.forget,
         retain_dataset=parts.retain,
         # The holdout of the audit decides nothing here: a number that chose the model cannot judge it.
-        eval_dataset=evaluation_sets(parts, data.get("validation"), config.seed),
-        processing_class=tokenizer,
+        eval_dataset=evaluation_sets(data, request, parts, config.seed),
+        processing_class=processing_class,
         peft_config=get_peft_config(model_config),
     )
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     if not trainer.is_world_process_zero():
         return
 
-    checkpoint = save_plain(trainer.accelerator.unwrap_model(trainer.model), tokenizer, f"{config.output_dir}/model")
+    checkpoint = save_plain(
+        trainer.accelerator.unwrap_model(trainer.model), processing_class, f"{config.output_dir}/model"
+    )
     state, device = trainer.state, config.device
     del trainer, model  # the audit loads one model after the other, and this one would stay beside them
     audit_models(
-        sets=audit_sets,
-        tokenizer=tokenizer,
+        sets=sets,
+        processing_class=processing_class,
         model_config=model_config,
         models={
             "original": model_config.model_name_or_path,
@@ -108,11 +112,15 @@ def main():
     )
 
 
-def evaluation_sets(parts, validation, seed: int) -> dict:
-    """What is evaluated during training: the forget set, as many retain rows, and rows never trained on."""
+def evaluation_sets(data, request, parts, seed: int) -> dict:
+    """What is evaluated during training: the forget set, as many retain rows, and rows never trained on.
+
+    Those are validation rows that the request would be about too: all of them for records, those of the class for a class.
+    """
     size = min(len(parts.retain), len(parts.forget))
     sample = sorted(random.Random(seed).sample(range(len(parts.retain)), size))
     sets = {"forget": parts.forget, "retain": parts.retain.select(sample)}
+    validation = split(data, request, holdout_split="validation").holdout
     if validation is not None:
         sets["holdout"] = validation
     return sets

@@ -57,7 +57,21 @@ MEASURES = (
     Measure("verbatim_extraction", "holdout", "base rate of guessing", verbatim_extracted, is_rate=True),
     Measure("next_token_accuracy", "holdout", UTILITY, exact_memorization),
     Measure("loss", "holdout", FIT, membership.loss),
+    Measure("next_token_accuracy", "test", UTILITY, exact_memorization),
+    Measure("loss", "test", FIT, membership.loss),
+    Measure("next_token_accuracy", "siblings", UTILITY, exact_memorization),
+    Measure("loss", "siblings", FIT, membership.loss),
 )
+
+# The answer of a classifier is one label: its next-token accuracy is the accuracy, which verbatim extraction and
+# extraction strength would only repeat, and no label is drawn a hundred times until it comes out right.
+LABEL_MEASURES = tuple(
+    replace(measure, is_rate=measure.name == "next_token_accuracy")
+    for measure in MEASURES
+    if measure.name in ("next_token_accuracy", "answer_probability", "loss")
+)
+# A label has no text to compress and no least likely part, so the other attacks are this one again, or made for text.
+LABEL_ATTACKS = ("loss",)
 
 
 @dataclass
@@ -91,18 +105,28 @@ class AuditReport:
 def score_sets(
     model, processing_class, sets: Mapping[str, Any], batch_size: int = 16, name: str = "model", **kwargs
 ) -> dict[str, Scores]:
-    """Score every set under one model, in one pass over all the texts.
+    """Score every set under one model, in one pass over all the texts; sets of images one after the other.
 
     Args:
-        sets (`dict[str, Dataset]`): rows named `"forget"`, `"retain"`, `"holdout"`, of which the first is required.
-            Where the forget rows have the columns `paraphrased_completion` and `perturbed_completions`, these are scored
+        sets (`dict[str, Dataset]`): rows named `"forget"`, `"retain"`, `"holdout"`, of which the first is required; and,
+            for a request about a class, `"test"` (never trained on, outside the request) and `"siblings"` (never trained
+            on, of classes like those to forget). Where the forget rows have the columns `paraphrased_completion` and `perturbed_completions`, these are scored
             as answers to the same prompts, for the truth ratio.
         kwargs: passed to [`score`].
 
     Returns:
         `dict[str, Scores]`, with `"forget_paraphrased"` and `"forget_perturbed"` beside the sets where they exist.
     """
-    examples: dict[str, list] = {key: list(rows) for key, rows in sets.items() if rows is not None}
+    from hf_unlearn.data.images import has_images
+
+    sets = {key: rows for key, rows in sets.items() if rows is not None}
+    if has_images(sets["forget"]):
+        # A list of all rows would hold all images.
+        return {
+            key: score(model, processing_class, rows, batch_size, description=f"Scoring the {name}, {key}", **kwargs)
+            for key, rows in sets.items()
+        }
+    examples: dict[str, list] = {key: list(rows) for key, rows in sets.items()}
     forget = examples["forget"]
     if forget and {"prompt", "paraphrased_completion", "perturbed_completions"} <= set(forget[0]):
         examples["forget_paraphrased"] = [
@@ -133,13 +157,14 @@ def audit(tables: Mapping[str, Mapping[str, Scores]], seed: int = 0) -> AuditRep
     models = [name for name in MODELS if name in tables]
     sets = {key: len(table) for key, table in tables[models[-1]].items()}
     rows = []
-    for measure in MEASURES:
+    of_labels = tables[models[-1]]["forget"].meta.get("targets") == "label"
+    for measure in LABEL_MEASURES if of_labels else MEASURES:
         if measure.set in sets and sets[measure.set]:
             values = {name: _of(measure, tables[name][measure.set]) for name in models}
             estimates = {name: _estimate(measure, v, seed) for name, v in values.items()}
             rows.append(_row(measure.name, measure.set, measure.direction, estimates, _paired(values, seed)))
     if sets.get("holdout"):
-        rows += _membership(tables, models, seed)
+        rows += _membership(tables, models, LABEL_ATTACKS if of_labels else tuple(membership.ATTACKS), seed)
     if "forget_paraphrased" in sets:
         rows += _truth_ratio(tables, models, seed)
     notes = []
@@ -179,11 +204,9 @@ def _paired(values: Mapping[str, np.ndarray], seed: int) -> Difference | None:
     return statistics.paired_difference(values["unlearned"], values["retrained"], seed=seed)
 
 
-def _membership(tables, models, seed) -> list[dict]:
+def _membership(tables, models, names, seed) -> list[dict]:
     rows = []
-    attacks = {
-        name: lambda m, key, attack=attack: attack(tables[m][key]) for name, attack in membership.ATTACKS.items()
-    }
+    attacks = {name: lambda m, key, attack=membership.ATTACKS[name]: attack(tables[m][key]) for name in names}
     if "retrained" in models:
         attacks["reference"] = lambda m, key: membership.reference_loss(tables[m][key], tables["retrained"][key])
     for attack, of in attacks.items():

@@ -68,7 +68,8 @@ class Scores:
         zlib_size (`int32 (n,)`): bytes of the zlib-compressed UTF-8 target text (0 where there is no text).
         sampled (`dict[str, float (t,)]`): ln probability of drawing the target under a sampling scheme, by
             `Sampling.key`; `-inf` where the scheme removes the target.
-        meta (`dict[str, str]`): dtype of the computation, versions, digest of model and texts, and the like.
+        meta (`dict[str, str]`): dtype of the computation, number of batches, and under `"targets"` whether these are
+            `"tokens"` or the `"label"` of an image, one an example.
     """
 
     offsets: np.ndarray
@@ -153,8 +154,9 @@ def score(
     Args:
         model (`PreTrainedModel` or `PeftModel`): causal language model or image classifier; it is run where it is, in
             evaluation mode, and left in the mode it was in.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): needed for text.
-        examples (iterable): strings, rows of `{"prompt", "completion"}`, `{"messages"}` or `{"text"}`, or encoded rows.
+        processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`, *optional*): needed for text, and for images.
+        examples (iterable): strings, rows of `{"prompt", "completion"}`, `{"messages"}`, `{"text"}` or
+            `{"image", "label"}`, or encoded rows. Of a `Dataset` of images no more than a batch is in memory at once.
         batch_size (`int`, *optional*, defaults to `8`): examples a forward pass; they are sorted by length.
         sampling (sequence of [`Sampling`], *optional*): schemes for probabilistic extraction.
         max_length (`int`, *optional*): longest example in tokens; defaults to the context of the model.
@@ -167,33 +169,43 @@ def score(
     import torch
     from tqdm.auto import tqdm
 
+    from hf_unlearn.data.images import ImageRows, has_images
     from hf_unlearn.data.pairing import UnlearningCollator
     from hf_unlearn.data.text import EmptyTargetError, context_length, encode
     from hf_unlearn.likelihood import target_logits, target_statistics
 
     max_length = max_length or context_length(model)
-    rows: list[dict | None] = []
-    zlib_size = []
-    for index, example in enumerate(examples):
-        try:
-            zlib_size.append(_zlib_size(example))
-            rows.append(encode(example, processing_class, max_length, truncate))
-        except EmptyTargetError:
-            rows.append(None)
-        except ValueError as error:
-            raise ValueError(f"Example {index}: {error}") from None
+    rows: Sequence[dict | None]
+    if has_images(examples):
+        # Encoded when their batch is due. All are of one size, so there is no order to prefer and nothing to sort by.
+        rows = ImageRows(examples, processing_class, model.config.num_labels, name="examples", cache_bytes=0)
+        order = list(range(len(rows)))
+        zlib_size, has_end = [0] * len(rows), [False] * len(rows)
+    else:
+        rows, zlib_size = [], []
+        for index, example in enumerate(examples):
+            try:
+                zlib_size.append(_zlib_size(example))
+                rows.append(encode(example, processing_class, max_length, truncate))
+            except EmptyTargetError:
+                rows.append(None)
+            except ValueError as error:
+                raise ValueError(f"Example {index}: {error}") from None
+        order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: -len(rows[i].get("input_ids", ())))
+        has_end = [bool(row and row.get("n_end")) for row in rows]
 
     collate = UnlearningCollator(getattr(processing_class, "pad_token_id", None))
-    order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: -len(rows[i].get("input_ids", ())))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     columns: dict[str, list] = {}
     target_ids, pieces, start = [], {}, 0
+    kind = "tokens"
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             for batch in tqdm(batches, desc=description or "Scoring", disable=len(batches) < 20):
                 inputs = {key: value.to(model.device) for key, value in collate([rows[i] for i in batch]).items()}
+                kind = "tokens" if inputs["labels"].dim() == 2 else "label"
                 out = target_logits(model, inputs)
                 table = target_statistics(out.logits, out.targets, sampling)
                 for name in ("log_prob", "hit", "rank", "mean", "std", "margin"):
@@ -213,8 +225,8 @@ def score(
     index = [np.arange(*pieces[i]) for i in range(len(rows)) if i in pieces]
     index = np.concatenate(index) if index else np.zeros(0, dtype=np.int64)
     is_end = np.zeros(len(index), dtype=bool)
-    for i, row in enumerate(rows):
-        if row and row.get("n_end") and lengths[i]:
+    for i, end in enumerate(has_end):
+        if end and lengths[i]:
             is_end[offsets[i + 1] - 1] = True
 
     def column(name, dtype=None):
@@ -233,7 +245,11 @@ def score(
         is_end=is_end,
         zlib_size=np.array(zlib_size, dtype=np.int32),
         sampled={s.key: column(f"sampled/{s.key}") for s in sampling},
-        meta={"model_dtype": str(getattr(model, "dtype", "")).removeprefix("torch."), "n_batches": str(len(batches))},
+        meta={
+            "model_dtype": str(getattr(model, "dtype", "")).removeprefix("torch."),
+            "n_batches": str(len(batches)),
+            "targets": kind,
+        },
     )
 
 

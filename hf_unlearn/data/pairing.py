@@ -11,6 +11,10 @@ from torch.utils.data import Dataset
 from hf_unlearn.likelihood import IGNORE_INDEX
 
 
+PARTS = ("forget", "alternate", "retain")
+PHASES = ("both", "forget", "retain")
+
+
 class PairedDataset(Dataset):
     """The forget set; with each row comes a retain row and, where the method wants one, an alternate answer.
 
@@ -20,25 +24,34 @@ class PairedDataset(Dataset):
     Args:
         forget (sequence of encoded rows): its length is the length of an epoch.
         retain (sequence of encoded rows, *optional*).
-        alternates (sequence of lists of encoded rows, *optional*): for each forget row its candidate answers.
+        alternates (sequence of sequences of encoded rows, *optional*): for each forget row its candidate answers.
         seed (`int`, *optional*, defaults to `0`).
+        reads_forget (`bool`, *optional*, defaults to `True`): `False` for a method that does not look at the forget
+            answers themselves. Without alternate answers the retain set is then all there is, and its length is that
+            of an epoch.
     """
 
-    def __init__(self, forget: Sequence, retain: Sequence | None = None, alternates=None, seed: int = 0):
-        self.forget, self.retain, self.alternates, self.seed = forget, retain, alternates, seed
+    def __init__(
+        self, forget: Sequence, retain: Sequence | None = None, alternates=None, seed: int = 0, reads_forget: bool = True
+    ):
+        self.forget, self.retain, self.alternates = forget, retain, alternates
+        self.seed, self.reads_forget = seed, reads_forget
         self.reference_log_probs: dict[str, np.ndarray] = {}
-        # In shared memory, so that workers which outlive an epoch see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # Epoch and phase; in shared memory, so that workers which outlive an epoch see the next one.
+        self._now = torch.zeros(2, dtype=torch.int64).share_memory_()
 
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
+    def set_epoch(self, epoch: int, phase: str = "both") -> None:
+        """Choose the partners of an epoch. In the phase `"forget"` rows come without a retain row, in `"retain"` the
+        retain rows come alone."""
+        self._now.copy_(torch.tensor([epoch, PHASES.index(phase)]))
 
     def __len__(self) -> int:
-        return len(self.forget)
+        only_retain = not self.reads_forget and self.alternates is None
+        return len(self.retain) if only_retain else len(self.forget)
 
     def partner(self, epoch: int, index: int) -> int:
         """Index of the retain row that goes with a forget row."""
-        cycle, position = divmod(epoch * len(self.forget) + index, len(self.retain))
+        cycle, position = divmod(epoch * len(self) + index, len(self.retain))
         return int(_permutation(self.seed, cycle, len(self.retain))[position])
 
     def alternate(self, epoch: int, index: int) -> int:
@@ -46,18 +59,20 @@ class PairedDataset(Dataset):
         return int(np.random.default_rng([self.seed, epoch, index]).integers(len(self.alternates[index])))
 
     def __getitem__(self, index: int) -> dict:
-        epoch = int(self._epoch)
-        example = {"forget": dict(self.forget[index])}
-        if self.alternates is not None:
+        epoch, phase = int(self._now[0]), PHASES[self._now[1]]
+        example = {}
+        if self.reads_forget and phase != "retain":
+            example["forget"] = self._with_reference(self.forget[index], "forget", index)
+        if self.alternates is not None and phase != "retain":
             choice = self.alternate(epoch, index)
-            example["alternate"] = dict(self.alternates[index][choice])
-            if "alternate" in self.reference_log_probs:
-                example["alternate"]["reference_log_prob"] = self.reference_log_probs["alternate"][index][choice]
-        if "forget" in self.reference_log_probs:
-            example["forget"]["reference_log_prob"] = self.reference_log_probs["forget"][index]
-        if self.retain is not None:
+            example["alternate"] = self._with_reference(self.alternates[index][choice], "alternate", (index, choice))
+        if self.retain is not None and phase != "forget":
             example["retain"] = self.retain[self.partner(epoch, index)]
         return example
+
+    def _with_reference(self, row: dict, part: str, position) -> dict:
+        cached = self.reference_log_probs.get(part)
+        return dict(row) if cached is None else {**row, "reference_log_prob": cached[position]}
 
 
 _permutations: dict[tuple[int, int, int], np.ndarray] = {}
@@ -87,7 +102,7 @@ class UnlearningCollator:
         self.pad_token_id = pad_token_id or 0
 
     def __call__(self, examples: Sequence[dict]) -> dict:
-        if "forget" not in examples[0]:
+        if not examples[0].keys() <= set(PARTS):
             return self._stack(examples)
         names = list(examples[0])
         batch = self._stack([example[name] for name in names for example in examples])

@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from hf_unlearn.data.images import ImageRows, encode_image, has_images
 from hf_unlearn.likelihood import IGNORE_INDEX
 
 
@@ -18,7 +19,11 @@ class EmptyTargetError(ValueError):
 
 
 def encode(
-    row: Mapping[str, Any] | str, tokenizer=None, max_length: int | None = None, truncate: bool = False
+    row: Mapping[str, Any] | str,
+    tokenizer=None,
+    max_length: int | None = None,
+    truncate: bool = False,
+    n_classes: int | None = None,
 ) -> dict:
     """Tokenize one row into `{"input_ids": [...], "labels": [...], "n_end": int}`.
 
@@ -27,14 +32,17 @@ def encode(
       and including its end-of-turn token.
     * `{"text"}` or a string: every token is scored but the first (which is BOS where the tokenizer adds one). No end
       token is appended.
+    * `{"image", "label"}`: the pixels and the class, see [`~hf_unlearn.data.images.encode_image`].
     * encoded rows, `{"input_ids", "labels"}` or `{"pixel_values", "labels"}`, are checked and stay as they are.
 
     `n_end` (0 or 1) says whether the last scored token is the end token.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): needed for text; adds BOS itself where the model wants one; it is never added twice.
+        tokenizer (`PreTrainedTokenizerBase` or `BaseImageProcessor`, *optional*): needed for text, and for images. A
+            tokenizer adds BOS itself where the model wants one; it is never added twice.
         max_length (`int`, *optional*): longest sequence allowed, in tokens.
         truncate (`bool`, *optional*, defaults to `False`): cut longer rows at the end instead of raising.
+        n_classes (`int`, *optional*): size of the head of an image classifier; a label must be below it.
 
     Raises:
         EmptyTargetError: empty text or answer.
@@ -48,6 +56,8 @@ def encode(
         if "labels" not in row:
             raise ValueError(f"An image row needs its class in the column labels. It has {', '.join(sorted(row))}.")
         return row
+    if "image" in row:
+        return encode_image(row, tokenizer, n_classes)
     if "input_ids" in row:
         return _check_encoded(row, max_length)
     if tokenizer is None:
@@ -87,12 +97,20 @@ def encode(
 
 
 def encode_dataset(
-    dataset, tokenizer, max_length: int | None = None, truncate: bool = False, name: str = "dataset"
-) -> list[dict]:
+    dataset,
+    tokenizer,
+    max_length: int | None = None,
+    truncate: bool = False,
+    name: str = "dataset",
+    n_classes: int | None = None,
+) -> Sequence[dict]:
     """Encode every row, in memory: a forget text must not end up in a cache on disk.
 
-    Errors name the data set and the index of the row, never its content.
+    Images are encoded one by one when they are read ([`~hf_unlearn.data.images.ImageRows`]). Errors name the data set
+    and the index of the row, never its content.
     """
+    if has_images(dataset):
+        return ImageRows(dataset, tokenizer, n_classes, name)
     encoded = []
     for index, row in enumerate(tqdm(dataset, desc=f"Encoding the {name}", disable=len(dataset) < 5000)):
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
@@ -30,3 +30,23 @@ class GradDiffTrainer(UnlearningTrainer):
 
     def forget_loss(self, forget: TargetLogits):
         return forget.token_mean(forget.log_probs)
+
+
+@dataclass
+class GradientProjectionConfig(GradDiffConfig):
+    """Options of [`GradientProjectionTrainer`]: those of [`GradDiffConfig`], with `update_rule="project"`."""
+
+    update_rule: str = field(default="project", metadata={"help": "How two gradients become one step."})
+
+
+class GradientProjectionTrainer(GradDiffTrainer):
+    """Gradient surgery: ascend on the forget set, without the part of the gradient that conflicts with the retain set.
+
+    It is [`GradDiffTrainer`] with `update_rule="project"`; any other rule, and any other method with this rule, is a
+    matter of configuration.
+
+    Source: Yu et al., Gradient Surgery for Multi-Task Learning, arXiv 2001.06782, on the forget side only, as in A-GEM,
+    arXiv 1812.00420.
+    """
+
+    config_class = GradientProjectionConfig

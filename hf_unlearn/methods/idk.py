@@ -1,4 +1,4 @@
-"""Refusals in place of the answers: IdkDPO and IdkNLL."""
+"""Refusals in place of the answers, other classes in place of those of images: IdkDPO and IdkNLL."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_unlearn.likelihood import TargetLogits
+from hf_unlearn.methods.other_answers import encode_answers, other_labels
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 
@@ -70,33 +71,36 @@ class IdkNLLTrainer(UnlearningTrainer):
     say, and lowers the likelihood of the old answer only in passing.
 
     Each forget row has four candidate refusals, drawn by the seed; which one an epoch uses is a function of (seed,
-    epoch, row).
+    epoch, row). An image has no refusal: it gets four other classes in their place.
 
     Source: Maini et al., TOFU, arXiv 2401.06121.
     """
 
     config_class = IdkNLLConfig
     n_alternates = 4
+    reads_forget = False
 
-    def alternates(self, forget_rows: list[dict], args: IdkNLLConfig) -> Sequence[Sequence[dict]]:
-        refusals = REFUSALS
-        if args.refusals is not None:
-            refusals = [line.strip() for line in Path(args.refusals).read_text("utf-8").splitlines() if line.strip()]
-            if not refusals:
-                raise ValueError(f"You set refusals={args.refusals!r}, but the file has no line with text.")
-        rng = np.random.default_rng(args.seed)
+    def alternates(self, forget_rows, retain_rows) -> Sequence[Sequence[dict]]:
+        data, path = self.train_dataset, self.args.refusals
+        if self.is_classifier:
+            if path is not None:
+                raise ValueError(
+                    "You set refusals, but a classifier answers with a class, not in words. Leave it out."
+                )
+            return other_labels(data, self.model.config.num_labels, self.n_alternates)
+        refusals = REFUSALS if path is None else read_refusals(path)
+        rng = np.random.default_rng(data.seed)
         n = min(self.n_alternates, len(refusals))
-        return [
-            [_with_answer(row, refusals[choice]) for choice in rng.choice(len(refusals), n, replace=False)]
-            for row in forget_rows
-        ]
+        answers = [[refusals[i] for i in rng.choice(len(refusals), n, replace=False)] for _ in data.forget]
+        return encode_answers(self.encode, forget_rows, answers)
 
-    def forget_loss(self, forget: TargetLogits, alternate: TargetLogits):
+    def forget_loss(self, alternate: TargetLogits):
         return alternate.token_mean(-alternate.log_probs)
 
 
 class IdkDPOTrainer(IdkNLLTrainer):
-    """Prefer a refusal to the answer that must go: direct preference optimization with the refusal as the winner.
+    """Prefer a refusal to the answer that must go: direct preference optimization with the refusal as the winner. For an
+    image, another class is preferred to its own.
 
     `L_f = -(2 / beta) mean ln sigmoid(beta [r(refusal) - r(answer)])`, `r(y) = ln(p(y|x) / p_ref(y|x))` summed over
     tokens, where ref is the model at its start.
@@ -105,6 +109,7 @@ class IdkDPOTrainer(IdkNLLTrainer):
     """
 
     config_class = IdkDPOConfig
+    reads_forget = True
     reference = "log_probs"
 
     def forget_loss(
@@ -121,12 +126,13 @@ class IdkDPOTrainer(IdkNLLTrainer):
         )
 
 
-def _with_answer(row: dict, answer: str) -> dict:
-    if "messages" in row:
-        return {"messages": [*row["messages"][:-1], {"role": "assistant", "content": answer}]}
-    if "prompt" in row:
-        return {"prompt": row["prompt"], "completion": f" {answer}"}
-    raise ValueError(
-        'A refusal answers a prompt, but the forget rows have none. Either give {"prompt", "completion"} or '
-        '{"messages"} rows, or choose a method without refusals (npo, simnpo, graddiff).'
-    )
+def read_refusals(path: str) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        ValueError: there is none.
+    """
+    refusals = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+    if not refusals:
+        raise ValueError(f"You set refusals={path!r}, but the file has no line with text.")
+    return refusals

@@ -17,7 +17,11 @@ class RunCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         # Here, because not every data loader passes `set_epoch` on to its data set.
-        self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+        epoch = int(state.epoch or 0)
+        self.trainer.train_dataset.set_epoch(epoch, self.trainer.phase(epoch))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_step()
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
         if self.trainer.accelerator.scaler is not None:
@@ -26,3 +30,6 @@ class RunCallback(TrainerCallback):
         if gradients:
             norm = torch.stack([g.to(torch.float32).square().sum() for g in gradients]).sum()
             self.trainer.require_finite(norm, "gradient")
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.after_step()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers.utils import logging
 
+from hf_unlearn.likelihood import is_image_classifier
+
 
 logger = logging.get_logger(__name__)
 
@@ -15,6 +17,13 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
         ValueError: with the cause and what to do.
     """
     name = trainer_class.__name__
+    kind, other = ("image", "text") if is_image_classifier(model) else ("text", "image")
+    if kind not in trainer_class.kinds:
+        titles = {"text": "causal language models", "image": "image classifiers"}
+        raise ValueError(
+            f"{name} works on {titles[other]}, but this is one of the {titles[kind]}. Choose another method: "
+            "`hf-unlearn methods` lists them."
+        )
     for dataset, title in ((forget_dataset, "forget set"), (retain_dataset, "retain set")):
         if dataset is not None and not hasattr(dataset, "__len__"):
             raise ValueError(
@@ -59,3 +68,21 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
         )
     if ref_model is model:
         raise ValueError("ref_model is the model that will be trained. Leave it out, or give a copy.")
+
+
+def check_sharding(trainer, ref_model) -> None:
+    """Refuse what cannot work where no process has whole weights or gradients; known once the Trainer is set up."""
+    sharded = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP" if trainer.is_fsdp_enabled else None
+    if sharded is None:
+        return
+    rule = trainer.args.update_rule
+    if rule != "add":
+        raise ValueError(
+            f"You set update_rule={rule!r} under {sharded}, which does not show the two whole gradients that the rule "
+            'needs. Either set update_rule="add", or run under DDP.'
+        )
+    if trainer._reference is not None and ref_model is None:
+        raise ValueError(
+            f'You set retain_loss="kl" under {sharded}, where the weights of the start cannot be put back for a pass. '
+            'Either give ref_model, or set retain_loss="nll".'
+        )

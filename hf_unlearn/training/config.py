@@ -29,9 +29,11 @@ class UnlearningConfig(TrainingArguments):
             last. With `trainable`, both must hold.
         max_length (`int`, *optional*): longest row in tokens. Defaults to the context of the model.
         truncate (`bool`, *optional*, defaults to `False`): cut longer rows instead of raising an error.
-        stop_when_forgotten (`bool`, *optional*, defaults to `True`): stop at the first evaluation in which the forget
-            loss has reached the loss of data never trained on. Needs evaluation sets named `"forget"` and `"holdout"`.
-            More forgotten than never seen is over-forgetting, and can be detected.
+        stop_when_forgotten (`bool`, *optional*, defaults to `True`): stop at the first evaluation in which the losses of
+            the forget set are no longer lower than those of data never trained on, and keep the weights of the nearest
+            evaluation (see [`~hf_unlearn.training.stopping.StopWhenForgotten`]). Needs evaluation sets named
+            `"forget"` and `"holdout"`. More forgotten than never seen is over-forgetting, and can be detected.
+        stop_level (`float`, *optional*, defaults to `0.5`): level of the one-sided Mann-Whitney U test that decides.
     """
 
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
@@ -47,8 +49,9 @@ class UnlearningConfig(TrainingArguments):
     max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
     truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})
     stop_when_forgotten: bool = field(
-        default=True, metadata={"help": "Stop when the forget loss has reached the loss of the holdout."}
+        default=True, metadata={"help": "Stop when the forget losses are no longer below those of the holdout."}
     )
+    stop_level: float = field(default=0.5, metadata={"help": "Level of the one-sided test that stops."})
     # The rows are pairs of forget and retain, not columns of a model's forward.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
     # A loss that is not finite ends the training with an error, so nothing is left to filter from the log.
@@ -76,6 +79,8 @@ class UnlearningConfig(TrainingArguments):
                     f"You set {name}={getattr(self, name)}, but a weight is not negative: losses are terms to minimise, "
                     "ascent on the forget set has its sign inside."
                 )
+        if not 0 < self.stop_level < 1:
+            raise ValueError(f"You set stop_level={self.stop_level}, but the level of a test is between 0 and 1.")
         if self.remove_unused_columns:
             raise ValueError("You set remove_unused_columns=True, which would drop the pairs. Leave it false.")
         if self.label_smoothing_factor or self.use_liger_kernel:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
-from transformers.trainer_utils import EvalPrediction
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
 from hf_unlearn.data.text import context_length, encode_dataset
-from hf_unlearn.likelihood import TargetLogits, scored_positions, target_logits
+from hf_unlearn.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
 from hf_unlearn.training.callbacks import RunCallback
-from hf_unlearn.training.checks import check_run
+from hf_unlearn.training.checks import check_run, check_sharding
 from hf_unlearn.training.config import UnlearningConfig
+from hf_unlearn.training.load import load_model
 from hf_unlearn.training.reference import Reference, cached_log_probs
+from hf_unlearn.training.state import load_state, save_state
+from hf_unlearn.training.stopping import StopWhenForgotten
 from hf_unlearn.training.updates import UPDATE_RULES
 from hf_unlearn.training.where import attach_adapter, freeze_except
 
@@ -35,17 +39,19 @@ class UnlearningTrainer(Trainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): causal language model or image classifier to unlearn from. A
-            name loads a causal language model from the Hub or a folder, and its tokenizer.
+            name loads it from the Hub or a folder, with its tokenizer or image processor.
         args ([`UnlearningConfig`]): of the class that belongs to the trainer.
-        forget_dataset (`Dataset`): rows to forget: `{"prompt", "completion"}`, `{"messages"}`, `{"text"}`, or already
-            encoded (`input_ids` and `labels`, or `pixel_values` and `labels`).
+        forget_dataset (`Dataset`): rows to forget: `{"prompt", "completion"}`, `{"messages"}`, `{"text"}`,
+            `{"image", "label"}`, or already encoded (`input_ids` and `labels`, or `pixel_values` and `labels`).
         retain_dataset (`Dataset`, *optional*): rows to keep. Required unless nothing reads it.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): e.g. `{"forget": ..., "retain": ...,
             "holdout": ...}`. Each logs `eval_<name>_loss` (mean negative log-likelihood a target, in nats) and
             `eval_<name>_accuracy` (share of targets that are the most likely one). With `"forget"` and `"holdout"`,
             `eval_forget_gap` is the absolute difference of their losses: 0 is best, so it serves as
-            `metric_for_best_model` (with `greater_is_better=False`).
-        processing_class (`PreTrainedTokenizerBase`, *optional*): needed for rows of text.
+            `metric_for_best_model` (with `greater_is_better=False`); `eval_forget_auc` and `eval_forget_p_value` compare
+            them row by row, see [`~hf_unlearn.training.stopping.compare_losses`].
+        processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`, *optional*): needed for rows of text or
+            images that are not encoded.
         data_collator (`Callable`, *optional*): defaults to [`UnlearningCollator`].
         ref_model (`PreTrainedModel`, *optional*): model to compare with instead of the model at its start.
         peft_config (`PeftConfig`, *optional*): attach this adapter and train it alone.
@@ -56,12 +62,27 @@ class UnlearningTrainer(Trainer):
     """
 
     config_class = UnlearningConfig
-    #: What the forget loss compares with: "none", "log_probs" (cached once) or "logits" (every step).
+    #: What the forget loss compares with: "none"; "log_probs" (of the start, cached once); "logits" (of the start, every
+    #: step); "teacher" (those of `self.teacher`, a model that the method makes in `prepare`, or `None`).
     reference = "none"
+    #: Whether the retain loss compares with the start, whatever `retain_loss` is.
+    retain_reference = False
     #: Candidate answers a forget row has; 0 for methods without alternate answers.
     n_alternates = 0
+    #: Whether the forget answers themselves are run through the model.
+    reads_forget = True
     #: Whether the forget loss has a lower bound. One without goes on until the model is destroyed.
     bounded = True
+    #: Models it works on: "text" (causal language models), "image" (image classifiers).
+    kinds = ("text", "image")
+    #: What ends the training early.
+    stopping_class = StopWhenForgotten
+    # For the description of the method, see `hf_unlearn.methods.describe`.
+    architecture = "agnostic"
+    guarantee = "empirical"
+    granularity = "both"
+    needs_gradients = True
+    cost: str | None = None  # `None`: follows from the attributes above
     # The losses are divided by the counts of the whole step, over micro-batches and processes.
     loss_is_scaled_for_ga = True
 
@@ -87,61 +108,68 @@ class UnlearningTrainer(Trainer):
                 f"{self.config_class.__name__}. Give one of these."
             )
         if isinstance(model, str):
-            processing_class = processing_class or AutoTokenizer.from_pretrained(model)
-            # Not in the 16 bit of many checkpoints, in which small steps round away.
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            model, processing_class = load_model(model, processing_class)
+        self.is_classifier = is_image_classifier(model)
         check_run(type(self), args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
-        self._update_rule = UPDATE_RULES[args.update_rule]
         # Rows that no loss reads are not paired: they would be run through the model for nothing.
         reads_retain = args.retain_loss != "none" and args.retain_weight > 0
 
         max_length = args.max_length or context_length(model)
-        encode = partial(encode_dataset, tokenizer=processing_class, max_length=max_length, truncate=args.truncate)
-        forget_rows = list(forget_dataset)
-        train_dataset = PairedDataset(
-            encode(forget_rows, name="forget set"),
-            encode(retain_dataset, name="retain set") if reads_retain else None,
-            encode_alternates(self.alternates(forget_rows, args), encode) if self.n_alternates else None,
-            seed=args.seed if args.data_seed is None else args.data_seed,
+        self.encode = partial(
+            encode_dataset, tokenizer=processing_class, max_length=max_length, truncate=args.truncate
         )
+        data = PairedDataset(
+            self.encode(forget_dataset, name="forget set"),
+            self.encode(retain_dataset, name="retain set") if reads_retain else None,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            reads_forget=self.reads_forget,
+        )
+        collate = data_collator or UnlearningCollator(getattr(processing_class, "pad_token_id", None))
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: encode(rows, name=f"{name} evaluation set") for name, rows in eval_dataset.items()}
+            eval_dataset = {
+                name: self.encode(rows, name=f"{name} evaluation set") for name, rows in eval_dataset.items()
+            }
         elif eval_dataset is not None:
-            eval_dataset = encode(eval_dataset, name="evaluation set")
+            eval_dataset = self.encode(eval_dataset, name="evaluation set")
 
         checkpointing = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
-        model = attach_adapter(model, peft_config, checkpointing)
+        model = self.adapt(attach_adapter(model, peft_config, checkpointing), args, data, collate)
         self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
         self._reference = None
-        if args.retain_loss == "kl" and reads_retain or self.reference == "logits":
+        if (args.retain_loss == "kl" or self.retain_reference) and reads_retain or self.reference == "logits":
             self._reference = Reference(model, ref_model)
         self._ref_model = ref_model
+        self.teacher: nn.Module | None = None
+        self._update_rule = UPDATE_RULES[args.update_rule]
+        self.eval_losses: dict[str, np.ndarray] = {}
+        self.stopping = self.stopping_class(self, args.stop_level if args.stop_when_forgotten else None)
+        self._is_prepared = False
         self.begin_run(0)
 
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or UnlearningCollator(getattr(processing_class, "pad_token_id", None)),
-            train_dataset=train_dataset,
+            data_collator=collate,
+            train_dataset=data,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=_likelihood_metrics,
-            callbacks=[RunCallback(self), *(callbacks or [])],
+            compute_metrics=self._likelihood_metrics,
+            callbacks=[RunCallback(self), self.stopping, *(callbacks or [])],
             optimizers=optimizers,
         )
-        sharded = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
-        if sharded and self._update_rule is not None:
-            raise ValueError(
-                f"You set update_rule={args.update_rule!r} under {sharded}, which does not show the two whole gradients "
-                'that the rule needs. Either set update_rule="add", or run under DDP.'
-            )
-        if sharded and self._reference is not None and ref_model is None:
-            raise ValueError(
-                f'You set retain_loss="kl" under {sharded}, where the weights of the start cannot be put back for a pass. '
-                'Either give ref_model, or set retain_loss="nll".'
-            )
+        check_sharding(self, ref_model)
+        if self.n_alternates:
+            data.alternates = self.alternates(list(forget_dataset), list(retain_dataset or ()))
 
     # What a method overrides
+
+    def adapt(self, model: nn.Module, args, data: PairedDataset, collate) -> nn.Module:
+        """Change the model before the run, in the constructor: an adapter of the method's own, gates, new weights.
+
+        Args:
+            data ([`PairedDataset`]): encoded rows in `data.forget` and `data.retain`; `collate` makes batches of them.
+        """
+        return model
 
     def forget_loss(self, forget: TargetLogits, reference=None, alternate=None, alternate_reference=None):
         """The loss on the forget rows, to be minimised.
@@ -150,8 +178,9 @@ class UnlearningTrainer(Trainer):
             forget ([`TargetLogits`]): of the forget answers. `forget.token_mean` and `forget.sequence_mean` reduce over
                 the whole step; a plain `.mean()` would make the loss depend on how the step is cut into batches.
             reference: `Tensor (rows,)` of sequence log-probabilities for `reference = "log_probs"`, [`TargetLogits`]
-                for `"logits"`.
-            alternate, alternate_reference: the same of the alternate answers, if the method has them.
+                for `"logits"` and `"teacher"`.
+            alternate, alternate_reference: the same of the alternate answers, if the method has them. With
+                `reads_forget = False` they come without the first two.
 
         Returns:
             `Tensor` or `dict[str, Tensor]`: named terms are logged each, and their sum is minimised.
@@ -166,29 +195,79 @@ class UnlearningTrainer(Trainer):
             return retain.token_mean(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1))  # 0 ln 0 = 0
         return retain.token_mean(-retain.log_probs)
 
-    def alternates(self, forget_rows: list[dict], args) -> Sequence[Sequence[dict]]:
-        """For each forget row `n_alternates` rows with another answer to the same prompt."""
+    def retain_weight(self) -> float | Tensor:
+        """Weight of the retain loss in this step."""
+        return self.args.retain_weight
+
+    def alternates(self, forget_rows: list[dict], retain_rows: list[dict]) -> Sequence[Sequence[dict]]:
+        """For each forget row its candidates of another answer, encoded (`self.encode`).
+
+        An epoch uses one of them, which is a function of (seed, epoch, row).
+        """
         raise NotImplementedError
+
+    def phase(self, epoch: int) -> str:
+        """Which loss an epoch reads: `"both"`, `"forget"` or `"retain"`. Rows of the other one are not run."""
+        return "both"
+
+    def prepare(self) -> None:
+        """Compute what the method needs of the model at its very start; once, also when a run is resumed."""
+
+    def after_step(self) -> None:
+        """Called after each optimizer step; `step_terms()` has the losses of the step."""
+
+    def finish(self) -> None:
+        """Turn the outcome into a plain model, after the last step. It may put another one into `self.model`."""
+
+    def method_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beyond weights and optimizer, to resume from it."""
+        return {}
+
+    def load_method_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `method_state` returned in the run that is resumed."""
 
     # Training
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         # Before the Trainer loads a checkpoint to resume from: the reference is the model at its very start.
-        if self.reference == "log_probs" and not self.train_dataset.reference_log_probs:
-            self._cache_log_probs()
+        if not self._is_prepared:
+            if self.reference == "log_probs":
+                self._cache_log_probs()
+            self.prepare()
+            self._is_prepared = True
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        if checkpoint:
+            self.load_method_state(load_state(checkpoint))
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.state.global_step == 0:
             raise ValueError(
                 f"No step was taken: {len(self.train_dataset)} forget rows do not fill a batch and "
                 "dataloader_drop_last is on. Either turn it off, or lower per_device_train_batch_size."
             )
+        self._finish()
         return output
+
+    def _finish(self):
+        self.finish()
+        self.model_wrapped = self.model
 
     def begin_run(self, step: int):
         """Forget what an earlier run left half done. Called when training starts, resumes or is retried."""
         self._terms: dict[str, Tensor] = {}
         self._terms_since = step  # of the last log
+        self._step_terms: dict[str, Tensor] = {}
         self._gradients: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def begin_step(self):
+        self._step_terms = {}
+
+    def step_terms(self) -> dict[str, float]:
+        """The terms of the loss in this optimizer step, over its micro-batches and all processes."""
+        names = sorted(self._step_terms)
+        values = torch.stack([self._step_terms[name].float() for name in names])
+        return dict(zip(names, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def _cache_log_probs(self):
         data = self.train_dataset
@@ -227,12 +306,18 @@ class UnlearningTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "parts" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        forget, retain = self._losses(model, inputs, num_items_in_batch)
-        loss = forget if retain is None else forget + retain
+        loss = sum(term for term in self.losses(model, inputs, num_items_in_batch) if term is not None)
         return (loss, {}) if return_outputs else loss
 
-    def _losses(self, model, inputs, counts) -> tuple[Tensor, Tensor | None]:
-        """The weighted forget and retain loss of a paired batch, from one forward pass."""
+    def losses(self, model, inputs, counts) -> tuple[Tensor | None, Tensor | None]:
+        """The weighted forget and retain loss of a paired batch, from one forward pass; `None` for a part not there.
+
+        Overridden only where the forward pass itself is another one.
+
+        Args:
+            inputs (`dict`): inputs of the model, `parts` (rows of each part, in order), `reference_log_probs`.
+            counts (`dict[str, Tensor (2,)]` or `None`): targets and examples of each part in the whole step.
+        """
         inputs = dict(inputs)
         sizes, cached = inputs.pop("parts"), inputs.pop("reference_log_probs")
         parts = target_logits(model, inputs).split(sizes)
@@ -240,38 +325,42 @@ class UnlearningTrainer(Trainer):
             part.counts = counts[name].unbind() if counts is not None else None
         retain = parts.pop("retain", None)
 
-        references = cached
-        if self.reference == "logits":
-            references = {name: self._reference_of(name, inputs, sizes) for name in parts}
-        arguments = dict(parts)
-        if "forget" in references:
-            arguments["reference"] = references["forget"]
-        if "alternate" in references:
-            arguments["alternate_reference"] = references["alternate"]
-        terms = self.forget_loss(**arguments)
-        forget_loss = sum(terms.values()) if isinstance(terms, dict) else terms
-        self._record(terms if isinstance(terms, dict) else {"forget_loss": terms})
-
-        retain_loss = None
+        forget_loss = retain_loss = None
+        if parts:
+            references = cached
+            if self.reference == "logits" or self.reference == "teacher" and self.teacher is not None:
+                references = {name: self._reference_of(name, inputs, sizes) for name in parts}
+            arguments = dict(parts)
+            if "forget" in references:
+                arguments["reference"] = references["forget"]
+            if "alternate" in references:
+                arguments["alternate_reference"] = references["alternate"]
+            terms = self.forget_loss(**arguments)
+            terms = terms if isinstance(terms, dict) else {"forget_loss": terms}
+            forget_loss = sum(terms.values())
+            self.record(terms)
         if retain is not None:
-            reference = self._reference_of("retain", inputs, sizes) if self.args.retain_loss == "kl" else None
+            compares = self.args.retain_loss == "kl" or self.retain_reference
+            reference = self._reference_of("retain", inputs, sizes) if compares else None
             retain_loss = self.retain_loss(retain, reference)
-            self._record({"retain_loss": retain_loss})
-            self.require_finite(forget_loss + retain_loss)
-            retain_loss = self.args.retain_weight * retain_loss
-        else:
-            self.require_finite(forget_loss)
-        return self.args.forget_weight * forget_loss, retain_loss
+            self.record({"retain_loss": retain_loss})
+        self.require_finite(sum(term for term in (forget_loss, retain_loss) if term is not None))
+        if forget_loss is not None:
+            forget_loss = self.args.forget_weight * forget_loss
+        if retain_loss is not None:
+            retain_loss = self.retain_weight() * retain_loss
+        return forget_loss, retain_loss
 
     def _reference_of(self, part: str, inputs, sizes) -> TargetLogits:
         start = sum(list(sizes.values())[: list(sizes).index(part)])
-        rows = slice(start, start + sizes[part])
-        return self._reference.target_logits(
-            self.accelerator.unwrap_model(self.model), {key: value[rows] for key, value in inputs.items()}
-        )
+        rows = {key: value[start : start + sizes[part]] for key, value in inputs.items()}
+        if self.reference == "teacher" and part != "retain":
+            with torch.no_grad():
+                return target_logits(self.teacher, rows)
+        return self._reference.target_logits(self.accelerator.unwrap_model(self.model), rows)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if self._update_rule is None:
+        if self._update_rule is None or not {"forget", "retain"} <= set(inputs["parts"]):
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
@@ -279,7 +368,7 @@ class UnlearningTrainer(Trainer):
         # is not linear. So nothing may be synchronised on the way.
         with self.accelerator.no_sync(model):
             with self.compute_loss_context_manager():
-                losses = self._losses(model, inputs, num_items_in_batch)
+                losses = self.losses(model, inputs, num_items_in_batch)
             parameters = [p for p in model.parameters() if p.requires_grad]
             if self._gradients is None:
                 self._gradients = tuple([torch.zeros_like(p) for p in parameters] for _ in losses)
@@ -315,11 +404,38 @@ class UnlearningTrainer(Trainer):
             "or choose an objective that is bounded below (npo, simnpo, wga), and continue with resume_from_checkpoint."
         )
 
+    # Checkpoints
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        state = self.method_state()
+        if state and self.args.should_save:
+            save_state(Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if not self._load_plain(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if not self._load_plain(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_plain(self, folder: str) -> bool:
+        # A file may hold other names than the model (those of an older layout, for a ViT), which from_pretrained knows.
+        # The Trainer loads the file itself, and what it finds no place for is left out with no more than a warning.
+        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        saved = type(self.model).from_pretrained(folder, dtype="auto")
+        self.model.load_state_dict(saved.state_dict())
+        return True
+
     # Logging and evaluation
 
-    def _record(self, terms: dict[str, Tensor]):
+    def record(self, terms: dict[str, Tensor]):
+        """Log terms of a loss, as the mean over the steps since the last log."""
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0.0) + value.detach()
+            self._step_terms[name] = self._step_terms.get(name, 0.0) + value.detach()
 
     def log(self, logs, *args, **kwargs):
         steps = self.state.global_step - self._terms_since
@@ -341,22 +457,18 @@ class UnlearningTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if metric_key_prefix.startswith("eval_"):  # one of several sets
+            self.eval_losses[metric_key_prefix.removeprefix("eval_")] = self._last_losses
         forget, holdout = (metrics.get(f"{metric_key_prefix}_{name}_loss") for name in ("forget", "holdout"))
         if forget is not None and holdout is not None:
-            gap = {f"{metric_key_prefix}_forget_gap": abs(forget - holdout)}
-            self.log(gap)
-            metrics |= gap
-            if self.args.stop_when_forgotten and forget >= holdout:
-                self.control.should_training_stop = True
+            found = {"gap": abs(forget - holdout), **self.stopping.judge(self.eval_losses)}
+            found = {f"{metric_key_prefix}_forget_{name}": value for name, value in found.items()}
+            self.log(found)
+            metrics |= found
         return metrics
 
-
-def _likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    sums, lengths = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
-    nll, hits = sums.sum(0) / max(1, lengths.sum())
-    return {"loss": float(nll), "accuracy": float(hits)}
-
-
-def encode_alternates(alternates: Sequence[Sequence[dict]], encode) -> list[list[dict]]:
-    """Encode the candidate answers of every forget row."""
-    return [encode(candidates, name=f"alternate answers of forget row {i}") for i, candidates in enumerate(alternates)]
+    def _likelihood_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        sums, lengths = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
+        self._last_losses = sums[:, 0] / np.maximum(lengths, 1)
+        nll, hits = sums.sum(0) / max(1, lengths.sum())
+        return {"loss": float(nll), "accuracy": float(hits)}

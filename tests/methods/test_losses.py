@@ -118,7 +118,7 @@ def test_weighted_ascent(beta):
 
 def test_refusal_loss_is_that_of_the_refusal_alone():
     refusal = targets(torch.zeros(3, 4, dtype=torch.float64), [0, 0, 1])
-    assert IdkNLLTrainer.forget_loss(None, None, refusal).item() == pytest.approx(math.log(4))
+    assert IdkNLLTrainer.forget_loss(None, refusal).item() == pytest.approx(math.log(4))
 
 
 class Arguments:

@@ -1,0 +1,201 @@
+"""From rows of images to pixels and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch import Tensor
+
+
+LABEL_COLUMNS = ("labels", "label")
+# 256 MB: some 20,000 images of 32 x 32, so that small ones are decoded once and large ones cost no memory.
+CACHE_BYTES = 2**28
+
+
+def column_names(rows) -> Sequence[str]:
+    """Columns of a table, or of the first of some rows; nothing is decoded."""
+    if isinstance(rows, Dataset):
+        return rows.column_names
+    first = rows[0] if isinstance(rows, Sequence) and len(rows) else {}
+    return list(first) if isinstance(first, Mapping) else []
+
+
+def has_images(rows) -> bool:
+    """Whether these are rows of images that are not encoded yet."""
+    if isinstance(rows, ImageRows):
+        return True
+    names = column_names(rows)
+    return "image" in names and "pixel_values" not in names
+
+
+def encode_image(row: Mapping[str, Any], processor=None, n_classes: int | None = None) -> dict:
+    """Turn one row into `{"pixel_values": float32 (channels, height, width), "labels": int}`.
+
+    Args:
+        row (`Mapping`): `image`, a PIL image or what an undecoded `datasets.Image` holds, and `label` or `labels`, the
+            index of its class. Gray images and palettes become RGB.
+        processor (`BaseImageProcessor`): makes the pixels.
+        n_classes (`int`, *optional*): size of the model's head; a label must be below it.
+
+    Raises:
+        ValueError: no image processor, no image, or no label that the model can have.
+    """
+    label = _check_label(_label(row), n_classes)
+    return {"pixel_values": _pixels(row["image"], _image_processor(processor)), "labels": label}
+
+
+class ImageRows(Sequence):
+    """Rows of images, each encoded when it is read: the pixels of a data set need not fit into memory.
+
+    Labels are checked here, all at once; an image that cannot be read is found when it is its turn. Errors name the data
+    set and the index of the row. Nothing is written to disk.
+
+    Args:
+        rows (`Dataset` or `Sequence[Mapping]`): see [`encode_image`].
+        processor (`BaseImageProcessor`): makes the pixels; the same for the same image, so rows are kept once made.
+        n_classes (`int`, *optional*): size of the model's head.
+        name (`str`, *optional*, defaults to `"dataset"`): for errors.
+        cache_bytes (`int`, *optional*, defaults to 256 MB): pixels kept in memory; the first rows read are those kept.
+
+    Raises:
+        ValueError: see [`encode_image`].
+    """
+
+    def __init__(
+        self, rows, processor, n_classes: int | None = None, name: str = "dataset", cache_bytes: int = CACHE_BYTES
+    ):
+        try:
+            self.processor = _image_processor(processor)
+        except ValueError as error:
+            raise ValueError(f"Row 0 of the {name}: {error}") from None
+        self.rows, self.name = rows, name
+        self.labels: list[int] = []
+        for index, label in enumerate(_labels(rows, name)):
+            try:
+                self.labels.append(_check_label(label, n_classes))
+            except ValueError as error:
+                raise ValueError(f"Row {index} of the {name}: {error}") from None
+        self._room = cache_bytes
+        self._cache: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        index = range(len(self))[index]
+        pixels = self._cache.get(index)
+        if pixels is None:
+            try:
+                pixels = _pixels(self.rows[index]["image"], self.processor)
+            except ValueError as error:
+                raise ValueError(f"Row {index} of the {self.name}: {error}") from None
+            if pixels.nbytes <= self._room:
+                self._room -= pixels.nbytes
+                self._cache[index] = pixels
+        return {"pixel_values": pixels, "labels": self.labels[index]}
+
+
+class AugmentedRows(torch.utils.data.Dataset):
+    """Encoded images, each flipped with probability one half and shifted by up to `pad` pixels, at random.
+
+    What is drawn is a function of (seed, epoch, index) alone: the same under any number of processes or workers and
+    after a resume. A shift is a crop of the image inside a border of zeros, gray for the usual processors.
+
+    Args:
+        rows (`Sequence` of encoded rows).
+        seed (`int`, *optional*, defaults to `0`).
+        pad (`int`, *optional*, defaults to `4`): as for CIFAR (He et al., arXiv 1512.03385).
+    """
+
+    def __init__(self, rows: Sequence, seed: int = 0, pad: int = 4):
+        self.rows, self.seed, self.pad = rows, seed, pad
+        # In shared memory, so that workers which outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = dict(self.rows[index])
+        random = np.random.default_rng([self.seed, int(self._epoch), index])
+        flip, (top, left) = random.integers(2), random.integers(2 * self.pad + 1, size=2)
+        pixels = torch.as_tensor(row["pixel_values"])
+        height, width = pixels.shape[-2:]
+        pixels = torch.nn.functional.pad(pixels.flip(-1) if flip else pixels, (self.pad,) * 4)
+        row["pixel_values"] = pixels[:, top : top + height, left : left + width]
+        return row
+
+
+def _image_processor(processor):
+    processor = getattr(processor, "image_processor", processor)  # of a processor for images and text
+    if processor is None or not hasattr(processor, "preprocess"):
+        given = "no image processor was given" if processor is None else f"a {type(processor).__name__} was given"
+        raise ValueError(
+            f"It is an image, but {given}. Either give an image processor (AutoImageProcessor.from_pretrained(...)) as "
+            "processing_class, or give encoded rows (pixel_values and labels)."
+        )
+    return processor
+
+
+def _pixels(image, processor) -> Tensor:
+    if isinstance(image, Mapping):
+        image = ImageFeature().decode_example(dict(image))
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"The column image holds {type(image).__name__}, not an image. Give PIL images or a datasets.Image column."
+        )
+    return processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+
+def _label(row: Mapping[str, Any]):
+    for column in LABEL_COLUMNS:
+        if row.get(column) is not None:
+            return row[column]
+    raise ValueError(f"An image row needs its class in the column label or labels. It has {', '.join(sorted(row))}.")
+
+
+def _labels(rows, name: str):
+    """The label of every row; a table is read without decoding an image."""
+    if not isinstance(rows, Dataset):
+        return [_label(row) for row in rows]
+    for column in LABEL_COLUMNS:
+        if column in rows.column_names:
+            return rows[column]
+    raise ValueError(
+        f"The {name} has images, but no column label or labels with their classes. It has "
+        f"{', '.join(rows.column_names)}. Rename the column of the classes to label."
+    )
+
+
+def _check_label(label, n_classes: int | None) -> int:
+    if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+        raise ValueError(
+            f"The label is of type {type(label).__name__}, not the index of a class. Convert the column to ClassLabel."
+        )
+    if label < 0 or (n_classes is not None and label >= n_classes):
+        size = "" if n_classes is None else f" of {n_classes}"
+        raise ValueError(
+            f"The label is not the index of one{size} classes. Either correct it, or take a model with a larger head."
+        )
+    return int(label)
+
+
+def label_names(rows: Dataset) -> list[str]:
+    """Names of the classes, in the order of their indices.
+
+    Raises:
+        ValueError: there is no column `label` or `labels` of the type `ClassLabel`.
+    """
+    for column in LABEL_COLUMNS:
+        if isinstance(rows.features.get(column), ClassLabel):
+            return rows.features[column].names
+    raise ValueError("No column label or labels has the type ClassLabel. Convert it: rows.cast_column(...).")

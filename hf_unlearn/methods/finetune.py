@@ -1,0 +1,33 @@
+"""Fine-tuning on the retain set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+
+
+@dataclass
+class FineTuneConfig(UnlearningConfig):
+    """Options of [`FineTuneTrainer`]: those of [`UnlearningConfig`]. `forget_weight` has no effect."""
+
+    def __post_init__(self):
+        if self.retain_loss != "nll" or not self.retain_weight > 0:
+            raise ValueError(
+                f"You set retain_loss={self.retain_loss!r} and retain_weight={self.retain_weight}, but the likelihood of "
+                'the retain answers is all that is trained here. Set retain_loss="nll" and a positive retain_weight.'
+            )
+        super().__post_init__()
+
+
+class FineTuneTrainer(UnlearningTrainer):
+    """Train on the retain set alone: `L = mean over retain tokens of -ln p(y_t)`. Forgetting is left to chance.
+
+    An epoch is one over the retain set. The baseline that any other method must beat; nothing of the forget set is read,
+    and yet what the model knows of it may stay.
+
+    Source: Golatkar et al., Eternal Sunshine of the Spotless Net, arXiv 1911.04933.
+    """
+
+    config_class = FineTuneConfig
+    reads_forget = False

@@ -1,0 +1,36 @@
+"""The second stage of a hybrid: gentle repair on the retain set after an edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hf_unlearn.methods.finetune import FineTuneConfig, FineTuneTrainer
+from hf_unlearn.training.stopping import StopWhenRelearned
+
+
+@dataclass
+class RepairConfig(FineTuneConfig):
+    """Options of [`RepairTrainer`].
+
+    Parameters:
+        stop_level (`float`, *optional*, defaults to `0.05`): level of the one-sided Mann-Whitney U test that finds the
+            forget set remembered again.
+    """
+
+    stop_level: float = field(default=0.05, metadata={"help": "Level of the test that finds the forget set again."})
+
+
+class RepairTrainer(FineTuneTrainer):
+    """Fine-tune on the retain set after an edit, no further than the forget set stays forgotten.
+
+    An edit frays what was to stay, and a few steps on the retain set mend it. They can bring back the forget set as
+    well, without a row of it, since what the edit did is undone first. With evaluation sets named `"forget"`,
+    `"holdout"` and `"retain"` the training ends when the forget set becomes easier than data never trained on, and the
+    weights of the evaluation with the lowest retain loss before that are kept
+    (see [`~hf_unlearn.training.stopping.StopWhenRelearned`]).
+
+    Source: the pattern of impair and repair of Tarun et al., Fast Yet Effective Machine Unlearning, arXiv 2111.08947.
+    """
+
+    config_class = RepairConfig
+    stopping_class = StopWhenRelearned

@@ -1,0 +1,83 @@
+"""SCRUB: away from the teacher on the forget set, back to it on the retain set, in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hf_unlearn.likelihood import TargetLogits
+from hf_unlearn.methods.divergence import kl_divergence
+from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+
+
+@dataclass
+class SCRUBConfig(UnlearningConfig):
+    """Options of [`SCRUBTrainer`]. Defaults of the authors' notebook.
+
+    Parameters:
+        max_phases (`int`, *optional*, defaults to `3`): how many phases on the forget set. Each is an epoch, and is
+            followed by one on as many retain rows; all epochs after these are on the retain set.
+        num_train_epochs (`float`, *optional*, defaults to `10`): epochs of both kinds.
+        kl_weight (`float`, *optional*, defaults to `0.5`): of the divergence from the teacher on the retain set.
+        nll_weight (`float`, *optional*, defaults to `1.0`): of the negative log-likelihood there.
+        temperature (`float`, *optional*, defaults to `2.0`): of the divergences.
+        rewind (`bool`, *optional*, defaults to `False`): SCRUB+R: keep a checkpoint an epoch, and end with the one whose
+            forget loss is nearest to that of data never trained on. Needs evaluation sets `"forget"` and `"holdout"`.
+        stop_when_forgotten (`bool`, *optional*, defaults to `False`): the end of a phase on the forget set is no place to
+            stop; see `rewind`.
+    """
+
+    max_phases: int = field(default=3, metadata={"help": "Phases on the forget set."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs of both kinds."})
+    kl_weight: float = field(default=0.5, metadata={"help": "Weight of the divergence on the retain set."})
+    nll_weight: float = field(default=1.0, metadata={"help": "Weight of the likelihood on the retain set."})
+    temperature: float = field(default=2.0, metadata={"help": "Temperature of the divergences."})
+    rewind: bool = field(default=False, metadata={"help": "End with the epoch nearest to data never trained on."})
+    stop_when_forgotten: bool = field(default=False, metadata={"help": "Must stay false: see rewind."})
+
+    def __post_init__(self):
+        if self.stop_when_forgotten:
+            raise ValueError(
+                "You set stop_when_forgotten=True, but SCRUB would stop in a phase on the forget set, with the retain set "
+                "torn. Set rewind=True, which chooses among the ends of the epochs."
+            )
+        if self.update_rule != "add":
+            raise ValueError(
+                f"You set update_rule={self.update_rule!r}, but SCRUB has one loss at a time. Set it to \"add\"."
+            )
+        if self.max_steps <= 0 and not self.num_train_epochs >= 2 * self.max_phases:
+            raise ValueError(
+                f"You set num_train_epochs={self.num_train_epochs} with max_phases={self.max_phases}, so that the last "
+                f"phase is not on the retain set. Set at least {2 * self.max_phases} epochs, or fewer phases."
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"You set temperature={self.temperature}, but it must be positive.")
+        if self.rewind:
+            self.load_best_model_at_end = True
+            self.metric_for_best_model, self.greater_is_better = "forget_gap", False
+            self.eval_strategy = self.save_strategy = "epoch"
+        super().__post_init__()
+
+
+class SCRUBTrainer(UnlearningTrainer):
+    """Move away from the teacher on the forget set and back to it on the retain set, in turn.
+
+    In a phase on the forget set `L = -mean KL(p_ref || p)`, in one on the retain set `L = kl_weight mean KL(p_ref || p) +
+    nll_weight NLL`; the teacher is the model at its start. The last phase is always on the retain set.
+
+    Source: Kurmanji et al., Towards Unbounded Machine Unlearning, arXiv 2302.09880.
+    """
+
+    config_class = SCRUBConfig
+    reference = "logits"
+    retain_reference = True
+    bounded = False
+
+    def phase(self, epoch: int) -> str:
+        return "forget" if epoch < 2 * self.args.max_phases and epoch % 2 == 0 else "retain"
+
+    def forget_loss(self, forget: TargetLogits, reference: TargetLogits):
+        return -forget.token_mean(kl_divergence(reference.logits, forget.logits, self.args.temperature))
+
+    def retain_loss(self, retain: TargetLogits, reference: TargetLogits):
+        kl = retain.token_mean(kl_divergence(reference.logits, retain.logits, self.args.temperature))
+        return self.args.kl_weight * kl + self.args.nll_weight * retain.token_mean(-retain.log_probs)

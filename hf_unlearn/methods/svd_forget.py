@@ -1,0 +1,98 @@
+"""Forgetting by singular value decompositions of activations, without gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from hf_unlearn.training import UnlearningConfig
+from hf_unlearn.training.covariance import input_covariances, linear_modules
+from hf_unlearn.training.edit import TrainingFreeTrainer
+
+
+ORDERS = ("reference", "retain_exact")
+
+
+def soft_projection(covariance: Tensor, alpha: float) -> Tensor:
+    """Projection on the directions of the inputs, each as far as it carries energy: `U diag(l) U^T`, `(d, d)`.
+
+    `l_i = alpha q_i / ((alpha - 1) q_i + 1)`, where q_i is the share of the energy in direction i: for alpha = 1 it is q_i,
+    and for a large alpha 1 wherever there is any.
+    """
+    energies, directions = torch.linalg.eigh(covariance)
+    share = energies.clamp(min=0) / energies.clamp(min=0).sum().clamp(min=torch.finfo(energies.dtype).tiny)
+    scale = alpha * share / ((alpha - 1) * share + 1)
+    return directions * scale @ directions.T
+
+
+def removal(forget: Tensor, retain: Tensor, order: str) -> Tensor:
+    """What a weight `(out, in)` is multiplied with from the right, from the two projections: `(in, in)`.
+
+    `D = P_f - P_f P_r` is what the forget set uses and the retain set does not. `"reference"`, as the authors: `(I - D)^T`;
+    `"retain_exact"`: `I - D`, which leaves inputs in the span of a hard P_r as they are.
+    """
+    keep = torch.eye(len(forget), dtype=forget.dtype, device=forget.device) - (forget - forget @ retain)
+    return keep.T if order == "reference" else keep
+
+
+@dataclass
+class SVDForgetConfig(UnlearningConfig):
+    """Options of [`SVDForgetTrainer`].
+
+    Parameters:
+        retain_alpha (`float`, *optional*, defaults to `100.0`): how much of the retain set's directions is protected;
+            higher protects more. The authors' value for a ViT.
+        forget_alpha (`float`, *optional*, defaults to `10.0`): how much of the forget set's directions is removed; higher
+            removes more. The authors' value for a ViT.
+        order (`str`, *optional*, defaults to `"reference"`): see [`removal`].
+        max_rows (`int`, *optional*, defaults to `1000`): rows of each set that the activations are taken from.
+    """
+
+    retain_alpha: float = field(default=100.0, metadata={"help": "Higher protects more of the retain set."})
+    forget_alpha: float = field(default=10.0, metadata={"help": "Higher removes more of the forget set."})
+    order: str = field(default="reference", metadata={"help": "Order of the projections.", "choices": ORDERS})
+    max_rows: int | None = field(default=1000, metadata={"help": "Rows of each set to take activations from."})
+
+    def __post_init__(self):
+        if self.order not in ORDERS:
+            raise ValueError(f"You set order={self.order!r}, which is none of {', '.join(ORDERS)}.")
+        for name in ("retain_alpha", "forget_alpha"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"You set {name}={getattr(self, name)}, but it must be positive.")
+        super().__post_init__()
+
+
+class SVDForgetTrainer(TrainingFreeTrainer):
+    """Remove from every linear layer the input directions that the forget set uses and the retain set does not.
+
+    Made for whole classes. Every linear layer in the blocks and the head of a classifier is changed; embeddings are not,
+    nor the head of a language model that is tied to them. A few hundred rows of each set suffice, and no gradient is taken.
+
+    Source: Kodge et al., Deep Unlearning: Fast and Efficient Gradient-free Class Forgetting, arXiv 2312.00761.
+    """
+
+    config_class = SVDForgetConfig
+    architecture = "specific"
+    granularity = "batch"
+
+    def edit(self):
+        modules = linear_modules(self.model, self.trainable_names)
+        if not modules:
+            raise ValueError("No linear layer is among the weights that may move. Set trainable to name some.")
+        data, limit = self.train_dataset, self.args.max_rows
+        forget = input_covariances(self.model, modules, self.batches(data.forget, limit=limit))
+        retain = input_covariances(self.model, modules, self.batches(data.retain, limit=limit))
+        factors: dict[int, Tensor] = {}  # one for all layers with the same input
+        with torch.no_grad():
+            for name, module in modules.items():
+                key = id(forget[name])
+                if key not in factors:
+                    p_f = soft_projection(forget[name], self.args.forget_alpha)
+                    p_r = soft_projection(retain[name], self.args.retain_alpha)
+                    factors[key] = removal(p_f, p_r, self.args.order)
+                weight = module.weight.double()
+                new = factors[key].T @ weight if isinstance(module, Conv1D) else weight @ factors[key]
+                module.weight.copy_(new.to(module.weight.dtype))

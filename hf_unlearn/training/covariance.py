@@ -1,0 +1,66 @@
+"""Second moments of what comes into linear layers, streamed: memory is bounded by the layer, not by the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_unlearn.likelihood import target_logits
+from hf_unlearn.training.reference import dropout_off
+
+
+def linear_modules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Linear layers (and GPT-2's Conv1D) whose weight is among the named parameters, without embeddings tied to them."""
+    wanted = set(names)
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    tied = getattr(embedding, "weight", None)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and f"{name}.weight" in wanted and module.weight is not tied
+    }
+
+
+def input_covariances(
+    model: nn.Module, modules: Mapping[str, nn.Module], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Sum over all tokens of `x x^T` for the inputs `x` of each module, not centred. Padding does not count.
+
+    Returns:
+        `dict[str, Tensor]`: `float64 (d_in, d_in)` by name of the module; modules with the same input (queries, keys and
+        values) share one tensor.
+    """
+    sums: dict[str, Tensor] = {}
+    owner: dict[str, str] = {}  # module -> the one that adds up their common input
+    last: dict[str, Tensor] = {}
+    mask: Tensor | None = None
+
+    def hook(name):
+        def add(module, inputs):
+            x = inputs[0].detach()
+            if name not in owner:
+                owner[name] = next((other for other, seen in last.items() if seen is inputs[0]), name)
+                last[name] = inputs[0]
+            if owner[name] != name:
+                return
+            if mask is not None and x.shape[:2] == mask.shape:
+                x = x[mask]
+            x = x.reshape(-1, x.shape[-1]).double()
+            sums[name] = sums.get(name, 0.0) + x.T @ x
+
+        return add
+
+    hooks = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    try:
+        with torch.no_grad(), dropout_off(model):
+            for batch in batches:
+                mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
+                target_logits(model, batch)
+                last.clear()
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return {name: sums[owner[name]] for name in modules if name in owner}
