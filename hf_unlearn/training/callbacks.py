@@ -32,4 +32,5 @@ class RunCallback(TrainerCallback):
             self.trainer.require_finite(norm, "gradient")
 
     def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.take_back()
         self.trainer.after_step()

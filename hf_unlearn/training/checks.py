@@ -44,6 +44,11 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
             'loss, but there is no retain loss. Either set retain_loss="nll" and give a retain set, or set '
             'update_rule="add".'
         )
+    if args.update_rule == "subspace" and args.saliency is not None:
+        raise ValueError(
+            f"You set update_rule=\"subspace\" and saliency={args.saliency}, but a projection moves every entry of a weight. "
+            "Choose one of them."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"This process sees {args.n_gpu} GPUs and would spread each batch over them (DataParallel), which these "
@@ -80,6 +85,11 @@ def check_sharding(trainer, ref_model) -> None:
         raise ValueError(
             f"You set update_rule={rule!r} under {sharded}, which does not show the two whole gradients that the rule "
             'needs. Either set update_rule="add", or run under DDP.'
+        )
+    if trainer.args.saliency is not None:
+        raise ValueError(
+            f"You set saliency={trainer.args.saliency} under {sharded}, where no process has whole weights to choose from. "
+            "Either leave it out, or run under DDP."
         )
     if trainer._reference is not None and ref_model is None:
         raise ValueError(

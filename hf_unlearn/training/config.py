@@ -23,10 +23,16 @@ class UnlearningConfig(TrainingArguments):
         retain_loss (`str`, *optional*, defaults to `"nll"`): `"nll"`, mean negative log-likelihood of the retain
             answers; `"kl"`, mean KL(reference || model) over their positions; or `"none"`.
         update_rule (`str`, *optional*, defaults to `"add"`): how the forget and the retain gradient become one step:
-            `"add"` or `"project"` (see `hf_unlearn.training.updates`).
+            `"add"`, `"project"`, `"orthogonal"`, `"gru"` or `"subspace"` (see `hf_unlearn.training.updates`).
+        gru_gamma (`float`, *optional*, defaults to `0.8`): for `update_rule="gru"`, the weight of the new retain gradient
+            in the running average (arXiv 2503.09117).
+        subspace_energy (`float`, *optional*, defaults to `0.95`): for `update_rule="subspace"`, the share of the energy of
+            the retain set's inputs that is protected (0.95 to 0.99 in arXiv 2103.09762).
         trainable (`str`, *optional*): regular expression; only parameters whose whole name matches may move.
         trainable_layers (`list[int]`, *optional*): only parameters of these layers may move; negative counts from the
             last. With `trainable`, both must hold.
+        saliency (`float`, *optional*): only this share of the entries of the weights may move: those with the largest
+            gradient of the forget set's likelihood (arXiv 2310.12508 takes 0.5).
         max_length (`int`, *optional*): longest row in tokens. Defaults to the context of the model.
         truncate (`bool`, *optional*, defaults to `False`): cut longer rows instead of raising an error.
         stop_when_forgotten (`bool`, *optional*, defaults to `True`): stop at the first evaluation in which the losses of
@@ -42,10 +48,13 @@ class UnlearningConfig(TrainingArguments):
     update_rule: str = field(
         default="add", metadata={"help": "How two gradients become one step.", "choices": tuple(UPDATE_RULES)}
     )
+    gru_gamma: float = field(default=0.8, metadata={"help": "Weight of the new retain gradient in GRU's average."})
+    subspace_energy: float = field(default=0.95, metadata={"help": "Share of the retain set's energy to protect."})
     trainable: str | None = field(
         default=None, metadata={"help": "Regular expression of the parameters that may move."}
     )
     trainable_layers: list[int] | None = field(default=None, metadata={"help": "Layers whose parameters may move."})
+    saliency: float | None = field(default=None, metadata={"help": "Share of the weights' entries that may move."})
     max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
     truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})
     stop_when_forgotten: bool = field(
@@ -79,6 +88,9 @@ class UnlearningConfig(TrainingArguments):
                     f"You set {name}={getattr(self, name)}, but a weight is not negative: losses are terms to minimise, "
                     "ascent on the forget set has its sign inside."
                 )
+        for name in ("gru_gamma", "subspace_energy", "saliency"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"You set {name}={getattr(self, name)}, but it is a share, above 0 and at most 1.")
         if not 0 < self.stop_level < 1:
             raise ValueError(f"You set stop_level={self.stop_level}, but the level of a test is between 0 and 1.")
         if self.remove_unused_columns:

@@ -44,7 +44,7 @@ class TrainingFreeTrainer(UnlearningTrainer):
         self.is_in_train = True
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         self.model.eval()
-        self.prepare()
+        self._prepare()
         self.edit()
         self._finish()
         self.is_in_train = False
@@ -52,16 +52,3 @@ class TrainingFreeTrainer(UnlearningTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         return TrainOutput(0, 0.0, metrics)
-
-    def batches(self, rows, size: int | None = None, limit: int | None = None):
-        """Batches of encoded rows on the device of the model, in their order.
-
-        Args:
-            size (`int`, *optional*): rows of a batch; defaults to `per_device_eval_batch_size`.
-            limit (`int`, *optional*): take that many rows, evenly spread.
-        """
-        size, n = size or self.args.per_device_eval_batch_size, len(rows)
-        chosen = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
-        for start in range(0, len(chosen), size):
-            batch = self.data_collator([rows[i] for i in chosen[start : start + size]])
-            yield {key: value.to(self.args.device) for key, value in batch.items()}

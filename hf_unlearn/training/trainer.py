@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from hf_unlearn.training.checks import check_run, check_sharding
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.load import load_model
 from hf_unlearn.training.reference import Reference, cached_log_probs
+from hf_unlearn.training.saliency import SaliencyMask
 from hf_unlearn.training.state import load_state, save_state
 from hf_unlearn.training.stopping import StopWhenForgotten
-from hf_unlearn.training.updates import UPDATE_RULES
+from hf_unlearn.training.subspace import Subspace
+from hf_unlearn.training.updates import UPDATE_RULES, UpdateRule
 from hf_unlearn.training.where import attach_adapter, freeze_except
 
 
@@ -134,13 +136,17 @@ class UnlearningTrainer(Trainer):
 
         checkpointing = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
         model = self.adapt(attach_adapter(model, peft_config, checkpointing), args, data, collate)
+        if args.update_rule == "subspace":
+            Subspace.freeze(model)
         self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
         self._reference = None
         if (args.retain_loss == "kl" or self.retain_reference) and reads_retain or self.reference == "logits":
             self._reference = Reference(model, ref_model)
         self._ref_model = ref_model
         self.teacher: nn.Module | None = None
-        self._update_rule = UPDATE_RULES[args.update_rule]
+        rule = UPDATE_RULES[args.update_rule]
+        self._rule = None if rule is None else rule(args)
+        self._saliency = None if args.saliency is None else SaliencyMask(args.saliency)
         self.eval_losses: dict[str, np.ndarray] = {}
         self.stopping = self.stopping_class(self, args.stop_level if args.stop_when_forgotten else None)
         self._is_prepared = False
@@ -231,15 +237,16 @@ class UnlearningTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         # Before the Trainer loads a checkpoint to resume from: the reference is the model at its very start.
         if not self._is_prepared:
-            if self.reference == "log_probs":
-                self._cache_log_probs()
-            self.prepare()
+            self._prepare()
             self._is_prepared = True
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
         if checkpoint:
-            self.load_method_state(load_state(checkpoint))
+            state = load_state(checkpoint)
+            if isinstance(self._rule, UpdateRule):
+                self._rule.load_state(state, [p for p in self.model.parameters() if p.requires_grad])
+            self.load_method_state(state)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.state.global_step == 0:
             raise ValueError(
@@ -248,6 +255,28 @@ class UnlearningTrainer(Trainer):
             )
         self._finish()
         return output
+
+    def _prepare(self):
+        data, model = self.train_dataset, self.accelerator.unwrap_model(self.model)
+        if self.reference == "log_probs":
+            self._cache_log_probs()
+        if self._saliency is not None:
+            self._saliency.prepare(model, self.batches(data.forget))
+        if isinstance(self._rule, Subspace):
+            self._rule.prepare(model, self.batches(data.retain))
+        self.prepare()
+
+    def batches(self, rows: Sequence[dict], limit: int | None = None) -> Iterator[dict]:
+        """Batches of encoded rows, in their order, on the device of the run.
+
+        Args:
+            limit (`int`, *optional*): take that many rows, evenly spread.
+        """
+        size, n = self.args.per_device_eval_batch_size, len(rows)
+        chosen = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
+        for start in range(0, len(chosen), size):
+            batch = self.data_collator([rows[i] for i in chosen[start : start + size]])
+            yield {key: value.to(self.args.device) for key, value in batch.items()}
 
     def _finish(self):
         self.finish()
@@ -360,15 +389,23 @@ class UnlearningTrainer(Trainer):
         return self._reference.target_logits(self.accelerator.unwrap_model(self.model), rows)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if self._update_rule is None or not {"forget", "retain"} <= set(inputs["parts"]):
-            return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
-        inputs = self._prepare_inputs(inputs)
+        both = {"forget", "retain"} <= set(inputs["parts"]) or {"alternate", "retain"} <= set(inputs["parts"])
+        if isinstance(self._rule, UpdateRule) and both:
+            loss = self._two_gradients_step(model, inputs, num_items_in_batch)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._saliency is not None:
+            self._saliency.mask_gradients()
+        return loss
+
+    def _two_gradients_step(self, model, inputs, counts) -> Tensor:
         # The two gradients are summed over micro-batches and averaged over processes before the rule sees them: a rule
         # is not linear. So nothing may be synchronised on the way.
+        model.train()
+        inputs = self._prepare_inputs(inputs)
         with self.accelerator.no_sync(model):
             with self.compute_loss_context_manager():
-                losses = self.losses(model, inputs, num_items_in_batch)
+                losses = self.losses(model, inputs, counts)
             parameters = [p for p in model.parameters() if p.requires_grad]
             if self._gradients is None:
                 self._gradients = tuple([torch.zeros_like(p) for p in parameters] for _ in losses)
@@ -383,10 +420,17 @@ class UnlearningTrainer(Trainer):
             if self.accelerator.num_processes > 1:
                 forget = [self.accelerator.reduce(gradient, "mean") for gradient in forget]
                 retain = [self.accelerator.reduce(gradient, "mean") for gradient in retain]
-            for parameter, gradient in zip(parameters, self._update_rule(forget, retain), strict=True):
+            for parameter, gradient in zip(parameters, self._rule(forget, retain), strict=True):
                 parameter.grad = gradient
             self._gradients = None
         return sum(loss.detach() for loss in losses)
+
+    def take_back(self) -> None:
+        """Undo what a step has done to weights that the configuration holds. Called after each optimizer step."""
+        if self._saliency is not None:
+            self._saliency.after_step()
+        if isinstance(self._rule, Subspace):
+            self._rule.after_step()
 
     def require_finite(self, value: Tensor, what: str = "loss"):
         """Raise if the loss or the gradient is not finite. That is before the step, so the weights are good still."""
@@ -409,6 +453,8 @@ class UnlearningTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         state = self.method_state()
+        if isinstance(self._rule, UpdateRule):
+            state = {**state, **self._rule.state()}
         if state and self.args.should_save:
             save_state(Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), state)
 

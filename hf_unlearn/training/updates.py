@@ -1,7 +1,9 @@
 """Update rules: how the gradient of the forget loss and that of the retain loss become one step.
 
 A rule takes two lists of gradients of the same parameters, already averaged over micro-batches and processes, and
-returns the one that the optimizer gets. Both losses are minimised, so a conflict is a negative inner product.
+returns the one that the optimizer gets. Both losses are minimised, so a conflict is a negative inner product. With
+momentum, Adam or weight decay the step is not the gradient: what these rules promise then holds for the gradient only.
+[`Subspace`] changes the step itself.
 """
 
 from __future__ import annotations
@@ -9,25 +11,105 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_unlearn.training.subspace import Subspace
+
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Inner product over all tensors, accumulated in float64 tensor by tensor."""
-    return torch.stack([torch.sum(x.double() * y.double()) for x, y in zip(a, b, strict=True)]).sum()
+    """Inner product over all tensors, accumulated in float64 tensor by tensor; over all shards where they are sharded."""
+    total = torch.stack([_local(x).double().mul(_local(y).double()).sum() for x, y in zip(a, b, strict=True)]).sum()
+    if hasattr(a[0], "device_mesh"):
+        torch.distributed.all_reduce(total, group=a[0].device_mesh.get_group())
+    return total
 
 
-def project(forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
+def _local(x: Tensor) -> Tensor:
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def without(a: list[Tensor], b: list[Tensor], always: bool) -> list[Tensor]:
+    """`a` without its component along `b`: always, or only where the two conflict."""
+    along, norm = dot(a, b), dot(b, b)
+    # Both cases as one number and without a branch, so that nothing waits for the accelerator.
+    applies = norm > 0 if always else (along < 0) & (norm > 0)
+    scale = torch.where(applies, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
+    return [x - scale.to(x.dtype) * y for x, y in zip(a, b, strict=True)]
+
+
+def add(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+class UpdateRule:
+    """Base of the rules that need the two gradients apart; one is made for a run."""
+
+    def __init__(self, args):
+        self.args = args
+
+    def __call__(self, forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for the rule."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor], parameters: list[Tensor]) -> None:
+        """Take up what `state` returned; `parameters` are those that the gradients belong to."""
+
+
+class Project(UpdateRule):
     """Remove from the forget gradient what conflicts with the retain gradient, then add the two.
 
-    If <g_f, g_r> < 0: g_f <- g_f - <g_f, g_r> / |g_r|^2 g_r. Then, to first order, the forget part of a step of plain
-    gradient descent does not raise the retain loss; with momentum, Adam or weight decay it may. The projection of
-    PCGrad (arXiv 2001.06782), on the forget side only, as in A-GEM (arXiv 1812.00420).
+    If <g_f, g_r> < 0: g_f <- g_f - <g_f, g_r> / |g_r|^2 g_r. Then, to first order, the forget part of a step does not
+    raise the retain loss. The projection of PCGrad (arXiv 2001.06782), on the forget side only, as in A-GEM (arXiv
+    1812.00420).
     """
-    conflict = dot(forget, retain)
-    norm = dot(retain, retain)
-    # Both cases as one number and without a branch, so that nothing waits for the accelerator.
-    scale = torch.where((conflict < 0) & (norm > 0), conflict / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
-    return [f - scale.to(f.dtype) * r + r for f, r in zip(forget, retain, strict=True)]
+
+    def __call__(self, forget, retain):
+        return add(without(forget, retain, always=False), retain)
+
+
+class Orthogonal(UpdateRule):
+    """Remove from each gradient its component along the other, in conflict or not, then add the two.
+
+    To first order the forget part of a step leaves the retain loss as it is, and the retain part the forget loss: repair
+    does not undo forgetting. Two parallel gradients cancel altogether. The forget side is that of OrthoGrad (arXiv
+    2503.02312) with the gradient of the whole retain batch.
+    """
+
+    def __call__(self, forget, retain):
+        return add(without(forget, retain, always=True), without(retain, forget, always=True))
+
+
+class GRU(UpdateRule):
+    """As [`Project`], against a running average of the retain gradient, which is less noisy than that of a batch.
+
+    `m <- gamma g_r + (1 - gamma) m`, with the weight gamma (`gru_gamma`) on the new gradient; if <g_f, m> < 0 the forget
+    gradient loses its component along m. Source: Wang et al., GRU, arXiv 2503.09117; gamma 0.8 is that of its code.
+    """
+
+    def __init__(self, args):
+        super().__init__(args)
+        self._average: list[Tensor] | None = None
+
+    def __call__(self, forget, retain):
+        gamma = self.args.gru_gamma
+        old = self._average or retain
+        self._average = [gamma * new + (1 - gamma) * before for new, before in zip(retain, old, strict=True)]
+        return add(without(forget, self._average, always=False), retain)
+
+    def state(self):
+        return {f"gru.{i}": value for i, value in enumerate(self._average or ())}
+
+    def load_state(self, state, parameters):
+        if "gru.0" in state:
+            self._average = [state[f"gru.{i}"].to(p) for i, p in enumerate(parameters)]
 
 
 # `add` needs no second gradient: the losses are added, and the Trainer does the rest.
-UPDATE_RULES = {"add": None, "project": project}
+UPDATE_RULES: dict[str, type | None] = {
+    "add": None,
+    "project": Project,
+    "orthogonal": Orthogonal,
+    "gru": GRU,
+    "subspace": Subspace,
+}
