@@ -200,13 +200,10 @@ class AltPOTrainer(IdkDPOTrainer):
         return [(i, text) for _, i, text in sorted(gather_object(sampled), key=lambda item: item[0])]
 
     def _likeliest_other_classes(self) -> OtherLabels:
-        data, size = self.train_dataset, self.args.per_device_eval_batch_size
+        data = self.train_dataset
         choices = other_classes(data, self.model.config.num_labels)
-        best = []
+        logits: list[list[float]] = []
         with torch.no_grad(), dropout_off(self.model), self.accelerator.autocast():
-            for start in range(0, len(choices), size):
-                rows = [data.forget[i] for i in range(start, min(start + size, len(choices)))]
-                inputs = {name: value.to(self.args.device) for name, value in self.data_collator(rows).items()}
-                logits = target_logits(self.model, inputs).logits.tolist()
-                best += [max(choices[start + i], key=row.__getitem__) for i, row in enumerate(logits)]
-        return OtherLabels(data.forget, [[label] for label in best])
+            for batch in self.batches(data.forget):
+                logits += target_logits(self.model, batch).logits.tolist()
+        return OtherLabels(data.forget, [[max(c, key=z.__getitem__)] for z, c in zip(logits, choices, strict=True)])

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hf_unlearn.likelihood import TargetLogits, scored_positions
+from hf_unlearn.likelihood import TargetLogits, target_logits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
-from hf_unlearn.training.reference import cached_log_probs
+from hf_unlearn.training.reference import dropout_off
 
 
-#: Retain rows that the retain loss at the start is measured on, drawn by the seed; all, if there are fewer.
+#: Retain rows that the retain loss at the start is measured on, evenly spread; all, if there are fewer.
 SAMPLE = 512
 
 
@@ -28,7 +27,7 @@ class PDUConfig(UnlearningConfig):
 
     Parameters:
         epsilon (`float`, *optional*, defaults to `0.3`): bound on the retain loss, in nats a target. Set it a little
-            above the retain loss of the model at its start.
+            above the retain loss of the model at its start, which is measured on 512 rows before the first step.
         force_epsilon (`bool`, *optional*, defaults to `False`): allow a bound below the retain loss at the start.
         retain_weight (`float`, *optional*, defaults to `100.0`): the multiplier lambda at the start.
         dual_lr (`float`, *optional*, defaults to `5.0`): step size of the multiplier, a nat above the bound.
@@ -85,19 +84,12 @@ class PDUTrainer(UnlearningTrainer):
             )
 
     def _start_retain_loss(self) -> float:
-        retain = self.train_dataset.retain
-        chosen = np.random.default_rng(self.args.seed).permutation(len(retain))[:SAMPLE]
-        rows = [retain[int(i)] for i in chosen]
-        n_targets = sum(int(scored_positions(torch.as_tensor(row["labels"])[None]).sum()) for row in rows)
-        log_probs = cached_log_probs(
-            self.model,
-            [[row] for row in rows],
-            self.data_collator,
-            self.args.per_device_eval_batch_size,
-            self.accelerator,
-            "Retain loss at the start",
-        )
-        return -float(log_probs.astype(np.float64).sum()) / n_targets
+        nll, n_targets = 0.0, 0
+        with torch.no_grad(), dropout_off(self.model), self.accelerator.autocast():
+            for batch in self.batches(self.train_dataset.retain, SAMPLE):
+                out = target_logits(self.model, batch)
+                nll, n_targets = nll - out.log_probs.double().sum(), n_targets + len(out.targets)
+        return float(nll) / n_targets
 
     def retain_weight(self) -> float:
         return self.multiplier

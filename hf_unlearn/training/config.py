@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -42,9 +43,11 @@ class UnlearningConfig(TrainingArguments):
         stop_level (`float`, *optional*, defaults to `0.5`): level of the one-sided Mann-Whitney U test that decides.
     """
 
+    retain_losses: ClassVar = RETAIN_LOSSES
+
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain loss."})
-    retain_loss: str = field(default="nll", metadata={"help": "Loss on the retain set.", "choices": RETAIN_LOSSES})
+    retain_loss: str = field(default="nll", metadata={"help": "Loss on the retain set: nll, kl or none."})
     update_rule: str = field(
         default="add", metadata={"help": "How two gradients become one step.", "choices": tuple(UPDATE_RULES)}
     )
@@ -78,8 +81,10 @@ class UnlearningConfig(TrainingArguments):
                 "WANDB_LOG_MODEL is set, so that checkpoints with optimizer states would be uploaded. Either unset it, or "
                 "leave wandb out of report_to."
             )
-        if self.retain_loss not in RETAIN_LOSSES:
-            raise ValueError(f"You set retain_loss={self.retain_loss!r}, which is none of {', '.join(RETAIN_LOSSES)}.")
+        if self.retain_loss not in self.retain_losses:
+            raise ValueError(
+                f"You set retain_loss={self.retain_loss!r}, which is none of {', '.join(self.retain_losses)}."
+            )
         if self.update_rule not in UPDATE_RULES:
             raise ValueError(f"You set update_rule={self.update_rule!r}, which is none of {', '.join(UPDATE_RULES)}.")
         for name in ("forget_weight", "retain_weight"):

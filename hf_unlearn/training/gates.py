@@ -1,4 +1,4 @@
-"""Learned gates on attention heads and MLP neurons, and baking them into the weights.
+"""Gates on attention heads and MLP neurons, and multiplying them into the weights.
 
 A gate stands at the input of an attention output projection (one a query head) or of the second MLP projection (one a
 neuron) and multiplies what comes in. In the end it is multiplied into the weight instead, so that no gate is left.
@@ -7,19 +7,23 @@ neuron) and multiplies what comes in. In the end it is multiplied into the weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_unlearn.training.where import layer_of
 
-NAME = "unlearning_gates"  # of the module that holds them, in the model
+
 # Stretch and temperature of the hard-concrete distribution, Louizos et al., arXiv 1712.01312.
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
-OPEN = 3.0  # ln alpha of a gate that is open: its deterministic value is 1
+# Names of the projections inside an attention module that are not the one back to the width of the model.
+_ROLES = {"q", "k", "v", "qkv", "wqkv", "query", "key", "value"}
 
 
 @dataclass(frozen=True)
@@ -27,69 +31,22 @@ class GatePoint:
     """A projection with gates at its input.
 
     Attributes:
-        projection (`Linear` or `Conv1D`): the gated one.
-        feeding (`tuple[tuple[module, offset, size], ...]`): projections whose outputs `offset ... offset + size` make what
-            comes in, `size` being a multiple of the number of gates, or a divisor of it (grouped-query attention).
+        name (`str`): of the projection in the model.
+        projection (`nn.Linear` or `Conv1D`): the gated one.
         n (`int`): number of gates; each covers `in_features / n` neighbouring inputs.
+        feeding (`tuple` of `(module, first, size)`, *optional*): the outputs `first ... first + size` of these projections
+            are read by the gated inputs alone, in the same order; fewer outputs than inputs are shared by neighbouring
+            gates (grouped-query attention). `None` where the layout is not known.
     """
 
     name: str
     projection: nn.Module
-    feeding: tuple[tuple[nn.Module, int, int], ...]
     n: int
-
-
-def find_gate_points(model: nn.Module, neurons: bool = False) -> list[GatePoint]:
-    """The attention output projections of a transformer and, with `neurons`, its second MLP projections.
-
-    They are found by their role: in an attention module the projection that is not for queries, keys or values, in an
-    MLP the one back to the width of the model.
-
-    Raises:
-        ValueError: the model has none that is known.
-    """
-    heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
-    points = []
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        linears = {key: child for key, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))}
-        if kind.endswith("Attention") and heads:
-            feeding = {key: linear for key, linear in linears.items() if re_query(key)}
-            output = [key for key in linears if key not in feeding]
-            if len(output) == 1 and feeding:
-                projection = linears[output[0]]
-                points.append(GatePoint(f"{name}.{output[0]}", projection, _split_fused(feeding, projection), heads))
-        elif kind.endswith("MLP") and neurons and len(linears) > 1:
-            key, projection = list(linears.items())[-1]
-            n = in_features(projection)
-            feeding = tuple((linear, 0, n) for linear in linears.values() if linear is not projection)
-            if all(out_features(linear) == n for linear, _, _ in feeding):
-                points.append(GatePoint(f"{name}.{key}", projection, feeding, n))
-    if not points or any(in_features(point.projection) % point.n for point in points):
-        raise ValueError(
-            f"No attention output projection was found in {type(model).__name__}, so there is nothing to gate. Choose "
-            "a method that changes the weights themselves (graddiff, npo), or a LoRA adapter."
-        )
-    return points
-
-
-def re_query(key: str) -> bool:
-    """Whether a projection of an attention module makes queries, keys or values, by its name."""
-    return key in ("q_proj", "k_proj", "v_proj", "c_attn", "qkv", "qkv_proj", "query", "key", "value", "query_key_value")
-
-
-def _split_fused(feeding: dict[str, nn.Module], projection: nn.Module):
-    if len(feeding) > 1:
-        return tuple((linear, 0, out_features(linear)) for linear in feeding.values())
-    (linear,) = feeding.values()
-    size = out_features(linear) // 3
-    if size != in_features(projection):
-        return ()  # fused and grouped: the layout is not known, so there is nothing to purge
-    return tuple((linear, part * size, size) for part in range(3))
+    feeding: tuple[tuple[nn.Module, int, int], ...] | None
 
 
 def in_features(linear: nn.Module) -> int:
-    """Width of the input; a Conv1D of GPT-2 holds its weight transposed."""
+    """Width of the input; the Conv1D of a GPT-2 holds its weight transposed."""
     return linear.weight.shape[0 if isinstance(linear, Conv1D) else 1]
 
 
@@ -98,8 +55,81 @@ def out_features(linear: nn.Module) -> int:
     return linear.weight.shape[1 if isinstance(linear, Conv1D) else 0]
 
 
+def find_gate_points(model: nn.Module, neurons: bool = False) -> list[GatePoint]:
+    """The attention output projections in the layers of a transformer and, with `neurons`, its second MLP projections.
+
+    They are found by role and shape: in a module that makes queries, keys and values, the one projection that does not;
+    in a module of projections from width `h` to `m`, the one from `m` to `h`.
+
+    Raises:
+        ValueError: there is no attention output projection with a known number of heads.
+    """
+    heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
+    points = []
+    for name, module in model.named_modules():
+        if layer_of(f"{name}.") is None:
+            continue
+        linears = {key: child for key, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))}
+        inner = {key: linear for key, linear in linears.items() if _is_inner(key)}
+        if inner:
+            n = getattr(module, "num_heads", None) or getattr(module, "num_attention_heads", None) or heads
+            point = _attention_point(name, module, linears, inner, n)
+        else:
+            point = _mlp_point(name, module, linears) if neurons else None
+        if point is not None:
+            points.append(point)
+    if not any(point.n != in_features(point.projection) for point in points):
+        raise ValueError(
+            f"No attention output projection was found in {type(model).__name__}, so there is nothing to gate. Choose "
+            "a method that changes the weights themselves (graddiff, npo), or a LoRA adapter."
+        )
+    return points
+
+
+def _is_inner(key: str) -> bool:
+    return key == "c_attn" or not _ROLES.isdisjoint(key.lower().split("_"))
+
+
+def _attention_point(name, module, linears, inner, n) -> GatePoint | None:
+    outer = [key for key in linears if key not in inner]
+    if len(outer) != 1 or not isinstance(n, int) or in_features(linears[outer[0]]) % n:
+        return None
+    projection = linears[outer[0]]
+    d = in_features(projection)
+    feeding = None
+    if len(inner) == 1:
+        (linear,) = inner.values()
+        # The layout of a fused projection differs from model to model: only that of GPT-2 is a Conv1D.
+        if isinstance(linear, Conv1D) and out_features(linear) == 3 * d:
+            feeding = tuple((linear, part * d, d) for part in range(3))
+    elif len(inner) == 3:
+        sizes = sorted(out_features(linear) for linear in inner.values())
+        if sizes[0] == sizes[1] and sizes[2] == d and d % sizes[0] == 0 and sizes[0] % (d // n) == 0:
+            feeding = tuple((linear, 0, out_features(linear)) for linear in inner.values())
+    if not _nothing_between(module, width=d // n):
+        feeding = None
+    return GatePoint(f"{name}.{outer[0]}", projection, n, feeding)
+
+
+def _mlp_point(name, module, linears) -> GatePoint | None:
+    for key in reversed(linears):
+        projection = linears[key]
+        m, h = in_features(projection), out_features(projection)
+        others = [linear for other, linear in linears.items() if other != key]
+        if others and all(in_features(linear) == h and out_features(linear) in (m, 2 * m) for linear in others):
+            known = _nothing_between(module) and all(out_features(linear) == m for linear in others)
+            return GatePoint(f"{name}.{key}", projection, m, tuple((x, 0, m) for x in others) if known else None)
+    return None
+
+
+def _nothing_between(module: nn.Module, width: int | None = None) -> bool:
+    """Whether no norm mixes what different gates read; one over a single head (`width` features) does not."""
+    rest = [child for child in module.children() if not isinstance(child, (nn.Linear, Conv1D))]
+    return all(parameter.numel() == width for child in rest for parameter in child.parameters())
+
+
 def hard_concrete(log_alpha: Tensor, uniform: Tensor | None = None) -> Tensor:
-    """Values of gates in [0, 1], one a `log_alpha`: a sample where `uniform` noise in (0, 1) is given, else the
+    """Values of gates in [0, 1], one an entry of `log_alpha`: a sample where `uniform` noise in (0, 1) is given, else the
     deterministic value. Louizos et al., arXiv 1712.01312."""
     if uniform is None:
         s = log_alpha.sigmoid()
@@ -114,97 +144,99 @@ def probability_open(log_alpha: Tensor) -> Tensor:
 
 
 class Gates(nn.Module):
-    """The gates of all points, as one parameter.
+    """The gates of all points, as one parameter `log_alpha` `(n,)`.
 
-    In training mode their values are sampled, with noise that [`draw`] fixes for a step; in evaluation mode they are
-    deterministic.
+    In training mode their values are sampled with the noise of the step that [`~Gates.draw`] was called with last; in
+    evaluation mode, and before any noise is drawn, they are the deterministic ones.
 
     Args:
-        points (sequence of [`GatePoint`])
+        points (sequence of [`GatePoint`]): get a hook each.
+        log_alpha (`float`, *optional*, defaults to `3.0`): of every gate at the start; from 2.4 on the deterministic value
+            is exactly 1.
     """
 
-    def __init__(self, points: Sequence[GatePoint]):
+    def __init__(self, points: Sequence[GatePoint], log_alpha: float = 3.0):
         super().__init__()
         self.points = list(points)
         weight = points[0].projection.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
         n = sum(point.n for point in points)
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.log_alpha = nn.Parameter(torch.full((n,), OPEN, dtype=dtype, device=weight.device))
+        self.log_alpha = nn.Parameter(torch.full((n,), log_alpha, dtype=dtype, device=weight.device))
         self._noise: Tensor | None = None
-        self._values: Tensor | None = None  # given ones, (rows, n), in place of the learned
-        start, self._hooks = 0, []
+        self._given: Tensor | None = None
+        self._hooks, start = [], 0
         for point in points:
-            hook = self._hook(slice(start, start + point.n))
+            # A partial of a method and no closure: a deep copy of the model then has gates of its own.
+            hook = partial(self._multiply, slice(start, start + point.n))
             self._hooks.append(point.projection.register_forward_pre_hook(hook))
             start += point.n
 
-    def _hook(self, here: slice) -> Callable:
-        def multiply(module, inputs):
-            x = inputs[0]
+    def _multiply(self, here: slice, module: nn.Module, inputs: tuple) -> tuple:
+        x = inputs[0]
+        if self._given is not None:
+            z = self._given[:, here]
+            z = z.view(len(z), *[1] * (x.dim() - 2), -1)
+        else:
             z = self.values(here)
-            if z.dim() == 2:  # (rows, n)
-                z = z.view(len(z), *[1] * (x.dim() - 2), -1)
-            return (x * z.to(x.dtype).repeat_interleave(x.shape[-1] // z.shape[-1], -1), *inputs[1:])
-
-        return multiply
+        z = z.to(x).repeat_interleave(x.shape[-1] // z.shape[-1], -1)
+        return (x * z, *inputs[1:])
 
     def values(self, here: slice = slice(None)) -> Tensor:
-        """Values of the gates, `(n,)`."""
-        if self._values is not None:
-            return self._values[:, here]
+        """What the gates multiply with: `(n,)`."""
         noise = self._noise[here] if self.training and self._noise is not None else None
         return hard_concrete(self.log_alpha[here], noise)
 
     def draw(self, seed: int, step: int) -> None:
         """Fix the noise of a step: the same for all its micro-batches and on every process."""
-        generator = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
-        noise = torch.rand(len(self.log_alpha), generator=generator, dtype=torch.float64)
-        self._noise = noise.clamp(1e-6, 1 - 1e-6).to(self.log_alpha)
+        noise = np.random.default_rng([seed, step]).uniform(1e-6, 1 - 1e-6, len(self.log_alpha))
+        self._noise = torch.from_numpy(noise).to(self.log_alpha)
 
     @contextmanager
     def given(self, values: Tensor):
         """Use these values for a while, `(rows, n)`: each row of a batch has gates of its own."""
-        self._values = values
+        self._given = values
         try:
             yield
         finally:
-            self._values = None
+            self._given = None
 
-    def remove(self) -> None:
-        """Take the gates off the model, without baking them."""
+    def baked(self, purge: bool = True) -> dict[nn.Parameter, Tensor]:
+        """The parameters that the gates change, with their values when the gates are multiplied into them.
+
+        These are columns of a `Linear`, rows of a `Conv1D`; biases of gated projections stay.
+
+        Args:
+            purge (`bool`, *optional*, defaults to `True`): also zero what only closed gates read: the rows of queries (of
+                keys and values where all query heads of the group are closed) and of first MLP projections, with their
+                biases. The outputs stay the same, and nothing is left that could be switched on again.
+        """
+        new: dict[nn.Parameter, Tensor] = {}
+        values = hard_concrete(self.log_alpha.detach())
+        for point, z in zip(self.points, values.split([point.n for point in self.points]), strict=True):
+            width = in_features(point.projection) // point.n
+            _scale(new, point.projection.weight, z.repeat_interleave(width), isinstance(point.projection, Conv1D))
+            for linear, first, size in point.feeding if purge else ():
+                needed = (z != 0).view(size // width, -1).any(-1)  # gates that share an output need it if one does
+                keep = z.new_ones(out_features(linear))
+                keep[first : first + size] = needed.repeat_interleave(width)
+                _scale(new, linear.weight, keep, not isinstance(linear, Conv1D))
+                if linear.bias is not None:
+                    _scale(new, linear.bias, keep, True)
+        return new
+
+    def bake(self, purge: bool = True) -> None:
+        """Multiply the gates into the weights and take the hooks off; what is left is a plain model."""
+        with torch.no_grad():
+            for parameter, value in self.baked(purge).items():
+                parameter.copy_(value)
         for hook in self._hooks:
             hook.remove()
 
-    def baked(self, purge: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-        """The parameters that baking changes, with their new values.
 
-        Args:
-            purge (`bool`, *optional*, defaults to `True`): also zero what only a closed gate reads: the rows of its query
-                (key and value where all query heads of a group are closed), or of the first MLP projections. The outputs
-                are the same, and there is nothing left to be switched on again.
-        """
-        new: dict[Tensor, Tensor] = {}
-        values = hard_concrete(self.log_alpha.detach())
-        for point, z in zip(self.points, values.split([point.n for point in self.points]), strict=True):
-            weight = point.projection.weight
-            column = z.to(weight).repeat_interleave(in_features(point.projection) // point.n)
-            new[weight] = weight.detach() * (column[:, None] if isinstance(point.projection, Conv1D) else column)
-            for linear, offset, size in point.feeding if purge else ():
-                # One value an output: with fewer groups than gates, a group is needed if one of its gates is open.
-                width = in_features(point.projection) // point.n
-                needed = z.view(size // width, -1).amax(-1) if point.n * width != size else z
-                keep = torch.ones(out_features(linear), device=weight.device)
-                keep[offset : offset + size] = (needed != 0).float().repeat_interleave(size // len(needed))
-                for parameter in (linear.weight, linear.bias):
-                    if parameter is not None:
-                        before = new.get(parameter, parameter.detach())
-                        rows = keep if parameter.dim() == 1 or isinstance(linear, Conv1D) else keep[:, None]
-                        new[parameter] = before * rows.to(before)
-        yield from new.items()
-
-    def bake(self, purge: bool = True) -> None:
-        """Multiply the gates into the weights and take them off; what is left is a plain model."""
-        with torch.no_grad():
-            for parameter, value in self.baked(purge):
-                parameter.copy_(value)
-        self.remove()
+def _scale(new: dict, parameter: nn.Parameter, factor: Tensor, rows: bool) -> None:
+    before = new.get(parameter, parameter.detach())
+    factor = factor.to(before)
+    if rows and before.dim() == 2:
+        factor = factor[:, None]
+    # Not a plain product: 0 times a negative weight is -0, and the signs of all that was erased would be left.
+    new[parameter] = torch.where(factor == 0, torch.zeros_like(before), before * factor)

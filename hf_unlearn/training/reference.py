@@ -46,11 +46,12 @@ class Reference:
         with torch.no_grad():
             if self._given is not None:
                 return target_logits(self._given.to(inputs["labels"].device), inputs)
-            with dropout_off(model), self._at_start(model):
+            with dropout_off(model), self.at_start(model):
                 return target_logits(model, inputs)
 
     @contextmanager
-    def _at_start(self, model: nn.Module):
+    def at_start(self, model: nn.Module):
+        """The start values in place for a while."""
         self._swap(model)
         try:
             yield

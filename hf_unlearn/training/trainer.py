@@ -321,13 +321,16 @@ class UnlearningTrainer(Trainer):
         return batches, num_items
 
     def _count(self, batches, device) -> dict[str, Tensor]:
-        """Targets and examples of each part over the step, divided by the number of processes: see `TargetLogits`."""
-        counts = torch.zeros(len(batches[0]["parts"]), 2, dtype=torch.float64)
+        """Targets, examples and tokens of each part over the step, divided by the number of processes."""
+        counts = torch.zeros(len(batches[0]["parts"]), 3, dtype=torch.float64)
         for batch in batches:
             scored = scored_positions(batch["labels"]).sum(-1)
             sizes = list(batch["parts"].values())
             counts[:, 0] += torch.stack([part.sum() for part in scored.split(sizes)]).cpu()
             counts[:, 1] += torch.tensor(sizes)
+            if "attention_mask" in batch:
+                tokens = batch["attention_mask"].sum(-1)
+                counts[:, 2] += torch.stack([part.sum() for part in tokens.split(sizes)]).cpu()
         # Averaged, because so are the gradients: mean of (local sum / (total / P)) = sum of local sums / total.
         counts = self.accelerator.reduce(counts.to(device, torch.float32), "mean")
         return dict(zip(batches[0]["parts"], counts, strict=True))
@@ -345,13 +348,13 @@ class UnlearningTrainer(Trainer):
 
         Args:
             inputs (`dict`): inputs of the model, `parts` (rows of each part, in order), `reference_log_probs`.
-            counts (`dict[str, Tensor (2,)]` or `None`): targets and examples of each part in the whole step.
+            counts (`dict[str, Tensor (3,)]` or `None`): targets, examples and tokens of each part in the whole step.
         """
         inputs = dict(inputs)
         sizes, cached = inputs.pop("parts"), inputs.pop("reference_log_probs")
         parts = target_logits(model, inputs).split(sizes)
         for name, part in parts.items():
-            part.counts = counts[name].unbind() if counts is not None else None
+            part.counts = counts[name][:2].unbind() if counts is not None else None
         retain = parts.pop("retain", None)
 
         forget_loss = retain_loss = None

@@ -211,8 +211,12 @@ def test_random_labels_of_text_need_answers_of_other_rows(tmp_path):
 
 
 def test_salun_is_random_labels_on_salient_weights(tmp_path):
-    args = SalUnConfig(str(tmp_path), use_cpu=True)
-    assert (args.saliency, args.draw) == (0.5, "per_epoch")
+    trainer = make(SalUnTrainer, tmp_path, "vit", optim="adamw_torch", weight_decay=0.1)
+    assert isinstance(trainer.args, SalUnConfig) and trainer.args.draw == "per_epoch"
+    before = weights(trainer.model)
+    trainer.train()
+    moved = sum((before[name] != value).sum().item() for name, value in weights(trainer.model).items())
+    assert 0.45 < moved / sum(p.numel() for p in trainer.model.parameters()) <= 0.5
     with pytest.raises(ValueError, match="draw='sometimes'"):
         RandomLabelConfig(str(tmp_path), draw="sometimes")
 
