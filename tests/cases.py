@@ -5,11 +5,26 @@ from datasets import Dataset
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.methods import METHODS
+from hf_unlearn.training.edit import TrainingFreeTrainer
 
 
-LM_METHODS = sorted(METHODS)
-# A refusal is an answer in words: it has no counterpart among the labels of an image.
-IMAGE_METHODS = sorted(set(METHODS) - {"idk_dpo", "idk_nll"})
+LM_METHODS = sorted(name for name, trainer in METHODS.items() if "text" in trainer.kinds)
+IMAGE_METHODS = sorted(name for name, trainer in METHODS.items() if "image" in trainer.kinds)
+TRAINING_FREE = sorted(name for name, trainer in METHODS.items() if issubclass(trainer, TrainingFreeTrainer))
+# One loss at a time, or the retain loss alone: there are no two gradients that a rule could combine.
+ONE_LOSS = ["finetune", "l1_sparse", "repair", "scrub", "task_vector"]
+TRAINED = sorted(set(LM_METHODS) - set(TRAINING_FREE))
+RULES = ("add", "project")
+# Method and rule, without the combinations that are refused.
+WITH_RULES = [(m, r) for m in TRAINED for r in RULES if r == "add" or m not in ONE_LOSS]
+# What tiny models and rows need to have any effect.
+OPTIONS = {
+    "pdu": {"force_epsilon": True},
+    "head_mask": {"optim": "adamw_torch", "learning_rate": 0.5},
+    "lora_edit": {"rank": 4},
+    "ssd": {"alpha": 1.0},
+    "rmu": {"retain_weight": 1.0},
+}
 
 NAMES = ["Ada", "Boris", "Chloe", "Dmitri", "Esra", "Femi", "Gita", "Hugo"]
 TOWNS = ["Paris", "Ulm", "a small village by the sea", "Oslo", "Rome", "the old town of Kazan", "Lima", "Bonn"]
@@ -67,8 +82,9 @@ def make_trainer(method: str, output_dir, model="llama", forget=8, retain=20, **
         "disable_tqdm": True,
         "seed": 3,
     }
-    if method == "ga" and arguments.get("update_rule", "add") != "add":
-        defaults["retain_loss"] = "nll"
+    defaults |= OPTIONS.get(method, {})
+    if arguments.get("update_rule", "add") != "add" and trainer_class.config_class.retain_loss == "none":
+        defaults["retain_loss"] = "nll"  # for two gradients there must be two losses
     return trainer_class(
         model,
         trainer_class.config_class(**(defaults | arguments)),

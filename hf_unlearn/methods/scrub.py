@@ -69,8 +69,7 @@ class SCRUBTrainer(UnlearningTrainer):
 
     config_class = SCRUBConfig
     reference = "logits"
-    retain_reference = True
-    bounded = False
+    retain_reference = True  # the phases away from it are counted, so nothing goes on without end
 
     def phase(self, epoch: int) -> str:
         return "forget" if epoch < 2 * self.args.max_phases and epoch % 2 == 0 else "retain"

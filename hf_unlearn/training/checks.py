@@ -44,10 +44,13 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
             'loss, but there is no retain loss. Either set retain_loss="nll" and give a retain set, or set '
             'update_rule="add".'
         )
-    if args.update_rule == "subspace" and args.saliency is not None:
+    held = [f"saliency={args.saliency}"] if args.saliency is not None else []
+    held += [f"singular_rank={args.singular_rank}"] if args.singular_rank is not None else []
+    held += ['update_rule="subspace"'] if args.update_rule == "subspace" else []
+    if len(held) > 1:
         raise ValueError(
-            f"You set update_rule=\"subspace\" and saliency={args.saliency}, but a projection moves every entry of a weight. "
-            "Choose one of them."
+            f"You set {' and '.join(held)}, which each hold the weights in a way of their own that the other one would "
+            "break. Choose one of them."
         )
     if args.n_gpu > 1:
         raise ValueError(
@@ -86,10 +89,10 @@ def check_sharding(trainer, ref_model) -> None:
             f"You set update_rule={rule!r} under {sharded}, which does not show the two whole gradients that the rule "
             'needs. Either set update_rule="add", or run under DDP.'
         )
-    if trainer.args.saliency is not None:
+    if trainer.args.saliency is not None or trainer.args.singular_rank is not None:
         raise ValueError(
-            f"You set saliency={trainer.args.saliency} under {sharded}, where no process has whole weights to choose from. "
-            "Either leave it out, or run under DDP."
+            f"You set saliency or singular_rank under {sharded}, where no process has whole weights to choose from. Either "
+            "leave it out, or run under DDP."
         )
     if trainer._reference is not None and ref_model is None:
         raise ValueError(

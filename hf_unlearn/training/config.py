@@ -34,6 +34,9 @@ class UnlearningConfig(TrainingArguments):
             last. With `trainable`, both must hold.
         saliency (`float`, *optional*): only this share of the entries of the weights may move: those with the largest
             gradient of the forget set's likelihood (arXiv 2310.12508 takes 0.5).
+        singular_rank (`int`, *optional*): only the weights of linear layers may move, and only within this many of their
+            singular directions (see [`~hf_unlearn.training.low_rank.SingularSubspace`]).
+        singular_part (`str`, *optional*, defaults to `"top"`): those with the largest singular values, or the `"bottom"`.
         max_length (`int`, *optional*): longest row in tokens. Defaults to the context of the model.
         truncate (`bool`, *optional*, defaults to `False`): cut longer rows instead of raising an error.
         stop_when_forgotten (`bool`, *optional*, defaults to `True`): stop at the first evaluation in which the losses of
@@ -58,6 +61,8 @@ class UnlearningConfig(TrainingArguments):
     )
     trainable_layers: list[int] | None = field(default=None, metadata={"help": "Layers whose parameters may move."})
     saliency: float | None = field(default=None, metadata={"help": "Share of the weights' entries that may move."})
+    singular_rank: int | None = field(default=None, metadata={"help": "Singular directions of a weight that may move."})
+    singular_part: str = field(default="top", metadata={"help": "Which of them: top or bottom."})
     max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
     truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})
     stop_when_forgotten: bool = field(
@@ -96,6 +101,10 @@ class UnlearningConfig(TrainingArguments):
         for name in ("gru_gamma", "subspace_energy", "saliency"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"You set {name}={getattr(self, name)}, but it is a share, above 0 and at most 1.")
+        if self.singular_part not in ("top", "bottom"):
+            raise ValueError(f"You set singular_part={self.singular_part!r}, which is none of top, bottom.")
+        if self.singular_rank is not None and self.singular_rank < 1:
+            raise ValueError(f"You set singular_rank={self.singular_rank}, but it must be at least 1.")
         if not 0 < self.stop_level < 1:
             raise ValueError(f"You set stop_level={self.stop_level}, but the level of a test is between 0 and 1.")
         if self.remove_unused_columns:

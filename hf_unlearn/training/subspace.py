@@ -37,25 +37,6 @@ class Subspace:
         self.args = args
         self._layers: list[tuple[nn.Module, Tensor, Tensor]] = []  # module, its weight at the start, directions
 
-    @staticmethod
-    def freeze(model: nn.Module) -> None:
-        """Freeze what is not the weight of a linear layer.
-
-        Raises:
-            ValueError: the model has an adapter, or no linear layer may move.
-        """
-        if hasattr(model, "peft_config"):
-            raise ValueError(
-                'You set update_rule="subspace" on a model with an adapter, but the rule is about the weights of the '
-                "layers themselves. Either leave out the adapter, or choose another rule (project, orthogonal, gru)."
-            )
-        movable = [name for name, p in model.named_parameters() if p.requires_grad]
-        keep = {f"{name}.weight" for name in linear_modules(model, movable)}
-        if not keep:
-            raise ValueError('You set update_rule="subspace", but no weight of a linear layer may move.')
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in keep)
-
     def prepare(self, model: nn.Module, batches) -> None:
         """Find the directions on batches of the retain set, with the model at its start."""
         names = [name for name, p in model.named_parameters() if p.requires_grad]

@@ -19,13 +19,14 @@ from hf_unlearn.training.callbacks import RunCallback
 from hf_unlearn.training.checks import check_run, check_sharding
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.load import load_model
+from hf_unlearn.training.low_rank import SingularSubspace
 from hf_unlearn.training.reference import Reference, cached_log_probs
 from hf_unlearn.training.saliency import SaliencyMask
 from hf_unlearn.training.state import load_state, save_state
 from hf_unlearn.training.stopping import StopWhenForgotten
 from hf_unlearn.training.subspace import Subspace
 from hf_unlearn.training.updates import UPDATE_RULES, UpdateRule
-from hf_unlearn.training.where import attach_adapter, freeze_except
+from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_except_linear
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -137,7 +138,9 @@ class UnlearningTrainer(Trainer):
         checkpointing = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
         model = self.adapt(attach_adapter(model, peft_config, checkpointing), args, data, collate)
         if args.update_rule == "subspace":
-            Subspace.freeze(model)
+            freeze_except_linear(model, 'update_rule="subspace"')
+        if args.singular_rank is not None:
+            freeze_except_linear(model, f"singular_rank={args.singular_rank}")
         self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
         self._reference = None
         if (args.retain_loss == "kl" or self.retain_reference) and reads_retain or self.reference == "logits":
@@ -146,6 +149,7 @@ class UnlearningTrainer(Trainer):
         self.teacher: nn.Module | None = None
         rule = UPDATE_RULES[args.update_rule]
         self._rule = None if rule is None else rule(args)
+        self._singular = args.singular_rank and SingularSubspace(args.singular_rank, args.singular_part)
         self._saliency = None if args.saliency is None else SaliencyMask(args.saliency)
         self.eval_losses: dict[str, np.ndarray] = {}
         self.stopping = self.stopping_class(self, args.stop_level if args.stop_when_forgotten else None)
@@ -264,6 +268,8 @@ class UnlearningTrainer(Trainer):
             self._saliency.prepare(model, self.batches(data.forget))
         if isinstance(self._rule, Subspace):
             self._rule.prepare(model, self.batches(data.retain))
+        if self._singular:
+            self._singular.prepare(model)
         self.prepare()
 
     def batches(self, rows: Sequence[dict], limit: int | None = None) -> Iterator[dict]:
@@ -434,6 +440,8 @@ class UnlearningTrainer(Trainer):
             self._saliency.after_step()
         if isinstance(self._rule, Subspace):
             self._rule.after_step()
+        if self._singular:
+            self._singular.after_step()
 
     def require_finite(self, value: Tensor, what: str = "loss"):
         """Raise if the loss or the gradient is not finite. That is before the step, so the weights are good still."""

@@ -6,6 +6,8 @@ import re
 
 from torch import nn
 
+from hf_unlearn.training.covariance import linear_modules
+
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
@@ -56,6 +58,25 @@ def freeze_except(model: nn.Module, pattern: str | None = None, layers: list[int
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in selected)
     return chosen
+
+
+def freeze_except_linear(model: nn.Module, setting: str) -> None:
+    """Freeze what is not the weight of a linear layer, for a setting that says something of these weights alone.
+
+    Raises:
+        ValueError: the model has an adapter, or no linear layer may move.
+    """
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            f"You set {setting} on a model with an adapter, but it is about the weights of the layers themselves. Either "
+            "leave out the adapter, or leave it unset."
+        )
+    movable = [name for name, p in model.named_parameters() if p.requires_grad]
+    keep = {f"{name}.weight" for name in linear_modules(model, movable)}
+    if not keep:
+        raise ValueError(f"You set {setting}, but no weight of a linear layer may move.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in keep)
 
 
 def attach_adapter(model: nn.Module, peft_config=None, checkpointing: bool = False) -> nn.Module:
