@@ -3,31 +3,29 @@
 import sys
 
 import torch
-from cases import LM_METHODS, make_trainer, text_rows, weights
+from cases import TRAINING_FREE, WITH_RULES, make_trainer, text_rows, weights
 
 
 def main(folder: str):
     results = {}
-    for method in LM_METHODS:
-        for rule in ("add", "project"):
-            trainer = make_trainer(
-                method,
-                f"{folder}/{method}",
-                update_rule=rule,
-                per_device_train_batch_size=2,
-                gradient_accumulation_steps=2,
-                ddp_find_unused_parameters=False,
-                eval_dataset={"forget": text_rows(8), "holdout": text_rows(7, offset=200)},
-            )
-            assert trainer.accelerator.num_processes == 2, "the launch gave one process, not two"
-            trainer.train()
-            metrics = trainer.evaluate()
-            results[f"{method}-{rule}"] = {
-                "weights": weights(trainer.accelerator.unwrap_model(trainer.model)),
-                "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
-                "terms": [log.get("forget_loss") for log in trainer.state.log_history if "loss" in log],
-                "eval": {key: metrics[key] for key in ("eval_forget_loss", "eval_holdout_loss", "eval_forget_gap")},
-            }
+    for method, rule in [*WITH_RULES, *((method, "add") for method in TRAINING_FREE)]:
+        trainer = make_trainer(
+            method,
+            f"{folder}/{method}",
+            update_rule=rule,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            ddp_find_unused_parameters=False,
+            eval_dataset={"forget": text_rows(8), "holdout": text_rows(7, offset=200)},
+        )
+        assert trainer.accelerator.num_processes == 2, "the launch gave one process, not two"
+        trainer.train()
+        metrics = trainer.evaluate()
+        results[f"{method}-{rule}"] = {
+            "weights": weights(trainer.accelerator.unwrap_model(trainer.model)),
+            "logs": [log for log in trainer.state.log_history if "loss" in log],
+            "eval": {key: metrics[key] for key in ("eval_forget_loss", "eval_holdout_loss", "eval_forget_gap")},
+        }
     if trainer.is_world_process_zero():
         torch.save(results, f"{folder}/results.pt")
 

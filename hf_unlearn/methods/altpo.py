@@ -169,9 +169,9 @@ class AltPOTrainer(IdkDPOTrainer):
         longest = self.args.max_new_tokens or max(len(answer_positions(row)) for row in forget)
         context = self.args.max_length or context_length(self.model) or 2**30
         # The token that ends an answer in these rows need not be EOS: chats end a turn with another one.
-        ends = {row["labels"][-1] for row in forget if row.get("n_end")} | {self.processing_class.eos_token_id} - {
-            None
-        }
+        ends = {row["labels"][-1] for row in forget if row.get("n_end")}
+        if self.processing_class.eos_token_id is not None:
+            ends.add(self.processing_class.eos_token_id)
         indices = sorted(indices, key=lambda i: (len(prompts[i]), i))  # similar lengths together: little padding
         batches = [indices[i : i + size] for i in range(0, len(indices), size)]
         sampled = []
@@ -184,17 +184,16 @@ class AltPOTrainer(IdkDPOTrainer):
                 )
             # A function of the batch alone, so that it does not matter which process has it.
             seed = int(np.random.default_rng([self.train_dataset.seed, turn, number]).integers(2**31))
-            heat = self.args.temperature * HOTTER**turn
             with accelerator.autocast():
                 answers = sample_answers(
                     self.model,
                     self.processing_class,
                     chosen,
-                    self.args.n_alternates,
-                    heat,
-                    min(longest, room),
-                    ends,
-                    seed,
+                    n=self.args.n_alternates,
+                    temperature=self.args.temperature * HOTTER**turn,
+                    max_new_tokens=min(longest, room),
+                    ends=ends,
+                    seed=seed,
                 )
             sampled += [(number, i, text) for i, texts in zip(batches[number], answers, strict=True) for text in texts]
         return [(i, text) for _, i, text in sorted(gather_object(sampled), key=lambda item: item[0])]

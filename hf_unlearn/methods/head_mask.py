@@ -10,9 +10,12 @@ from torch import Tensor
 
 from hf_unlearn.likelihood import TargetLogits, target_logits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
-from hf_unlearn.training.gates import NAME, OPEN, Gates, find_gate_points, probability_open
+from hf_unlearn.training.gates import Gates, find_gate_points, probability_open
 from hf_unlearn.training.reference import dropout_off
 from hf_unlearn.training.state import load_state
+
+
+NAME = "unlearning_gates"  # of the module that holds the gates, in the model
 
 
 @dataclass
@@ -134,7 +137,7 @@ class HeadMaskTrainer(UnlearningTrainer):
 
     def _save(self, output_dir=None, state_dict=None):
         if NAME in self.model._modules:
-            new = dict(self.gates.baked(self.args.purge))
+            new = self.gates.baked(self.args.purge)
             state_dict = {
                 name: new.get(value, value)
                 for name, value in self.model.state_dict(keep_vars=True).items()

@@ -205,9 +205,18 @@ def test_random_labels_of_text(tmp_path):
             assert candidate["labels"].count(-100) == n_prompt
 
 
-def test_random_labels_of_text_need_answers_of_other_rows(tmp_path):
+def test_without_a_retain_loss(tmp_path):
+    options = {"retain_loss": "none", "max_steps": 2}
     with pytest.raises(ValueError, match="Give retain rows with answers"):
-        build(RandomLabelTrainer, tmp_path, tiny_llama(), text_rows(4), None, tiny_tokenizer(), retain_loss="none")
+        build(RandomLabelTrainer, tmp_path, tiny_llama(), text_rows(4), None, tiny_tokenizer(), **options)
+    # Retain rows that are not trained on still lend their answers, and an image needs none.
+    text = build(
+        RandomLabelTrainer, tmp_path, tiny_llama(), text_rows(4), text_rows(4, 50), tiny_tokenizer(), **options
+    )
+    image = build(RandomLabelTrainer, tmp_path, tiny_vit(), image_rows(4), None, **options)
+    for trainer in (text, image):
+        assert len(trainer.train_dataset) == 4 and set(trainer.train_dataset[0]) == {"alternate"}
+        trainer.train()
 
 
 def test_salun_is_random_labels_on_salient_weights(tmp_path):
