@@ -24,6 +24,7 @@ from arguments import (
 from audit import audit_models, require_encodable
 from trl import ModelConfig, TrlParser, get_peft_config
 
+from hf_unlearn.audit import membership, score
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods import METHODS
 from hf_unlearn.request import split
@@ -41,6 +42,16 @@ class UnlearnArguments(MethodArguments, DataArguments):
     """What to forget, how, and what to compare the outcome with."""
 
     retrained: str | None = field(default=None, metadata={"help": "Model trained without the forget set, to compare."})
+    original: str | None = field(
+        default=None, metadata={"help": "The model before any edit, where model_name_or_path has been edited already."}
+    )
+    stop_against: str = field(
+        default="validation",
+        metadata={
+            "help": "When forgetting is enough: as the validation rows, or as the forget rows under the retrained model.",
+            "choices": ("validation", "retrained"),
+        },
+    )
     audit_batch_size: int = field(default=32, metadata={"help": "Examples a forward pass of the audit."})
 
 
@@ -54,10 +65,14 @@ def parse_arguments(argv: list[str] | None = None):
     return parser.parse_args_and_config(argv)
 
 
-def main():
-    arguments, config, model_config = parse_arguments()
-    require_writable(config.output_dir, model_config.model_name_or_path, arguments.retrained)
-    require_models(model_config, arguments.retrained)
+def main(argv: list[str] | None = None):
+    arguments, config, model_config = parse_arguments(argv)
+    if arguments.stop_against == "retrained" and arguments.retrained is None:
+        raise ValueError(
+            'You set stop_against="retrained", but no retrained model. Either set retrained, or stop_against="validation".'
+        )
+    require_writable(config.output_dir, model_config.model_name_or_path, arguments.retrained, arguments.original)
+    require_models(model_config, arguments.retrained, arguments.original)
 
     data = load_data(arguments)
     request = load_request(arguments.request)
@@ -78,6 +93,11 @@ def main():
         processing_class=processing_class,
         peft_config=get_peft_config(model_config),
     )
+    if arguments.stop_against == "retrained":
+        retrained = load_model(model_config, arguments.retrained)
+        scores = score(retrained.to(config.device), processing_class, parts.forget, arguments.audit_batch_size)
+        trainer.stopping.never_trained = membership.loss(scores)
+        del retrained
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     if not trainer.is_world_process_zero():
         return
@@ -92,7 +112,7 @@ def main():
         processing_class=processing_class,
         model_config=model_config,
         models={
-            "original": model_config.model_name_or_path,
+            "original": arguments.original or model_config.model_name_or_path,
             "unlearned": checkpoint,
             "retrained": arguments.retrained,
         },

@@ -25,18 +25,18 @@ def python_blocks(name: str) -> list[str]:
 
 def test_the_method_of_contributing(tmp_path, monkeypatch):
     (block,) = python_blocks("CONTRIBUTING.md")
-    module = ModuleType("satimp")
-    monkeypatch.setitem(sys.modules, "satimp", module)  # a checkpoint pickles the config by the name of its module
+    module = ModuleType("jensun")
+    monkeypatch.setitem(sys.modules, "jensun", module)  # a checkpoint pickles the config by the name of its module
     names = vars(module)
     exec(block, names)
-    trainer = names["SatImpTrainer"](
+    trainer = names["JensUnTrainer"](
         tiny_llama(),
-        names["SatImpConfig"](str(tmp_path), use_cpu=True, max_steps=2, report_to="none", disable_tqdm=True),
+        names["JensUnConfig"](str(tmp_path), use_cpu=True, max_steps=2, report_to="none", disable_tqdm=True),
         text_rows(8),
         text_rows(8, offset=100),
         processing_class=tiny_tokenizer(),
     )
-    assert isinstance(trainer.args, UnlearningConfig) and trainer.args.beta1 == 5.0
+    assert isinstance(trainer.args, UnlearningConfig) and trainer.args.retain_loss == "kl"
     trainer.train()
     assert trainer.state.global_step == 2
 

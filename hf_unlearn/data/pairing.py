@@ -40,13 +40,16 @@ class PairedDataset(Dataset):
         # Epoch and phase; in shared memory, so that workers which outlive an epoch see the next one.
         self._now = torch.zeros(2, dtype=torch.int64).share_memory_()
 
-    def set_epoch(self, epoch: int, phase: str = "both") -> None:
-        """Choose the partners of an epoch. In the phase `"forget"` rows come without a retain row, in `"retain"` the
-        retain rows come alone."""
-        self._now.copy_(torch.tensor([epoch, PHASES.index(phase)]))
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the partners of an epoch."""
+        self._now[0] = epoch
+
+    def set_phase(self, phase: str) -> None:
+        """In `"forget"` rows come without a retain row, in `"retain"` the retain rows come alone, in `"both"` all do."""
+        self._now[1] = PHASES.index(phase)
 
     def __len__(self) -> int:
-        only_retain = not self.reads_forget and self.alternates is None
+        only_retain = not self.reads_forget and self.alternates is None and self.retain is not None
         return len(self.retain) if only_retain else len(self.forget)
 
     def partner(self, epoch: int, index: int) -> int:

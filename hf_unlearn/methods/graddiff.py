@@ -34,7 +34,11 @@ class GradDiffTrainer(UnlearningTrainer):
 
 @dataclass
 class GradientProjectionConfig(GradDiffConfig):
-    """Options of [`GradientProjectionTrainer`]: those of [`GradDiffConfig`], with `update_rule="project"`."""
+    """Options of [`GradientProjectionTrainer`]: those of [`GradDiffConfig`].
+
+    Parameters:
+        update_rule (`str`, *optional*, defaults to `"project"`): how the two gradients become one step.
+    """
 
     update_rule: str = field(default="project", metadata={"help": "How two gradients become one step."})
 

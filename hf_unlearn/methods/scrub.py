@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from hf_unlearn.likelihood import TargetLogits
@@ -70,6 +71,19 @@ class SCRUBTrainer(UnlearningTrainer):
     config_class = SCRUBConfig
     reference = "logits"
     retain_reference = True  # the phases away from it are counted, so nothing goes on without end
+
+    def train(self, *args, **kwargs):
+        # What max_steps comes to in epochs is known here at the earliest.
+        epochs = self.args.num_train_epochs
+        if self.args.max_steps > 0:
+            steps = len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps
+            epochs = math.ceil(self.args.max_steps / max(1, steps))
+        if self.phase(math.ceil(epochs) - 1) == "forget":
+            raise ValueError(
+                f"The training would end in epoch {math.ceil(epochs)}, which is on the forget set. Set more steps, or "
+                "num_train_epochs in place of max_steps."
+            )
+        return super().train(*args, **kwargs)
 
     def phase(self, epoch: int) -> str:
         return "forget" if epoch < 2 * self.args.max_phases and epoch % 2 == 0 else "retain"

@@ -27,6 +27,11 @@ class TaskVectorConfig(UnlearningConfig):
             raise ValueError(
                 f'You set retain_loss={self.retain_loss!r}, but what is learned here is then negated. Set it to "none".'
             )
+        if self.update_rule != "add":
+            raise ValueError(
+                f"You set update_rule={self.update_rule!r}, but there is one loss, and so no two gradients. Set it to "
+                '"add".'
+            )
         if self.stop_when_forgotten and self.eval_strategy != "no":
             raise ValueError(
                 "You set eval_strategy with stop_when_forgotten, but until it ends this method learns the forget set. "

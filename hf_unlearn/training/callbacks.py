@@ -18,7 +18,8 @@ class RunCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         # Here, because not every data loader passes `set_epoch` on to its data set.
         epoch = int(state.epoch or 0)
-        self.trainer.train_dataset.set_epoch(epoch, self.trainer.phase(epoch))
+        self.trainer.train_dataset.set_epoch(epoch)
+        self.trainer.train_dataset.set_phase(self.trainer.phase(epoch))
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.begin_step()

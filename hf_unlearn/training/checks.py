@@ -38,6 +38,11 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
             f"{name} has retain_loss={args.retain_loss!r} with retain_weight={args.retain_weight}, but no retain "
             'set was given. Either give retain_dataset, or set retain_loss="none" (utility will suffer).'
         )
+    if args.update_rule != "add" and not trainer_class.reads_forget and trainer_class.n_alternates == 0:
+        raise ValueError(
+            f"You set update_rule={args.update_rule!r}, but {name} has the retain loss alone, and so no two gradients. Set "
+            'update_rule="add".'
+        )
     if args.update_rule != "add" and not needs_retain:
         raise ValueError(
             f"You set update_rule={args.update_rule!r}, which weighs the forget gradient against that of the retain "

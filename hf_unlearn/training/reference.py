@@ -69,6 +69,19 @@ class Reference:
             parameter.data, self._start[name] = start.to(parameter.device), parameter.data
 
 
+class OneCandidate(Sequence):
+    """Rows as answers with one candidate each, read when they are asked for."""
+
+    def __init__(self, rows: Sequence[dict]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[dict]:
+        return [self.rows[index]]
+
+
 def cached_log_probs(
     model: nn.Module,
     answers: Sequence[Sequence[dict]],
@@ -88,8 +101,9 @@ def cached_log_probs(
     n, k = len(answers), len(answers[0])
     total = torch.zeros(n * k, dtype=torch.float64, device=accelerator.device)
     mine = range(accelerator.process_index, n * k, accelerator.num_processes)
-    # Similar lengths together: little padding.
-    order = sorted(mine, key=lambda j: len(answers[j // k][j % k].get("input_ids", ())))
+    # Similar lengths together: little padding. Images have one length, and are not read for it.
+    is_text = "input_ids" in answers[0][0]
+    order = sorted(mine, key=lambda j: len(answers[j // k][j % k]["input_ids"])) if is_text else mine
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     with torch.no_grad(), dropout_off(model):
         for batch in tqdm(batches, desc=description, disable=not accelerator.is_main_process or len(batches) < 20):

@@ -20,7 +20,7 @@ from hf_unlearn.training.checks import check_run, check_sharding
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.load import load_model
 from hf_unlearn.training.low_rank import SingularSubspace
-from hf_unlearn.training.reference import Reference, cached_log_probs
+from hf_unlearn.training.reference import OneCandidate, Reference, cached_log_probs
 from hf_unlearn.training.saliency import SaliencyMask
 from hf_unlearn.training.state import load_state, save_state
 from hf_unlearn.training.stopping import StopWhenForgotten
@@ -169,7 +169,7 @@ class UnlearningTrainer(Trainer):
         )
         check_sharding(self, ref_model)
         if self.n_alternates:
-            data.alternates = self.alternates(list(forget_dataset), list(retain_dataset or ()))
+            data.alternates = self.alternates(forget_dataset, () if retain_dataset is None else retain_dataset)
 
     # What a method overrides
 
@@ -209,7 +209,7 @@ class UnlearningTrainer(Trainer):
         """Weight of the retain loss in this step."""
         return self.args.retain_weight
 
-    def alternates(self, forget_rows: list[dict], retain_rows: list[dict]) -> Sequence[Sequence[dict]]:
+    def alternates(self, forget_rows: Sequence[dict], retain_rows: Sequence[dict]) -> Sequence[Sequence[dict]]:
         """For each forget row its candidates of another answer, encoded (`self.encode`).
 
         An epoch uses one of them, which is a function of (seed, epoch, row).
@@ -314,7 +314,7 @@ class UnlearningTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
             accelerator=self.accelerator,
         )
-        cache = {"forget": compute([[row] for row in data.forget], description="Reference, forget set")[:, 0]}
+        cache = {"forget": compute(OneCandidate(data.forget), description="Reference, forget set")[:, 0]}
         if data.alternates is not None:
             cache["alternate"] = compute(data.alternates, description="Reference, alternates")
         data.reference_log_probs = cache
