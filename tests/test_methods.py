@@ -287,7 +287,7 @@ FINE = {
     "undial": {"retain_loss": "nll"},
     "pdu": {"force_epsilon": True},
     "lora_edit": {"learning_rate": 5e-3},
-    "scrub": {"max_steps": -1, "num_train_epochs": 60, "max_phases": 10, "eval_strategy": "no"},
+    "scrub": {"max_steps": -1, "num_train_epochs": 80, "max_phases": 20, "eval_strategy": "no"},
 }
 # To teach another answer forgets the old one in passing.
 SHARE = {"idk_nll": 0.1, "random_label": 0.3, "salun": 0.1}
@@ -363,8 +363,9 @@ def test_lora_trains_the_adapter_alone(method, tmp_path):
         before = weights(trainer.model)
         trainer.train()
         moved = {name for name, value in weights(trainer.model).items() if not torch.equal(before[name], value)}
-        # A starts to move once B, which starts at zero, has.
-        assert moved == set(trainer.trainable_names)
+        # A starts to move once B, which starts at zero, has; until then it has no gradient, which saliency goes by.
+        expected = {name for name in trainer.trainable_names if method != "salun" or "lora_B" in name}
+        assert moved == expected
 
 
 @pytest.mark.parametrize("method", ["head_mask", "lora_edit"])
@@ -389,7 +390,7 @@ def test_no_second_model_stays_in_memory(method, tmp_path):
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_one_forward_with_gradient_a_step(method, tmp_path):
-    trainer = make_trainer(method, tmp_path, max_steps=4)
+    trainer = make_trainer(method, tmp_path, max_steps=4, retain=24)
     rows = []
     hook = trainer.model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append((torch.is_grad_enabled(), len(kwargs["input_ids"]))), with_kwargs=True

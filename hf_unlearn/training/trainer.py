@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -409,30 +410,38 @@ class UnlearningTrainer(Trainer):
 
     def _two_gradients_step(self, model, inputs, counts) -> Tensor:
         # The two gradients are summed over micro-batches and averaged over processes before the rule sees them: a rule
-        # is not linear. So nothing may be synchronised on the way.
+        # is not linear. So DDP may not synchronise on the way; FSDP averages and shards in each backward pass.
         model.train()
         inputs = self._prepare_inputs(inputs)
-        with self.accelerator.no_sync(model):
+        with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
             with self.compute_loss_context_manager():
                 losses = self.losses(model, inputs, counts)
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            if self._gradients is None:
-                self._gradients = tuple([torch.zeros_like(p) for p in parameters] for _ in losses)
-            for loss, gradients in zip(losses, self._gradients, strict=True):
-                self.accelerator.backward(loss, retain_graph=loss is losses[0])
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    if parameter.grad is not None:
-                        gradient += parameter.grad
-                        parameter.grad = None
+            sums = self._gradients or (None, None)
+            self._gradients = tuple(
+                self._add_gradient(model, loss, gradients, retain_graph=loss is losses[0])
+                for loss, gradients in zip(losses, sums, strict=True)
+            )
         if self.accelerator.sync_gradients:
             forget, retain = self._gradients
-            if self.accelerator.num_processes > 1:
+            if self.accelerator.num_processes > 1 and not self.is_fsdp_enabled:
                 forget = [self.accelerator.reduce(gradient, "mean") for gradient in forget]
                 retain = [self.accelerator.reduce(gradient, "mean") for gradient in retain]
+            parameters = [p for p in model.parameters() if p.requires_grad]
             for parameter, gradient in zip(parameters, self._rule(forget, retain), strict=True):
                 parameter.grad = gradient
             self._gradients = None
         return sum(loss.detach() for loss in losses)
+
+    def _add_gradient(self, model, loss: Tensor, gradients: list[Tensor] | None, retain_graph: bool) -> list[Tensor]:
+        self.accelerator.backward(loss, retain_graph=retain_graph)
+        # Listed after the pass: FSDP has some of them whole before it.
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        gradients = gradients or [torch.zeros_like(p) for p in parameters]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if parameter.grad is not None:
+                gradient += parameter.grad
+                parameter.grad = None
+        return gradients
 
     def take_back(self) -> None:
         """Undo what a step has done to weights that the configuration holds. Called after each optimizer step."""

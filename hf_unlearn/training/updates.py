@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_unlearn.training.subspace import Subspace
 
@@ -17,18 +18,29 @@ from hf_unlearn.training.subspace import Subspace
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Inner product over all tensors, accumulated in float64 tensor by tensor; over all shards where they are sharded."""
     total = torch.stack([_local(x).double().mul(_local(y).double()).sum() for x, y in zip(a, b, strict=True)]).sum()
-    if hasattr(a[0], "device_mesh"):
-        torch.distributed.all_reduce(total, group=a[0].device_mesh.get_group())
+    if isinstance(a[0], DTensor):
+        # Along a dimension of the mesh that replicates, every process has the same sum already.
+        for dim, placement in enumerate(a[0].placements):
+            if placement.is_shard():
+                torch.distributed.all_reduce(total, group=a[0].device_mesh.get_group(dim))
     return total
 
 
 def _local(x: Tensor) -> Tensor:
-    return x.to_local() if hasattr(x, "to_local") else x
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def _placed_like(x: Tensor, other: Tensor) -> Tensor:
+    if isinstance(other, DTensor) and not isinstance(x, DTensor):
+        return distribute_tensor(x.to(other.device), other.device_mesh, other.placements)
+    return x
 
 
 def without(a: list[Tensor], b: list[Tensor], always: bool) -> list[Tensor]:
     """`a` without its component along `b`: always, or only where the two conflict."""
     along, norm = dot(a, b), dot(b, b)
+    # A gradient that is rounding alone (that of a divergence from the start, at the start) has no direction to respect.
+    norm = torch.where(norm > (8 * torch.finfo(a[0].dtype).eps) ** 2 * dot(a, a), norm, 0.0)
     # Both cases as one number and without a branch, so that nothing waits for the accelerator.
     applies = norm > 0 if always else (along < 0) & (norm > 0)
     scale = torch.where(applies, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
@@ -93,12 +105,14 @@ class GRU(UpdateRule):
 
     def __call__(self, forget, retain):
         gamma = self.args.gru_gamma
-        old = self._average or retain
+        # A checkpoint holds whole tensors, read before the model is sharded.
+        old = [_placed_like(x, like) for x, like in zip(self._average or retain, retain, strict=True)]
         self._average = [gamma * new + (1 - gamma) * before for new, before in zip(retain, old, strict=True)]
         return add(without(forget, self._average, always=False), retain)
 
     def state(self):
-        return {f"gru.{i}": value for i, value in enumerate(self._average or ())}
+        whole = (x.full_tensor() if isinstance(x, DTensor) else x for x in self._average or ())
+        return {f"gru.{i}": value for i, value in enumerate(whole)}
 
     def load_state(self, state, parameters):
         if "gru.0" in state:

@@ -88,9 +88,11 @@ def test_the_covariance_of_a_first_layer_is_that_of_the_hidden_states():
             expected = expected + torch.einsum("ti,tj->ij", x, x)
     for size in (1, 3, 7):
         torch.testing.assert_close(input_covariances(model, modules, batches(rows, size))[name], expected)
-    left = batches(rows, 7)[0]
-    left = {key: torch.stack([v.roll(int((m == 0).sum())) for v, m in zip(value, left["attention_mask"], strict=True)])
-            for key, value in left.items()}  # fmt: skip
+    right = batches(rows, 7)[0]
+    shift = (right["attention_mask"] == 0).sum(-1)
+    left = {
+        key: torch.stack([v.roll(int(n)) for v, n in zip(value, shift, strict=True)]) for key, value in right.items()
+    }
     assert left["attention_mask"][:, -1].all() and not left["attention_mask"].all()
     torch.testing.assert_close(input_covariances(model, modules, [left])[name], expected)
 
@@ -104,7 +106,7 @@ def test_covariances_of_all_layers(model, tmp_path):
     assert found.keys() == modules.keys()
     # An output layer sees the scored positions alone, or the first token of an image.
     inner = [name for name in modules if name not in ("lm_head", "classifier")]
-    assert len(inner) == 2 * {5: 6, 3: 4}.get(len(inner) // 2, len(inner) // 2) or inner
+    assert len(inner) >= 8
     for name, x in inputs_row_by_row(model, inner, rows).items():
         torch.testing.assert_close(found[name], x.T @ x, msg=lambda text, name=name: f"{name}: {text}")
 
