@@ -89,10 +89,10 @@ def check_sharding(trainer, ref_model) -> None:
     if sharded is None:
         return
     rule = trainer.args.update_rule
-    if rule != "add":
+    if rule not in ("add", "subspace") and not trainer.accelerator.is_fsdp2:
         raise ValueError(
-            f"You set update_rule={rule!r} under {sharded}, which does not show the two whole gradients that the rule "
-            'needs. Either set update_rule="add", or run under DDP.'
+            f"You set update_rule={rule!r} under {sharded}, which keeps the gradients to itself, where the rule needs "
+            'that of each loss. Either set update_rule="add", or run under DDP or FSDP 2 (fsdp=True).'
         )
     if trainer.args.saliency is not None or trainer.args.singular_rank is not None:
         raise ValueError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_unlearn.training.subspace import Subspace
 
@@ -18,7 +17,7 @@ from hf_unlearn.training.subspace import Subspace
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Inner product over all tensors, accumulated in float64 tensor by tensor; over all shards where they are sharded."""
     total = torch.stack([_local(x).double().mul(_local(y).double()).sum() for x, y in zip(a, b, strict=True)]).sum()
-    if isinstance(a[0], DTensor):
+    if _is_sharded(a[0]):
         # Along a dimension of the mesh that replicates, every process has the same sum already.
         for dim, placement in enumerate(a[0].placements):
             if placement.is_shard():
@@ -26,14 +25,21 @@ def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return total
 
 
+def _is_sharded(x: Tensor) -> bool:
+    return hasattr(x, "device_mesh")  # a DTensor, as FSDP has them
+
+
 def _local(x: Tensor) -> Tensor:
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if _is_sharded(x) else x
 
 
-def _placed_like(x: Tensor, other: Tensor) -> Tensor:
-    if isinstance(other, DTensor) and not isinstance(x, DTensor):
-        return distribute_tensor(x.to(other.device), other.device_mesh, other.placements)
-    return x
+def placed_like(x: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor as the shards that `other` is in; as it is if `other` is whole, or both are sharded."""
+    if not _is_sharded(other) or _is_sharded(x):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements)
 
 
 def without(a: list[Tensor], b: list[Tensor], always: bool) -> list[Tensor]:
@@ -106,12 +112,12 @@ class GRU(UpdateRule):
     def __call__(self, forget, retain):
         gamma = self.args.gru_gamma
         # A checkpoint holds whole tensors, read before the model is sharded.
-        old = [_placed_like(x, like) for x, like in zip(self._average or retain, retain, strict=True)]
+        old = [placed_like(x, like) for x, like in zip(self._average or retain, retain, strict=True)]
         self._average = [gamma * new + (1 - gamma) * before for new, before in zip(retain, old, strict=True)]
         return add(without(forget, self._average, always=False), retain)
 
     def state(self):
-        whole = (x.full_tensor() if isinstance(x, DTensor) else x for x in self._average or ())
+        whole = (x.full_tensor() if _is_sharded(x) else x for x in self._average or ())
         return {f"gru.{i}": value for i, value in enumerate(whole)}
 
     def load_state(self, state, parameters):
