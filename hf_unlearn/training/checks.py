@@ -94,10 +94,10 @@ def check_sharding(trainer, ref_model) -> None:
             f"You set update_rule={rule!r} under {sharded}, which keeps the gradients to itself, where the rule needs "
             'that of each loss. Either set update_rule="add", or run under DDP or FSDP 2 (fsdp=True).'
         )
-    if trainer.args.saliency is not None or trainer.args.singular_rank is not None:
+    if trainer.args.saliency is not None or trainer.args.singular_rank is not None or rule == "subspace":
         raise ValueError(
-            f"You set saliency or singular_rank under {sharded}, where no process has whole weights to choose from. Either "
-            "leave it out, or run under DDP."
+            f'You set saliency, singular_rank or update_rule="subspace" under {sharded}, where no process has whole '
+            "weights to choose from. Either leave it out, or run under DDP."
         )
     if trainer._reference is not None and ref_model is None:
         raise ValueError(

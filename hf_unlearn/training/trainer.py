@@ -413,7 +413,10 @@ class UnlearningTrainer(Trainer):
         # is not linear. So DDP may not synchronise on the way; FSDP averages and shards in each backward pass.
         model.train()
         inputs = self._prepare_inputs(inputs)
-        with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
+        sharded = self.accelerator.is_fsdp2
+        if sharded:
+            model.set_requires_gradient_sync(True)  # the Trainer turns it off but for the last micro-batch
+        with nullcontext() if sharded else self.accelerator.no_sync(model):
             with self.compute_loss_context_manager():
                 losses = self.losses(model, inputs, counts)
             sums = self._gradients or (None, None)
@@ -423,7 +426,7 @@ class UnlearningTrainer(Trainer):
             )
         if self.accelerator.sync_gradients:
             forget, retain = self._gradients
-            if self.accelerator.num_processes > 1 and not self.is_fsdp_enabled:
+            if self.accelerator.num_processes > 1 and not sharded:
                 forget = [self.accelerator.reduce(gradient, "mean") for gradient in forget]
                 retain = [self.accelerator.reduce(gradient, "mean") for gradient in retain]
             parameters = [p for p in model.parameters() if p.requires_grad]

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def scripts_on_path(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield
-    for name in ("audit", "measure", "training_step"):
+    for name in ("audit", "measure", "rmu", "training_step"):
         sys.modules.pop(name, None)
 
 
@@ -72,3 +72,17 @@ def test_another_value_of_one_example_is_noticed():
         changed = {**values, name: values[name] + np.array([0, 0, 3e-5])}
         with pytest.raises(AssertionError, match=name):
             audit.check_identical(changed, values)
+
+
+@pytest.mark.parametrize("layers", [4, 6])
+def test_the_steps_of_rmu_are_those_of_the_textbook(layers):
+    import rmu
+
+    size = dict(TINY_STEPS, layers=layers)
+    steps, vocab_size = size.pop("steps"), size.pop("vocab_size")
+    results = rmu.run(vocab_size, steps, **size)
+    assert set(results) == {"ours", "textbook", "selected"} and len(set(results["ours"]["loss"])) == steps
+    rmu.check_identical(results)
+    results["selected"]["loss"][1] *= 1.001
+    with pytest.raises(AssertionError):
+        rmu.check_identical(results)

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from tiny import tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from hf_unlearn.data import UnlearningCollator, encode_dataset
+from hf_unlearn.data import encode_dataset
 from hf_unlearn.likelihood import target_logits
 from hf_unlearn.methods import LoRAEditConfig, LoRAEditTrainer
 from hf_unlearn.methods.lora_edit import weighted_factors
@@ -71,32 +71,30 @@ def test_nothing_changes_at_the_start_and_the_outcome_is_plain(kind, tmp_path):
     assert torch.equal(logits(reloaded, trainer), logits(trainer.model, trainer))
 
 
-def test_it_edits_where_the_knowledge_is(tmp_path):
-    # The forget rows are learned through one layer alone.
-    forget, retain = text_rows(8), text_rows(24, offset=100)
-    tokenizer = tiny_tokenizer()
-    model = tiny_llama(num_hidden_layers=3).double()
+def test_it_edits_where_the_forget_set_weighs_more(tmp_path):
+    forget, retain, tokenizer = text_rows(6), text_rows(9, offset=100), tiny_tokenizer()
+    model = tiny_llama().double()
 
-    def learn(rows, parameters, steps):
-        inputs = UnlearningCollator(0)(encode_dataset(rows, tokenizer))
-        optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
-        for _ in range(steps):
-            out = target_logits(model, inputs)
-            loss = out.token_mean(-out.log_probs)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return loss.item()
+    def fisher(rows):
+        total = {}
+        for row in encode_dataset(rows, tokenizer):
+            ids = torch.tensor([row["input_ids"]])
+            nll = torch.nn.functional.cross_entropy(
+                model(ids).logits[0, :-1], torch.tensor(row["labels"][1:]), ignore_index=-100, reduction="sum"
+            )
+            model.zero_grad()
+            nll.backward()
+            for name, module in model.named_modules():
+                if isinstance(module, torch.nn.Linear) and "layers" in name:
+                    total[name] = total.get(name, 0.0) + module.weight.grad.square().sum().item() / len(rows)
+        return total
 
-    learn([*retain], list(model.parameters()), 80)
-    planted = model.model.layers[2].mlp.down_proj
-    learn([*forget, *retain], [planted.weight], 150)
-    config = LoRAEditConfig(
-        str(tmp_path), use_cpu=True, n_modules=3, rank=2, report_to="none", per_device_eval_batch_size=8
-    )
+    f, r = fisher(forget), fisher(retain)
+    expected = sorted(f, key=lambda name: -f[name] / r[name])[:5]
+    config = LoRAEditConfig(str(tmp_path), use_cpu=True, n_modules=5, rank=2, report_to="none")
     trainer = LoRAEditTrainer(copy.deepcopy(model), config, forget, retain, processing_class=tokenizer)
-    assert any(name.startswith("model.layers.2.") for name in trainer.chosen)
-    assert len(trainer.chosen) == 3
+    assert trainer.chosen == expected
+    assert all("lora_" in name and any(chosen in name for chosen in expected) for name in trainer.trainable_names)
 
 
 def test_same_bytes_and_resume(tmp_path):
