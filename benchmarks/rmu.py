@@ -150,13 +150,17 @@ def lora_memory(vocab_size: int, form: str, steps: int = 2, batch_size: int = 2)
                 taker = Textbook("graddiff", trainer.model)
                 taker.method, taker.reference = "npo", reference.eval()
             for batch in trainer.get_train_dataloader():
-                taker.step({key: value for key, value in batch.items() if key != "reference_log_probs" or form == "ours"})
+                taker.step(
+                    {key: value for key, value in batch.items() if key != "reference_log_probs" or form == "ours"}
+                )
 
         return peak_growth(take_steps)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="CPU seconds and peak memory of a step of RMU, and memory of NPO on LoRA.")
+    parser = argparse.ArgumentParser(
+        description="CPU seconds and peak memory of a step of RMU, and memory of NPO on LoRA."
+    )
     parser.add_argument("--steps", type=int, default=6, help="steps of each form; the first is not counted")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -173,7 +177,9 @@ def main():
             [f"{vocab_size:,}", form, f"{mib['ours']:.0f}", f"{mib[form]:.0f}", f"**{mib['ours'] / mib[form]:.2f}**"]
             for form in ("textbook", "selected")
         ]
-    print(markdown_table(["vocabulary", "against", "ours, peak MiB", "the other, peak MiB", "ratio"], rows), end="\n\n")
+    print(
+        markdown_table(["vocabulary", "against", "ours, peak MiB", "the other, peak MiB", "ratio"], rows), end="\n\n"
+    )
 
     rows = []
     for vocab_size in VOCABULARIES:

@@ -8,7 +8,9 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="hf-unlearn", description="Erase records, classes or attributes from a model.")
+    parser = argparse.ArgumentParser(
+        prog="hf-unlearn", description="Erase records, classes or attributes from a model."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     methods = commands.add_parser("methods", help="list the methods, or describe one")
     methods.add_argument("name", nargs="?", help="describe this one in full")

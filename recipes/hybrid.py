@@ -19,7 +19,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--edit", required=True, help="recipe of the first stage")
     parser.add_argument("--repair", required=True, help="recipe of the second stage")
-    parser.add_argument("--output_dir", required=True, help="folder for both: <output_dir>/edit and <output_dir>/repair")
+    parser.add_argument(
+        "--output_dir", required=True, help="folder for both: <output_dir>/edit and <output_dir>/repair"
+    )
     arguments, more = parser.parse_known_args()
 
     edit, repair = f"{arguments.output_dir}/edit", f"{arguments.output_dir}/repair"

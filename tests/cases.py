@@ -83,7 +83,11 @@ def make_trainer(method: str, output_dir, model="llama", forget=8, retain=20, **
         "seed": 3,
     }
     defaults |= OPTIONS.get(method, {})
-    if arguments.get("update_rule", "add") != "add" and method != "task_vector" and trainer_class.config_class.retain_loss == "none":
+    if (
+        arguments.get("update_rule", "add") != "add"
+        and method != "task_vector"
+        and trainer_class.config_class.retain_loss == "none"
+    ):
         defaults["retain_loss"] = "nll"  # for two gradients there must be two losses
     return trainer_class(
         model,

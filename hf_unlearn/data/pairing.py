@@ -32,7 +32,12 @@ class PairedDataset(Dataset):
     """
 
     def __init__(
-        self, forget: Sequence, retain: Sequence | None = None, alternates=None, seed: int = 0, reads_forget: bool = True
+        self,
+        forget: Sequence,
+        retain: Sequence | None = None,
+        alternates=None,
+        seed: int = 0,
+        reads_forget: bool = True,
     ):
         self.forget, self.retain, self.alternates = forget, retain, alternates
         self.seed, self.reads_forget = seed, reads_forget

@@ -73,7 +73,9 @@ class RMUTrainer(UnlearningTrainer):
     config_class = RMUConfig
     architecture = "specific"
     retain_reference = True
-    cost = "a forward and backward pass of forget + retain rows as far as one block; the trained blocks for the reference"
+    cost = (
+        "a forward and backward pass of forget + retain rows as far as one block; the trained blocks for the reference"
+    )
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -118,7 +120,9 @@ class RMUTrainer(UnlearningTrainer):
         chosen = set()
         for name, module in model.named_modules():
             if type(module).__name__.endswith("MLP") and layer_of(f"{name}.") in near:
-                linears = [key for key, child in module.named_children() if isinstance(child, (torch.nn.Linear, Conv1D))]
+                linears = [
+                    key for key, child in module.named_children() if isinstance(child, (torch.nn.Linear, Conv1D))
+                ]
                 chosen.add(f"{name}.{linears[-1]}.weight")
         if not chosen:
             raise ValueError("No MLP was found in the blocks. Set trainable to the weights that may move.")
@@ -171,7 +175,9 @@ class RMUTrainer(UnlearningTrainer):
 
     def _prefix_without_dropout(self, base):
         parent, name = find_blocks(_inner(base))
-        return _Evaluating([m for m in _inner(base).modules() if not list(m.children())], getattr(parent, name)[self._first :])
+        return _Evaluating(
+            [m for m in _inner(base).modules() if not list(m.children())], getattr(parent, name)[self._first :]
+        )
 
     def method_state(self):
         return {"direction": self._direction}

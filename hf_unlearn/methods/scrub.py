@@ -43,7 +43,7 @@ class SCRUBConfig(UnlearningConfig):
             )
         if self.update_rule != "add":
             raise ValueError(
-                f"You set update_rule={self.update_rule!r}, but SCRUB has one loss at a time. Set it to \"add\"."
+                f'You set update_rule={self.update_rule!r}, but SCRUB has one loss at a time. Set it to "add".'
             )
         if self.max_steps <= 0 and not self.num_train_epochs >= 2 * self.max_phases:
             raise ValueError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import TrainerCallback
 
+from hf_unlearn.training.sharding import whole
+
 
 class RunCallback(TrainerCallback):
     """Keeps the trainer in step with its run, on every path: a start, a resume, a retry with smaller batches."""
@@ -30,7 +32,7 @@ class RunCallback(TrainerCallback):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if gradients:
             norm = torch.stack([g.to(torch.float32).square().sum() for g in gradients]).sum()
-            self.trainer.require_finite(norm, "gradient")
+            self.trainer.require_finite(whole(norm), "gradient")
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.take_back()

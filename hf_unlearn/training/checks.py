@@ -99,7 +99,7 @@ def check_sharding(trainer, ref_model) -> None:
             f'You set saliency, singular_rank or update_rule="subspace" under {sharded}, where no process has whole '
             "weights to choose from. Either leave it out, or run under DDP."
         )
-    if trainer._reference is not None and ref_model is None:
+    if trainer._reference is not None and ref_model is None and not trainer.accelerator.is_fsdp2:
         raise ValueError(
             f'You set retain_loss="kl" under {sharded}, where the weights of the start cannot be put back for a pass. '
             'Either give ref_model, or set retain_loss="nll".'

@@ -61,7 +61,9 @@ class UnlearningConfig(TrainingArguments):
     )
     trainable_layers: list[int] | None = field(default=None, metadata={"help": "Layers whose parameters may move."})
     saliency: float | None = field(default=None, metadata={"help": "Share of the weights' entries that may move."})
-    singular_rank: int | None = field(default=None, metadata={"help": "Singular directions of a weight that may move."})
+    singular_rank: int | None = field(
+        default=None, metadata={"help": "Singular directions of a weight that may move."}
+    )
     singular_part: str = field(default="top", metadata={"help": "Which of them: top or bottom."})
     max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
     truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})

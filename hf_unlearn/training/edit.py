@@ -39,7 +39,9 @@ class TrainingFreeTrainer(UnlearningTrainer):
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if resume_from_checkpoint:
-            raise ValueError(f"{type(self).__name__} takes no steps, so there is no checkpoint to resume from. Run it.")
+            raise ValueError(
+                f"{type(self).__name__} takes no steps, so there is no checkpoint to resume from. Run it."
+            )
         start = time.time()
         self.is_in_train = True
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)

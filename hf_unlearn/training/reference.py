@@ -19,6 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_unlearn.likelihood import TargetLogits, target_logits
+from hf_unlearn.training.sharding import is_sharded, placed_like
 
 
 class Reference:
@@ -59,6 +60,9 @@ class Reference:
             self._swap(model)
 
     def _swap(self, model: nn.Module):
+        for module in model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()  # FSDP keeps some weights whole after a pass
         parameters = dict(model.named_parameters())
         if missing := set(self._start) - set(parameters):
             raise RuntimeError(
@@ -66,20 +70,15 @@ class Reference:
             )
         for name, start in self._start.items():
             parameter = parameters[name]
-            parameter.data, self._start[name] = start.to(parameter.device), parameter.data
-
-
-class OneCandidate(Sequence):
-    """Rows as answers with one candidate each, read when they are asked for."""
-
-    def __init__(self, rows: Sequence[dict]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> list[dict]:
-        return [self.rows[index]]
+            if is_sharded(parameter):
+                # In place: FSDP holds views of the memory. The start was kept whole, before the model was sharded.
+                self._start[name] = start = placed_like(start, parameter)
+                ours, theirs = start.to_local(), parameter.detach().to_local()
+                kept = theirs.clone()
+                theirs.copy_(ours)
+                ours.copy_(kept)
+            else:
+                parameter.data, self._start[name] = start.to(parameter.device), parameter.data
 
 
 def cached_log_probs(

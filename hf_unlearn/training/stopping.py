@@ -104,5 +104,7 @@ class StopWhenRelearned(StopWhenForgotten):
             if result["p_value"] < self.level:
                 self.stop()
             else:
-                self.keep_if_better(float(losses["retain"].mean()) if "retain" in losses else -self.trainer.state.global_step)
+                self.keep_if_better(
+                    float(losses["retain"].mean()) if "retain" in losses else -self.trainer.state.global_step
+                )
         return result

@@ -11,35 +11,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_unlearn.training.sharding import is_sharded, local, placed_like, whole
 from hf_unlearn.training.subspace import Subspace
 
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Inner product over all tensors, accumulated in float64 tensor by tensor; over all shards where they are sharded."""
-    total = torch.stack([_local(x).double().mul(_local(y).double()).sum() for x, y in zip(a, b, strict=True)]).sum()
-    if _is_sharded(a[0]):
+    total = torch.stack([local(x).double().mul(local(y).double()).sum() for x, y in zip(a, b, strict=True)]).sum()
+    if is_sharded(a[0]):
         # Along a dimension of the mesh that replicates, every process has the same sum already.
         for dim, placement in enumerate(a[0].placements):
             if placement.is_shard():
                 torch.distributed.all_reduce(total, group=a[0].device_mesh.get_group(dim))
     return total
-
-
-def _is_sharded(x: Tensor) -> bool:
-    return hasattr(x, "device_mesh")  # a DTensor, as FSDP has them
-
-
-def _local(x: Tensor) -> Tensor:
-    return x.to_local() if _is_sharded(x) else x
-
-
-def placed_like(x: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor as the shards that `other` is in; as it is if `other` is whole, or both are sharded."""
-    if not _is_sharded(other) or _is_sharded(x):
-        return x
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements)
 
 
 def without(a: list[Tensor], b: list[Tensor], always: bool) -> list[Tensor]:
@@ -117,8 +101,7 @@ class GRU(UpdateRule):
         return add(without(forget, self._average, always=False), retain)
 
     def state(self):
-        whole = (x.full_tensor() if _is_sharded(x) else x for x in self._average or ())
-        return {f"gru.{i}": value for i, value in enumerate(whole)}
+        return {f"gru.{i}": whole(value) for i, value in enumerate(self._average or ())}
 
     def load_state(self, state, parameters):
         if "gru.0" in state:

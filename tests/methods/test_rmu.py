@@ -40,7 +40,9 @@ def test_the_pass_that_ends_early_is_the_whole_one(kind, tmp_path):
     batch = {key: value for key, value in batch.items() if key not in ("parts", "reference_log_probs")}
     ran = []
     parent, name = find_blocks(model)
-    hooks = [block.register_forward_hook(lambda *a, i=i: ran.append(i)) for i, block in enumerate(getattr(parent, name))]
+    hooks = [
+        block.register_forward_hook(lambda *a, i=i: ran.append(i)) for i, block in enumerate(getattr(parent, name))
+    ]
     seen = run_to_block(model, model, batch, 0, 0)
     assert ran == [0]  # and no block after it
     for hook in hooks:
@@ -163,7 +165,9 @@ def test_the_frozen_part_runs_without_dropout_and_the_rest_keeps_it(tmp_path):
     # The reference has no dropout, so with it in the first block the retain loss at the start is not exactly 0; but the
     # embedding and block 0, which are frozen, give both the same.
     inputs = []
-    hook = trainer.model.transformer.h[1].register_forward_pre_hook(lambda module, args: inputs.append(args[0].clone()))
+    hook = trainer.model.transformer.h[1].register_forward_pre_hook(
+        lambda module, args: inputs.append(args[0].clone())
+    )
     trainer.losses(trainer.model, dict(batch), counts)
     trainer.losses(trainer.model, dict(batch), counts)
     hook.remove()
