@@ -81,6 +81,19 @@ class Reference:
                 parameter.data, self._start[name] = start.to(parameter.device), parameter.data
 
 
+class OneCandidate(Sequence):
+    """Rows as answers with one candidate each, read when they are asked for."""
+
+    def __init__(self, rows: Sequence[dict]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[dict]:
+        return [self.rows[index]]
+
+
 def cached_log_probs(
     model: nn.Module,
     answers: Sequence[Sequence[dict]],

@@ -460,8 +460,9 @@ class UnlearningTrainer(Trainer):
         if torch.isfinite(value.detach()):
             return
         last, saved = self.state.global_step, "Nothing was saved."
-        finite = all(torch.isfinite(p).all() for p in self.model.parameters() if p.is_floating_point())
-        if finite and self.accelerator.num_processes == 1 and last > 0:
+        alone = self.accelerator.num_processes == 1  # others may not be here, and would have to help to look at shards
+        finite = alone and all(torch.isfinite(p).all() for p in self.model.parameters() if p.is_floating_point())
+        if finite and last > 0:
             self._save_checkpoint(self.model, trial=None)
             saved = f"The weights after step {last} are in {self.args.output_dir}/checkpoint-{last}."
         elif self.state.best_model_checkpoint:
