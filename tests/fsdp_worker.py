@@ -9,7 +9,7 @@ from cases import make_trainer, text_rows
 from peft import LoraConfig
 
 from hf_unlearn.training import NonFiniteLossError
-from hf_unlearn.training.sharding import whole
+from hf_unlearn.training.sharding import is_sharded, whole
 from hf_unlearn.training.updates import Project
 
 
@@ -57,8 +57,9 @@ def sharded_trainer(method, folder, **arguments):
 
 
 def whole_weights(trainer):
-    assert all(hasattr(p, "device_mesh") for p in trainer.model.parameters()), "the weights are not sharded"
-    return {name: whole(value) for name, value in trainer.model.state_dict().items()}
+    state = trainer.model.state_dict()
+    assert all(is_sharded(value) for value in state.values()), "the weights are not sharded"
+    return {name: whole(value) for name, value in state.items()}
 
 
 class Poisoned(Project):

@@ -252,3 +252,30 @@ def test_the_readmes_name_recipes_that_exist():
     for readme in [ROOT / "README.md", *RECIPES.glob("**/README.md")]:
         for name in re.findall(r"recipes/[\w./-]+\.(?:yaml|py|json)", readme.read_text()):
             assert (ROOT / name).exists(), f"{readme.relative_to(ROOT)} names {name}"
+
+
+def test_a_hybrid_audits_each_stage_against_the_same_original(registry):
+    recipes = ["--edit", RECIPES / "registry/npo.yaml", "--repair", RECIPES / "registry/repair.yaml"]
+    more = ["--output_dir", "runs/hybrid", "--max_steps", 2, "--eval_steps", 1, "--disable_tqdm", "true"]
+    run([sys.executable], "hybrid", *recipes, *more, cwd=registry)
+    edit, repair = (
+        json.loads((registry / "runs/hybrid" / stage / "result.json").read_text()) for stage in ("edit", "repair")
+    )
+    assert edit["run"]["method"] == "npo" and repair["run"]["method"] == "repair"
+    assert repair["run"]["config"]["model_name_or_path"] == "runs/hybrid/edit/model"
+    for a, b in zip(edit["audit"]["rows"], repair["audit"]["rows"], strict=True):
+        assert a["original"] == b["original"] and a["retrained"] == b["retrained"]
+    table = run([sys.executable], "compare", *sorted((registry / "runs/hybrid").glob("*/result.json")), cwd=registry)
+    header, _, *rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert header == "| measure | set | original | retrained | edit | repair |"
+    assert len(rows) == len(edit["audit"]["rows"])
+    AutoModelForCausalLM.from_pretrained(registry / "runs/hybrid/repair/model")
+
+
+def test_stopping_against_the_retrained_model(registry):
+    arguments = ["--config", RECIPES / "registry/npo.yaml", "--max_steps", 2, "--eval_steps", 1, "--eval_on_start", "true"]
+    output = ["--output_dir", "runs/against", "--stop_when_forgotten", "true", "--stop_against", "retrained"]
+    run([sys.executable], "unlearn", *arguments, *output, cwd=registry)
+    assert (registry / "runs/against/result.json").exists()
+    bad = run([sys.executable], "unlearn", *arguments, *output, "--retrained", "runs/none", cwd=registry, ok=False)
+    assert "There is no model 'runs/none'" in bad

@@ -30,7 +30,9 @@ def without(a: list[Tensor], b: list[Tensor], always: bool) -> list[Tensor]:
     """`a` without its component along `b`: always, or only where the two conflict."""
     along, norm = dot(a, b), dot(b, b)
     # A gradient that is rounding alone (that of a divergence from the start, at the start) has no direction to respect.
-    norm = torch.where(norm > (8 * torch.finfo(a[0].dtype).eps) ** 2 * dot(a, a), norm, 0.0)
+    # In bfloat16 this bound would take in gradients that are merely small: float32 is the coarsest it is used for.
+    eps = min(torch.finfo(a[0].dtype).eps, torch.finfo(torch.float32).eps)
+    norm = torch.where(norm > (8 * eps) ** 2 * dot(a, a), norm, 0.0)
     # Both cases as one number and without a branch, so that nothing waits for the accelerator.
     applies = norm > 0 if always else (along < 0) & (norm > 0)
     scale = torch.where(applies, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)

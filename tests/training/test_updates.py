@@ -119,6 +119,19 @@ def test_rules_keep_the_dtype(dtype, rule_class):
     assert rule([torch.ones(2, dtype=dtype)], [-torch.ones(2, dtype=dtype)])[0].dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 0.01, 1e-4])
+def test_a_small_retain_gradient_is_respected_in_every_dtype(size, dtype):
+    """Next to one that forgets, the gradient of a loss near its minimum is small, but it has a direction."""
+    f, r = torch.randn(2, 4000, dtype=torch.float64)
+    f, r = (f - r).to(dtype), (size * r).to(dtype)
+    cosine = lambda a, b: torch.cosine_similarity(a.double(), b.double(), dim=0).item()  # noqa: E731
+    assert cosine(f, r) < -0.5
+    assert abs(cosine(Project(None)([f], [r])[0].double() - r.double(), r)) < (
+        0.01 if dtype == torch.bfloat16 else 1e-5
+    )
+
+
 # Runs.
 
 
