@@ -1,6 +1,6 @@
 """Put the results of several runs on one request side by side, as a table in Markdown.
 
-    python recipes/compare.py runs/tofu/*/result.json
+python recipes/compare.py runs/tofu/*/result.json
 """
 
 from __future__ import annotations

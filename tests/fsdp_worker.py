@@ -101,10 +101,17 @@ def main(folder: str):
     results = {"weights": {}}
     for name, (method, arguments) in CASES.items():
         # An evaluation leaves some weights whole, as they were before the next step.
-        evaluation = {} if arguments.get("model") == "vit" else {"eval_dataset": text_rows(3), "eval_strategy": "steps"}
+        evaluation = (
+            {} if arguments.get("model") == "vit" else {"eval_dataset": text_rows(3), "eval_strategy": "steps"}
+        )
         saving = {"save_strategy": "steps", "save_steps": 2} if name == "gru" else {}
         trainer = sharded_trainer(
-            method, f"{folder}/{name}", **arguments, **evaluation, **saving, **({"eval_steps": 1} if evaluation else {})
+            method,
+            f"{folder}/{name}",
+            **arguments,
+            **evaluation,
+            **saving,
+            **({"eval_steps": 1} if evaluation else {}),
         )
         trainer.train()
         results["weights"][name] = whole_weights(trainer)

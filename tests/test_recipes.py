@@ -228,12 +228,12 @@ def test_bad_input_ends_before_a_model_is_loaded(arguments, message, registry):
 def test_every_recipe_parses(path, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     import unlearn
-    from arguments import DataArguments
+    from finetune import FinetuneArguments
     from transformers import TrainingArguments
     from trl import ModelConfig, TrlParser
 
     if path.stem == "finetune":
-        parsed = TrlParser((DataArguments, TrainingArguments, ModelConfig)).parse_args_and_config(
+        parsed = TrlParser((FinetuneArguments, TrainingArguments, ModelConfig)).parse_args_and_config(
             ["--config", str(path)]
         )
         assert parsed[0].dataset_name
@@ -273,7 +273,16 @@ def test_a_hybrid_audits_each_stage_against_the_same_original(registry):
 
 
 def test_stopping_against_the_retrained_model(registry):
-    arguments = ["--config", RECIPES / "registry/npo.yaml", "--max_steps", 2, "--eval_steps", 1, "--eval_on_start", "true"]
+    arguments = [
+        "--config",
+        RECIPES / "registry/npo.yaml",
+        "--max_steps",
+        2,
+        "--eval_steps",
+        1,
+        "--eval_on_start",
+        "true",
+    ]
     output = ["--output_dir", "runs/against", "--stop_when_forgotten", "true", "--stop_against", "retrained"]
     run([sys.executable], "unlearn", *arguments, *output, cwd=registry)
     assert (registry / "runs/against/result.json").exists()

@@ -178,7 +178,9 @@ def score(
     rows: Sequence[dict | None]
     if has_images(examples):
         # Encoded when their batch is due. All are of one size, so there is no order to prefer and nothing to sort by.
-        rows = ImageRows(examples, processing_class, model.config.num_labels, name="examples", cache_bytes=0)
+        rows = examples
+        if not isinstance(rows, ImageRows):
+            rows = ImageRows(rows, processing_class, model.config.num_labels, name="examples", cache_bytes=0)
         order = list(range(len(rows)))
         zlib_size, has_end = [0] * len(rows), [False] * len(rows)
     else:

@@ -27,7 +27,7 @@ def column_names(rows) -> Sequence[str]:
 
 
 def has_images(rows) -> bool:
-    """Whether these are rows of images that are not encoded yet."""
+    """Whether these are rows of images that are to be encoded one by one."""
     if isinstance(rows, ImageRows):
         return True
     names = column_names(rows)
@@ -76,7 +76,7 @@ class ImageRows(Sequence):
             raise ValueError(f"Row 0 of the {name}: {error}") from None
         self.rows, self.name = rows, name
         self.labels: list[int] = []
-        for index, label in enumerate(_labels(rows, name)):
+        for index, label in enumerate(_labels(rows)):
             try:
                 self.labels.append(_check_label(label, n_classes))
             except ValueError as error:
@@ -93,6 +93,11 @@ class ImageRows(Sequence):
         if pixels is None:
             try:
                 pixels = _pixels(self.rows[index]["image"], self.processor)
+            except OSError as error:  # its message may have the name of the file
+                raise ValueError(
+                    f"Row {index} of the {self.name}: the image cannot be decoded ({type(error).__name__}). Remove the "
+                    "row, or mend its file."
+                ) from None
             except ValueError as error:
                 raise ValueError(f"Row {index} of the {self.name}: {error}") from None
             if pixels.nbytes <= self._room:
@@ -157,26 +162,20 @@ def _pixels(image, processor) -> Tensor:
 
 
 def _label(row: Mapping[str, Any]):
-    for column in LABEL_COLUMNS:
-        if row.get(column) is not None:
-            return row[column]
-    raise ValueError(f"An image row needs its class in the column label or labels. It has {', '.join(sorted(row))}.")
+    return next((row[column] for column in LABEL_COLUMNS if row.get(column) is not None), None)
 
 
-def _labels(rows, name: str):
-    """The label of every row; a table is read without decoding an image."""
+def _labels(rows) -> Sequence:
+    """The label of every row, `None` where it has none; a table is read without decoding an image."""
     if not isinstance(rows, Dataset):
         return [_label(row) for row in rows]
-    for column in LABEL_COLUMNS:
-        if column in rows.column_names:
-            return rows[column]
-    raise ValueError(
-        f"The {name} has images, but no column label or labels with their classes. It has "
-        f"{', '.join(rows.column_names)}. Rename the column of the classes to label."
-    )
+    column = next((column for column in LABEL_COLUMNS if column in rows.column_names), None)
+    return [None] * len(rows) if column is None else rows[column]
 
 
 def _check_label(label, n_classes: int | None) -> int:
+    if label is None:
+        raise ValueError("An image row needs its class in the column label or labels. Add it, or rename its column.")
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
         raise ValueError(
             f"The label is of type {type(label).__name__}, not the index of a class. Convert the column to ClassLabel."

@@ -109,6 +109,8 @@ def encode_dataset(
     Images are encoded one by one when they are read ([`~hf_unlearn.data.images.ImageRows`]). Errors name the data set
     and the index of the row, never its content.
     """
+    if isinstance(dataset, ImageRows):
+        return dataset
     if has_images(dataset):
         return ImageRows(dataset, tokenizer, n_classes, name)
     encoded = []

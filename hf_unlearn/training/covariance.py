@@ -46,7 +46,7 @@ def input_covariances(
                 last[name] = inputs[0]
             if owner[name] != name:
                 return
-            if mask is not None and x.shape[:2] == mask.shape:
+            if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
                 x = x[mask]
             x = x.reshape(-1, x.shape[-1]).double()
             sums[name] = sums.get(name, 0.0) + x.T @ x

@@ -132,7 +132,9 @@ def test_purging_leaves_nothing_of_closed_heads(kind):
     for linear, start in (q,) if kind == "llama" else (q, k, v):
         assert not rows_of(linear, start, 16).any()
         assert rows_of(linear, start + 16, 16).any(1).all()
-    if kind == "llama":  # two query heads share a head of keys and values: the first two are off, of the others none is
+    if (
+        kind == "llama"
+    ):  # two query heads share a head of keys and values: the first two are off, of the others none is
         for linear, _ in (k, v):
             assert not rows_of(linear, 0, 8).any()
             assert rows_of(linear, 8, 8).any(1).all()
