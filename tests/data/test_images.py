@@ -100,7 +100,7 @@ def test_encode_dataset_gives_lazy_rows_and_lets_encoded_ones_pass():
     assert encode_dataset(rows, None) is rows
     encoded = list(rows)
     again = encode_dataset(encoded, None)
-    assert all(a is not None and torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(again, encoded))
+    assert all(a is not None and torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(again, encoded, strict=True))
     assert isinstance(encode_dataset(list(table()), PROCESSOR), ImageRows)
 
 
@@ -236,7 +236,7 @@ def test_parquet_and_a_folder_of_images_leave_nothing_in_a_cache(tmp_path, cache
     rows = [load_rows(str(tmp_path / name)) for name in ("parquet", "folder", "parquet/train.parquet")]
     assert all(side.features["label"].names == list("abcde") for side in rows)
     pixels = [
-        sorted(((row["labels"], row["pixel_values"].flatten().tolist()) for row in encode_dataset(side, PROCESSOR)))
+        sorted((row["labels"], row["pixel_values"].flatten().tolist()) for row in encode_dataset(side, PROCESSOR))
         for side in rows
     ]
     assert pixels[0] == pixels[1] == pixels[2] and len(pixels[0]) == 10

@@ -1,21 +1,16 @@
 """Learned masks: gates in the model equal gates in the weights, and what is saved is a plain model."""
 
 import copy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from cases import MODELS, image_rows, make_trainer, text_rows, weights
-from peft import LoraConfig, get_peft_model
-from tiny import tiny_llama, tiny_tokenizer
+from cases import MODELS, image_rows, text_rows, weights
+from tiny import tiny_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.data import UnlearningCollator, encode_dataset
-from hf_unlearn.likelihood import target_logits
 from hf_unlearn.methods.head_mask import NAME
 from hf_unlearn.training.gates import Gates, find_gate_points, hard_concrete, probability_open
 
