@@ -8,6 +8,8 @@ from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.methods.divergence import kl_divergence, kl_from_uniform
 from hf_unlearn.methods.fresh import fresh_copy
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+from hf_unlearn.training.checks import check_sharding
+from hf_unlearn.training.reference import Reference
 
 
 TEACHERS = ("auto", "random", "uniform")
@@ -19,8 +21,8 @@ class BadTeacherConfig(UnlearningConfig):
 
     Parameters:
         bad_teacher (`str`, *optional*, defaults to `"auto"`): `"random"`, a network of the same shape with new weights
-            (the paper's); `"uniform"`, all classes equally likely, which needs no second network; `"auto"` is random for
-            image classifiers and uniform for language models.
+            (the paper's); `"uniform"`, all classes equally likely, which needs no second network; `"auto"` is the
+            `ref_model` if one is given, else random for image classifiers and uniform for language models.
         temperature (`float`, *optional*, defaults to `1.0`): of the distributions on the forget set.
         retain_loss (`str`, *optional*, defaults to `"kl"`): the competent teacher is the model at its start.
     """
@@ -40,7 +42,8 @@ class BadTeacherConfig(UnlearningConfig):
 class BadTeacherTrainer(UnlearningTrainer):
     """Learn from a teacher that knows nothing on the forget set, and from the start on the retain set.
 
-    `L = gamma mean over forget targets KL(bad || p) + alpha mean over retain targets KL(p_ref || p)`.
+    `L = gamma mean over forget targets KL(bad || p) + alpha mean over retain targets KL(p_ref || p)`. A `ref_model` is
+    taken as the bad teacher, such as the pretrained model that never saw the forget set; the good one is the start.
 
     Source: Chundawat et al., Can Bad Teaching Induce Forgetting?, arXiv 2205.08096.
     """
@@ -48,13 +51,26 @@ class BadTeacherTrainer(UnlearningTrainer):
     config_class = BadTeacherConfig
     reference = "teacher"
 
-    def prepare(self):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        given, self._ref_model = self._ref_model, None
         kind = self.args.bad_teacher
-        if kind == "random" or kind == "auto" and self.is_classifier:
-            model = self.accelerator.unwrap_model(self.model)
-            self.teacher = fresh_copy(model, self.args.seed).requires_grad_(False).eval()
+        if given is not None:
+            if kind != "auto":
+                raise ValueError(
+                    f"You set bad_teacher={kind!r} and gave a ref_model, which is a bad teacher too. Either set "
+                    'bad_teacher="auto", or leave ref_model out.'
+                )
+            if self._reference is not None:
+                self._reference = Reference(self.model)
+                check_sharding(self, None)
+            self.teacher = given
+        elif kind == "random" or kind == "auto" and self.is_classifier:
+            self.teacher = fresh_copy(self.model, self.args.seed)
+        if self.teacher is not None:
+            self.teacher.to(self.args.device).requires_grad_(False).eval()
 
     def forget_loss(self, forget: TargetLogits, reference: TargetLogits | None = None):
         if reference is None:
-            return forget.token_mean(kl_from_uniform(forget.logits))
+            return forget.token_mean(kl_from_uniform(forget.logits, self.args.temperature))
         return forget.token_mean(kl_divergence(reference.logits, forget.logits, self.args.temperature))

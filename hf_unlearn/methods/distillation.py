@@ -12,7 +12,7 @@ from hf_unlearn.methods.fresh import fresh_copy
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 
-CLEANED = ("suppressed", "uniform")
+CLEANED = ("suppressed", "uniform", "random", "none")
 
 
 @dataclass
@@ -21,9 +21,11 @@ class DistillationConfig(UnlearningConfig):
 
     Parameters:
         on_forget (`str`, *optional*, defaults to `"suppressed"`): what the teacher says on the forget set: `"suppressed"`,
-            its own distribution with the true target ruled out and the rest in proportion; or `"uniform"`, nothing. A
-            teacher with random weights is [`BadTeacherTrainer`]'s. With `forget_weight=0` the student never learns of it.
-        fresh_student (`bool`, *optional*, defaults to `False`): start the student from new weights, not from the teacher's.
+            its own distribution with the true target ruled out and the rest in proportion; `"uniform"`, all classes
+            equally likely; `"random"`, what a network with new weights says; or `"none"`: the student never sees the
+            forget set, and an epoch is one over the retain set.
+        fresh_student (`bool`, *optional*, defaults to `False`): start the student from new weights, drawn from the seed,
+            not from the teacher's.
         temperature (`float`, *optional*, defaults to `1.0`): of teacher and student.
         retain_loss (`str`, *optional*, defaults to `"kl"`): the teacher on the retain set is the model at its start.
     """
@@ -43,7 +45,26 @@ class DistillationConfig(UnlearningConfig):
             )
         if not self.temperature > 0:
             raise ValueError(f"You set temperature={self.temperature}, but it must be positive.")
+        if self.on_forget == "none" and self.update_rule != "add":
+            raise ValueError(
+                f'You set update_rule={self.update_rule!r} with on_forget="none", where there is one loss, and so no two '
+                'gradients. Set update_rule="add".'
+            )
+        if self.fresh_student:
+            self._check_fresh()
         super().__post_init__()
+
+    def _check_fresh(self):
+        if self.saliency is not None or self.singular_rank is not None or self.update_rule == "subspace":
+            raise ValueError(
+                'You set fresh_student=True with saliency, singular_rank or update_rule="subspace", which keep weights '
+                "near those of the teacher. Leave these out, or set fresh_student=False."
+            )
+        if self.stop_when_forgotten and self.eval_strategy != "no":
+            raise ValueError(
+                "You set fresh_student=True and eval_strategy with stop_when_forgotten, but a student from new weights has "
+                "nothing to forget and would stop at once. Set stop_when_forgotten=False."
+            )
 
 
 class DistillationTrainer(UnlearningTrainer):
@@ -61,25 +82,37 @@ class DistillationTrainer(UnlearningTrainer):
     reference = "logits"
     retain_reference = True
 
-    def prepare(self):
+    def __init__(self, model, args: DistillationConfig | None = None, *positional, **keywords):
+        on_forget = getattr(args, "on_forget", "suppressed")
+        if on_forget != "suppressed":
+            self.reference = "teacher"  # the start is asked on the retain set alone
+        self.reads_forget = on_forget != "none"
+        super().__init__(model, args, *positional, **keywords)
+        if on_forget == "random":
+            self.teacher = fresh_copy(self.model, self.args.seed).requires_grad_(False).eval()
         if self.args.fresh_student:
-            # Not before: the reference has taken the values of the start by now.
-            model = self.accelerator.unwrap_model(self.model)
-            fresh = dict(fresh_copy(model, self.args.seed).named_parameters())
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if not parameter.requires_grad:
-                        raise ValueError(
-                            "You set fresh_student=True, but some weights may not move and would stay the teacher's. "
-                            "Leave out trainable and trainable_layers, or set fresh_student=False."
-                        )
-                    parameter.copy_(fresh[name])
+            self._forget_everything()
 
-    def forget_loss(self, forget: TargetLogits, reference: TargetLogits):
-        if self.args.on_forget == "uniform":
-            return forget.token_mean(kl_from_uniform(forget.logits))
-        cleaned = without_target(reference.logits, reference.targets)
-        return forget.token_mean(kl_divergence(cleaned, forget.logits, self.args.temperature))
+    @torch.no_grad()
+    def _forget_everything(self):
+        # Not before: the reference has taken the values of the start by now.
+        if not all(p.requires_grad for p in self.model.parameters()):
+            raise ValueError(
+                "You set fresh_student=True, but some weights may not move and would stay the teacher's. Leave out "
+                "trainable, trainable_layers and adapters, or set fresh_student=False."
+            )
+        fresh = dict(fresh_copy(self.model, self.args.seed).named_parameters())
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(fresh[name])
+
+    def forget_loss(self, forget: TargetLogits, reference: TargetLogits | None = None):
+        temperature = self.args.temperature
+        if reference is None:
+            return forget.token_mean(kl_from_uniform(forget.logits, temperature))
+        teacher = reference.logits
+        if self.args.on_forget == "suppressed":
+            teacher = without_target(teacher, reference.targets)
+        return forget.token_mean(kl_divergence(teacher, forget.logits, temperature))
 
     def retain_loss(self, retain: TargetLogits, reference: TargetLogits):
         return retain.token_mean(kl_divergence(reference.logits, retain.logits, self.args.temperature))

@@ -19,9 +19,9 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) 
     return torch.where(p > 0, p * (log_p.masked_fill(p == 0, 0.0) - log_q), 0.0).sum(-1) * temperature**2
 
 
-def kl_from_uniform(q_logits: Tensor) -> Tensor:
+def kl_from_uniform(q_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(u || q) of each target against the uniform distribution u: `(n, classes)` -> `(n,)`."""
-    return kl_divergence(torch.zeros_like(q_logits), q_logits)
+    return kl_divergence(torch.zeros_like(q_logits), q_logits, temperature)
 
 
 def without_target(logits: Tensor, targets: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from transformers import TrainerCallback
+
 from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.methods.divergence import kl_divergence
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
@@ -17,18 +19,20 @@ class SCRUBConfig(UnlearningConfig):
     Parameters:
         max_phases (`int`, *optional*, defaults to `3`): how many phases on the forget set. Each is an epoch, and is
             followed by one on as many retain rows; all epochs after these are on the retain set.
-        num_train_epochs (`float`, *optional*, defaults to `10`): epochs of both kinds.
+        num_train_epochs (`float`, *optional*, defaults to `13`): epochs of both kinds: 3 on the forget set, 10 on the
+            retain set.
         kl_weight (`float`, *optional*, defaults to `0.5`): of the divergence from the teacher on the retain set.
         nll_weight (`float`, *optional*, defaults to `1.0`): of the negative log-likelihood there.
         temperature (`float`, *optional*, defaults to `2.0`): of the divergences.
-        rewind (`bool`, *optional*, defaults to `False`): SCRUB+R: keep a checkpoint an epoch, and end with the one whose
-            forget loss is nearest to that of data never trained on. Needs evaluation sets `"forget"` and `"holdout"`.
+        rewind (`bool`, *optional*, defaults to `False`): SCRUB+R: keep a checkpoint of each epoch on the retain set, and
+            end with the one whose forget loss is nearest to that of data never trained on. Needs evaluation sets
+            `"forget"` and `"holdout"`; the latter with the classes (or topics) of the former.
         stop_when_forgotten (`bool`, *optional*, defaults to `False`): the end of a phase on the forget set is no place to
             stop; see `rewind`.
     """
 
     max_phases: int = field(default=3, metadata={"help": "Phases on the forget set."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs of both kinds."})
+    num_train_epochs: float = field(default=13.0, metadata={"help": "Epochs of both kinds."})
     kl_weight: float = field(default=0.5, metadata={"help": "Weight of the divergence on the retain set."})
     nll_weight: float = field(default=1.0, metadata={"help": "Weight of the likelihood on the retain set."})
     temperature: float = field(default=2.0, metadata={"help": "Temperature of the divergences."})
@@ -45,13 +49,22 @@ class SCRUBConfig(UnlearningConfig):
             raise ValueError(
                 f'You set update_rule={self.update_rule!r}, but SCRUB has one loss at a time. Set it to "add".'
             )
+        if self.retain_loss == "none" or not self.retain_weight > 0:
+            raise ValueError(
+                f"You set retain_loss={self.retain_loss!r} with retain_weight={self.retain_weight}, but every second phase "
+                "is on the retain set, with kl_weight and nll_weight. Leave both at their defaults."
+            )
         if self.max_steps <= 0 and not self.num_train_epochs >= 2 * self.max_phases:
             raise ValueError(
-                f"You set num_train_epochs={self.num_train_epochs} with max_phases={self.max_phases}, so that the last "
-                f"phase is not on the retain set. Set at least {2 * self.max_phases} epochs, or fewer phases."
+                f"You set num_train_epochs={self.num_train_epochs} with max_phases={self.max_phases}, so that not every "
+                f"phase on the forget set is followed by one on the retain set. Set at least {2 * self.max_phases} epochs, "
+                "or fewer phases."
             )
         if not self.temperature > 0:
             raise ValueError(f"You set temperature={self.temperature}, but it must be positive.")
+        for name in ("kl_weight", "nll_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"You set {name}={getattr(self, name)}, but a weight is not negative.")
         if self.rewind:
             self.load_best_model_at_end = True
             self.metric_for_best_model, self.greater_is_better = "forget_gap", False
@@ -72,18 +85,19 @@ class SCRUBTrainer(UnlearningTrainer):
     reference = "logits"
     retain_reference = True  # the phases away from it are counted, so nothing goes on without end
 
-    def train(self, *args, **kwargs):
-        # What max_steps comes to in epochs is known here at the earliest.
-        epochs = self.args.num_train_epochs
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        epochs = math.ceil(self.args.num_train_epochs)
         if self.args.max_steps > 0:
-            steps = len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps
+            steps = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
             epochs = math.ceil(self.args.max_steps / max(1, steps))
-        if self.phase(math.ceil(epochs) - 1) == "forget":
+        if self.phase(epochs - 1) == "forget":
             raise ValueError(
-                f"The training would end in epoch {math.ceil(epochs)}, which is on the forget set. Set more steps, or "
+                f"The training would end in epoch {epochs}, which is on the forget set. Set more steps, or "
                 "num_train_epochs in place of max_steps."
             )
-        return super().train(*args, **kwargs)
+        if self.args.rewind:
+            self.add_callback(RewindToRetain(self))
 
     def phase(self, epoch: int) -> str:
         return "forget" if epoch < 2 * self.args.max_phases and epoch % 2 == 0 else "retain"
@@ -94,3 +108,14 @@ class SCRUBTrainer(UnlearningTrainer):
     def retain_loss(self, retain: TargetLogits, reference: TargetLogits):
         kl = retain.token_mean(kl_divergence(reference.logits, retain.logits, self.args.temperature))
         return self.args.kl_weight * kl + self.args.nll_weight * retain.token_mean(-retain.log_probs)
+
+
+class RewindToRetain(TrainerCallback):
+    """Keeps the end of a phase on the forget set from being evaluated and saved, and so from being chosen."""
+
+    def __init__(self, trainer: SCRUBTrainer):
+        self.trainer = trainer
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.trainer.phase(math.ceil(state.epoch) - 1) == "forget":
+            control.should_evaluate = control.should_save = False

@@ -13,25 +13,36 @@ from hf_unlearn.training.trainer import UnlearningTrainer
 class TrainingFreeTrainer(UnlearningTrainer):
     """Base of the methods that compute the new weights in one go: `train()` calls `edit`, `save_model()` is as ever.
 
-    Every process computes the same edit. `learning_rate`, `num_train_epochs` and the like have no effect.
+    Every process computes the same edit of the same rows, so that the weights are the same on all. `learning_rate`,
+    `num_train_epochs` and the like have no effect; what `saliency` or `singular_rank` hold is taken back after the edit.
 
     Raises:
-        ValueError: an update rule, or a checkpoint to resume from: there are no steps.
+        ValueError: an update rule, or a checkpoint to resume from: there are no steps; no retain set; a new adapter,
+            which has nothing to edit; weights spread over processes.
     """
 
     needs_gradients = False
 
     def __init__(self, model, args: UnlearningConfig | None = None, *positional, **keywords):
+        name = type(self).__name__
         if args is not None and args.update_rule != "add":
             raise ValueError(
-                f"You set update_rule={args.update_rule!r}, but {type(self).__name__} takes no steps that a rule could "
+                f"You set update_rule={args.update_rule!r}, but {name} takes no steps that a rule could "
                 'change. Either set update_rule="add", or choose a method that trains (graddiff, npo).'
             )
-        if args is not None and (args.fsdp or args.deepspeed):
+        if args is not None and (args.retain_loss == "none" or not args.retain_weight > 0):
             raise ValueError(
-                f"{type(self).__name__} needs whole weights, which FSDP and DeepSpeed spread. Run one process, or DDP."
+                f"You set retain_loss={args.retain_loss!r} with retain_weight={args.retain_weight}, but {name} compares "
+                "the forget set with the retain set. Leave both at their defaults and give retain_dataset."
             )
         super().__init__(model, args, *positional, **keywords)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(f"{name} needs whole weights, which FSDP and DeepSpeed spread. Run one process, or DDP.")
+        if any(".lora_B." in n and not p.count_nonzero() for n, p in self.model.named_parameters()):
+            raise ValueError(
+                f"{name} changes weights in proportion to what they are, and those of a new adapter are 0. Leave "
+                "peft_config out."
+            )
 
     def edit(self) -> None:
         """Change the weights of `self.model`, of the parameters that require a gradient."""
@@ -48,6 +59,7 @@ class TrainingFreeTrainer(UnlearningTrainer):
         self.model.eval()
         self._prepare()
         self.edit()
+        self.take_back()
         self._finish()
         self.is_in_train = False
         metrics = {"train_runtime": time.time() - start}

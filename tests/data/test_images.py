@@ -100,7 +100,10 @@ def test_encode_dataset_gives_lazy_rows_and_lets_encoded_ones_pass():
     assert encode_dataset(rows, None) is rows
     encoded = list(rows)
     again = encode_dataset(encoded, None)
-    assert all(a is not None and torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(again, encoded, strict=True))
+    assert all(
+        a is not None and torch.equal(a["pixel_values"], b["pixel_values"])
+        for a, b in zip(again, encoded, strict=True)
+    )
     assert isinstance(encode_dataset(list(table()), PROCESSOR), ImageRows)
 
 
