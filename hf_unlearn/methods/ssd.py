@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from hf_unlearn.training import UnlearningConfig
 from hf_unlearn.training.edit import TrainingFreeTrainer
 from hf_unlearn.training.importance import squared_gradients
+
+
+logger = logging.get_logger(__name__)
 
 
 def dampening(forget: Tensor, everything: Tensor, alpha: float, lambda_: float) -> Tensor:
@@ -18,8 +22,8 @@ def dampening(forget: Tensor, everything: Tensor, alpha: float, lambda_: float) 
     Args:
         forget, everything (`Tensor`): importance of each weight to the forget set and to all of the data, >= 0.
     """
-    factor = (lambda_ * everything / forget.clamp(min=torch.finfo(forget.dtype).tiny)).clamp(max=1)
-    return torch.where(forget > alpha * everything, factor, torch.ones_like(factor))
+    factor = (lambda_ * everything / torch.where(forget > 0, forget, 1)).clamp(max=1)
+    return torch.where(forget > alpha * everything, factor, 1)
 
 
 @dataclass
@@ -41,6 +45,8 @@ class SSDConfig(UnlearningConfig):
         for name in ("alpha", "lambda_"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"You set {name}={getattr(self, name)}, but it must be positive.")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"You set max_rows={self.max_rows}, but it must be at least 1.")
         super().__post_init__()
 
 
@@ -58,14 +64,30 @@ class SSDTrainer(TrainingFreeTrainer):
     config_class = SSDConfig
     needs_gradients = True
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        forget, retain = len(self.train_dataset.forget), len(self.train_dataset.retain)
+        self._share = forget / (forget + retain)
+        if self.args.alpha * self._share >= 1:
+            # I_D = share I_f + (1 - share) I_r is at least share I_f.
+            raise ValueError(
+                f"You set alpha={self.args.alpha}, but the forget set is {self._share:.1%} of all data, which no weight can "
+                f"matter to more than {1 / self._share:.3g} times as much as to all data: none would be dampened. Either "
+                "set a lower alpha, or give all of the retain set."
+            )
+
     def edit(self):
         data, limit = self.train_dataset, self.args.max_rows
         forget = squared_gradients(self.model, self.batches(data.forget, limit=limit), self.trainable_names)
         retain = squared_gradients(self.model, self.batches(data.retain, limit=limit), self.trainable_names)
-        share = len(data.forget) / (len(data.forget) + len(data.retain))
         parameters = dict(self.model.named_parameters())
+        dampened = 0
         with torch.no_grad():
             for name, importance in forget.items():
-                everything = share * importance + (1 - share) * retain[name]
+                everything = self._share * importance + (1 - self._share) * retain[name]
                 factor = dampening(importance, everything, self.args.alpha, self.args.lambda_)
                 parameters[name].mul_(factor.to(parameters[name].dtype))
+                dampened += int((factor < 1).sum())
+        self.log({"dampened": dampened / sum(value.numel() for value in forget.values())})
+        if not dampened:
+            logger.warning("No weight was dampened, the model is as it was. Set a lower alpha or lambda_.")

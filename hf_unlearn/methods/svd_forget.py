@@ -23,7 +23,10 @@ def soft_projection(covariance: Tensor, alpha: float) -> Tensor:
     and for a large alpha 1 wherever there is any.
     """
     energies, directions = torch.linalg.eigh(covariance)
-    share = energies.clamp(min=0) / energies.clamp(min=0).sum().clamp(min=torch.finfo(energies.dtype).tiny)
+    # What is left of a direction without energy is rounding, which a large alpha would make much of.
+    rounding = len(energies) * torch.finfo(energies.dtype).eps * energies[-1]
+    energies = torch.where(energies > rounding, energies, 0)
+    share = energies / energies.sum().clamp(min=torch.finfo(energies.dtype).tiny)
     scale = alpha * share / ((alpha - 1) * share + 1)
     return directions * scale @ directions.T
 
@@ -62,14 +65,17 @@ class SVDForgetConfig(UnlearningConfig):
         for name in ("retain_alpha", "forget_alpha"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"You set {name}={getattr(self, name)}, but it must be positive.")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"You set max_rows={self.max_rows}, but it must be at least 1.")
         super().__post_init__()
 
 
 class SVDForgetTrainer(TrainingFreeTrainer):
     """Remove from every linear layer the input directions that the forget set uses and the retain set does not.
 
-    Made for whole classes. Every linear layer in the blocks and the head of a classifier is changed; embeddings are not,
-    nor the head of a language model that is tied to them. A few hundred rows of each set suffice, and no gradient is taken.
+    Made for whole classes. Every linear layer that may move is changed, the head with them; embeddings are not (those of
+    patches neither), nor a head that is tied to them. All activations are those of the model at its start. A few hundred
+    rows of each set suffice, and no gradient is taken. Choose the two alphas on rows that are in neither set.
 
     Source: Kodge et al., Deep Unlearning: Fast and Efficient Gradient-free Class Forgetting, arXiv 2312.00761.
     """
@@ -78,21 +84,23 @@ class SVDForgetTrainer(TrainingFreeTrainer):
     architecture = "specific"
     granularity = "batch"
 
-    def edit(self):
-        modules = linear_modules(self.model, self.trainable_names)
-        if not modules:
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._modules = linear_modules(self.model, self.trainable_names)
+        if not self._modules:
             raise ValueError("No linear layer is among the weights that may move. Set trainable to name some.")
+
+    @torch.no_grad()
+    def edit(self):
         data, limit = self.train_dataset, self.args.max_rows
-        forget = input_covariances(self.model, modules, self.batches(data.forget, limit=limit))
-        retain = input_covariances(self.model, modules, self.batches(data.retain, limit=limit))
+        forget = input_covariances(self.model, self._modules, self.batches(data.forget, limit=limit))
+        retain = input_covariances(self.model, self._modules, self.batches(data.retain, limit=limit))
         factors: dict[int, Tensor] = {}  # one for all layers with the same input
-        with torch.no_grad():
-            for name, module in modules.items():
-                key = id(forget[name])
-                if key not in factors:
-                    p_f = soft_projection(forget[name], self.args.forget_alpha)
-                    p_r = soft_projection(retain[name], self.args.retain_alpha)
-                    factors[key] = removal(p_f, p_r, self.args.order)
-                weight = module.weight.double()
-                new = factors[key].T @ weight if isinstance(module, Conv1D) else weight @ factors[key]
-                module.weight.copy_(new.to(module.weight.dtype))
+        for name, module in self._modules.items():
+            key = id(forget[name])
+            if key not in factors:
+                p_f = soft_projection(forget[name], self.args.forget_alpha)
+                p_r = soft_projection(retain[name], self.args.retain_alpha)
+                factors[key] = removal(p_f, p_r, self.args.order)
+            weight = module.weight.double()
+            module.weight.copy_(factors[key].T @ weight if isinstance(module, Conv1D) else weight @ factors[key])

@@ -23,6 +23,8 @@ class TaskVectorConfig(UnlearningConfig):
     retain_loss: str = field(default="none", metadata={"help": "Must be none: only the forget set is learned."})
 
     def __post_init__(self):
+        if not self.scale >= 0:
+            raise ValueError(f"You set scale={self.scale}, but below 0 it would teach the forget set. Set 0 or more.")
         if self.retain_loss != "none":
             raise ValueError(
                 f'You set retain_loss={self.retain_loss!r}, but what is learned here is then negated. Set it to "none".'
@@ -50,31 +52,46 @@ class TaskVectorTrainer(UnlearningTrainer):
 
     config_class = TaskVectorConfig
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("TaskVectorTrainer needs whole weights, which FSDP and DeepSpeed spread. Run DDP.")
+        if hasattr(self.model, "peft_config"):
+            self._check_adapter()
+
+    def _check_adapter(self):
+        # The update is B A. It changes its sign with B if B was 0 at the start, and if nothing else belongs to it.
+        for name, parameter in self.model.named_parameters():
+            if ".lora_B." in name and parameter.count_nonzero():
+                raise ValueError(
+                    "The LoRA adapter of the model is not a new one, and its update cannot be negated by itself. Merge it "
+                    "first: model = model.merge_and_unload()."
+                )
+        for name in self.trainable_names:
+            if ".lora_A." not in name and ".lora_B." not in name and ".modules_to_save." not in name:
+                raise ValueError(
+                    f"The adapter has a part, {name}, with which its update is not that of a plain LoRA and cannot be "
+                    "negated. Give a LoraConfig of linear layers without use_dora and biases, or no adapter."
+                )
+
     def forget_loss(self, forget: TargetLogits):
         return forget.token_mean(-forget.log_probs)
 
     def prepare(self):
-        if self.args.fsdp or self.args.deepspeed:
-            raise ValueError("TaskVectorTrainer needs whole weights, which FSDP and DeepSpeed spread. Run DDP.")
-        parameters = self.model.named_parameters()
-        if any(".lora_B." in name and p.count_nonzero() for name, p in parameters):
-            raise ValueError(
-                "The LoRA adapter of the model is not a new one, and its update cannot be negated by itself. Merge it "
-                "first: model = model.merge_and_unload()."
-            )
         self._start = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @torch.no_grad()
     def finish(self):
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, start in self._start.items():
-                p, scale = parameters[name], self.args.scale
-                if ".lora_A." in name:
-                    continue
-                if ".lora_B." in name:  # the update is B A: it starts at 0, and changes its sign with B
-                    p.mul_(-scale)
-                    continue
+        parameters, scale = dict(self.model.named_parameters()), self.args.scale
+        for name, start in self._start.items():
+            p = parameters[name]
+            if scale == 0:  # start + 0 * change is not the start where the change has overflown
+                p.copy_(start)
+            elif ".lora_A." in name:
+                continue
+            elif ".lora_B." in name:
+                p.mul_(-scale)
+            else:
                 wide = torch.promote_types(p.dtype, torch.float32)
-                # Not start + s * 0 for s = 0: rounding would move a weight.
-                p.copy_(start if scale == 0 else (start.to(wide) - scale * (p.to(wide) - start.to(wide))).to(p.dtype))
+                p.copy_(start.to(wide) - scale * (p.to(wide) - start.to(wide)))
         del self._start

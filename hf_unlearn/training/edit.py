@@ -38,7 +38,8 @@ class TrainingFreeTrainer(UnlearningTrainer):
         super().__init__(model, args, *positional, **keywords)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(f"{name} needs whole weights, which FSDP and DeepSpeed spread. Run one process, or DDP.")
-        if any(".lora_B." in n and not p.count_nonzero() for n, p in self.model.named_parameters()):
+        adapter = [p for n, p in self.model.named_parameters() if ".lora_B." in n]
+        if adapter and not any(p.count_nonzero() for p in adapter):
             raise ValueError(
                 f"{name} changes weights in proportion to what they are, and those of a new adapter are 0. Leave "
                 "peft_config out."
