@@ -76,7 +76,8 @@ class SCRUBTrainer(UnlearningTrainer):
     """Move away from the teacher on the forget set and back to it on the retain set, in turn.
 
     In a phase on the forget set `L = -mean KL(p_ref || p)`, in one on the retain set `L = kl_weight mean KL(p_ref || p) +
-    nll_weight NLL`; the teacher is the model at its start. The last phase is always on the retain set.
+    nll_weight NLL`; the teacher is the model at its start. The last phase is always on the retain set. Without dropout the
+    first phase changes nothing: there the divergence has its minimum, 0, and no direction leads away from it.
 
     Source: Kurmanji et al., Towards Unbounded Machine Unlearning, arXiv 2302.09880.
     """

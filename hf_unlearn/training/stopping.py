@@ -68,12 +68,16 @@ class StopWhenForgotten(TrainerCallback):
 
     def keep_if_better(self, distance: float):
         if distance < self._best:
-            self._best, self._step = distance, self.trainer.state.global_step
-            self._weights = {
-                name: p.detach().to("cpu", copy=True)
-                for name, p in self.trainer.model.named_parameters()
-                if p.requires_grad
-            }
+            self._best = distance
+            self.keep()
+
+    def keep(self):
+        self._step = self.trainer.state.global_step
+        self._weights = {
+            name: p.detach().to("cpu", copy=True)
+            for name, p in self.trainer.model.named_parameters()
+            if p.requires_grad
+        }
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._best, self._weights, self._step, self._stopped_at = float("inf"), None, None, None
@@ -97,6 +101,11 @@ class StopWhenRelearned(StopWhenForgotten):
     Stops at the first evaluation in which the test finds the losses of the forget rows lower, at `level`. Kept are the
     weights of the evaluation with the lowest loss on the set `"retain"` of those before; with none, those of the start.
     """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.level is not None:
+            self.keep()  # to go back to where no evaluation is good
 
     def judge(self, losses: dict[str, np.ndarray]) -> dict[str, float]:
         result = self.compare(losses)

@@ -77,3 +77,41 @@ def test_it_can_be_switched_off_or_given_other_losses(tmp_path):
 def test_a_level_is_between_zero_and_one(tmp_path):
     with pytest.raises(ValueError, match="between 0 and 1"):
         make_trainer("ga", tmp_path, stop_level=1.0)
+
+
+def test_a_repair_goes_no_further_than_the_forget_set_stays_forgotten(tmp_path):
+    retain = text_rows(20, offset=100)
+    evaluation = sets() | {"retain": retain}
+    arguments = {"max_steps": 40, "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.05}
+    trainer = make_trainer("repair", tmp_path, eval_dataset=evaluation, **arguments)
+    trainer.evaluate()
+    trainer.stopping.never_trained = trainer.eval_losses["forget"] - 0.3  # training on others lowers it by and by
+    seen = {}
+    judge = trainer.stopping.judge
+
+    def watch(losses):
+        result = judge(losses)
+        seen[trainer.state.global_step] = (result["p_value"], losses["retain"].mean(), weights(trainer.model))
+        return result
+
+    trainer.stopping.judge = watch
+    trainer.train()
+    last = trainer.state.global_step
+    assert 1 < last < 40 and seen[last][0] < 0.05
+    assert all(p >= 0.05 for step, (p, _, _) in seen.items() if step < last)
+    # Kept are the weights with the lowest retain loss while the forget set was forgotten.
+    best = min((step for step in seen if step < last), key=lambda step: seen[step][1])
+    assert all(torch.equal(value, seen[best][2][name]) for name, value in weights(trainer.model).items())
+
+
+def test_a_repair_that_would_bring_it_back_at_once_leaves_the_edit_as_it_is(tmp_path):
+    evaluation = sets() | {"retain": text_rows(8, offset=100)}
+    trainer = make_trainer(
+        "repair", tmp_path, eval_dataset=evaluation, max_steps=5, eval_strategy="steps", eval_steps=1
+    )
+    trainer.evaluate()
+    trainer.stopping.never_trained = trainer.eval_losses["forget"] + 5
+    before = weights(trainer.model)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert all(torch.equal(before[name], value) for name, value in weights(trainer.model).items())
