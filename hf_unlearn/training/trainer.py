@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from hf_unlearn.training.saliency import SaliencyMask
 from hf_unlearn.training.state import load_state, save_state
 from hf_unlearn.training.stopping import StopWhenForgotten
 from hf_unlearn.training.subspace import Subspace
+from hf_unlearn.training.two_gradients import TwoGradients
 from hf_unlearn.training.updates import UPDATE_RULES, UpdateRule
 from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_except_linear
 
@@ -294,7 +294,7 @@ class UnlearningTrainer(Trainer):
         self._terms: dict[str, Tensor] = {}
         self._terms_since = step  # of the last log
         self._step_terms: dict[str, Tensor] = {}
-        self._gradients: tuple[list[Tensor], list[Tensor]] | None = None
+        self._gradients: TwoGradients | None = None  # of the step under way
 
     def begin_step(self):
         self._step_terms = {}
@@ -409,42 +409,17 @@ class UnlearningTrainer(Trainer):
         return loss
 
     def _two_gradients_step(self, model, inputs, counts) -> Tensor:
-        # The two gradients are summed over micro-batches and averaged over processes before the rule sees them: a rule
-        # is not linear. So DDP may not synchronise on the way; FSDP averages and shards in each backward pass.
         model.train()
         inputs = self._prepare_inputs(inputs)
-        sharded = self.accelerator.is_fsdp2
-        if sharded:
-            model.set_requires_gradient_sync(True)  # the Trainer turns it off but for the last micro-batch
-        with nullcontext() if sharded else self.accelerator.no_sync(model):
+        gradients = self._gradients = self._gradients or TwoGradients(self.accelerator)
+        with gradients.apart(model):
             with self.compute_loss_context_manager():
                 losses = self.losses(model, inputs, counts)
-            sums = self._gradients or (None, None)
-            self._gradients = tuple(
-                self._add_gradient(model, loss, gradients, retain_graph=loss is losses[0])
-                for loss, gradients in zip(losses, sums, strict=True)
-            )
+            gradients.backward(model, losses)
         if self.accelerator.sync_gradients:
-            forget, retain = self._gradients
-            if self.accelerator.num_processes > 1 and not sharded:
-                forget = [self.accelerator.reduce(gradient, "mean") for gradient in forget]
-                retain = [self.accelerator.reduce(gradient, "mean") for gradient in retain]
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            for parameter, gradient in zip(parameters, self._rule(forget, retain), strict=True):
-                parameter.grad = gradient
+            gradients.combine(model, self._rule)
             self._gradients = None
         return sum(loss.detach() for loss in losses)
-
-    def _add_gradient(self, model, loss: Tensor, gradients: list[Tensor] | None, retain_graph: bool) -> list[Tensor]:
-        self.accelerator.backward(loss, retain_graph=retain_graph)
-        # Listed after the pass: FSDP has some of them whole before it.
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        gradients = gradients or [torch.zeros_like(p) for p in parameters]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if parameter.grad is not None:
-                gradient += parameter.grad
-                parameter.grad = None
-        return gradients
 
     def take_back(self) -> None:
         """Undo what a step has done to weights that the configuration holds. Called after each optimizer step."""

@@ -276,8 +276,8 @@ def test_scrub_refuses(options, message, tmp_path):
         SCRUBConfig(output_dir=str(tmp_path), **options)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "vit"])
-def test_scrub_micro_batches(kind, tmp_path):
+def test_scrub_in_micro_batches(tmp_path):
+    kind = "gpt2"
     options = {"max_steps": -1, "num_train_epochs": 4, "max_phases": 1}
     once = make("scrub", tmp_path, kind, **options)
     twice = make("scrub", tmp_path, kind, per_device_train_batch_size=4, gradient_accumulation_steps=2, **options)
@@ -402,8 +402,7 @@ def test_a_student_that_never_sees_the_forget_set(kind, tmp_path):
     assert [among(row, seen) for row in retain] == [2] * 20  # by the student and by the teacher
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "vit"])
-@pytest.mark.parametrize("on_forget", ["uniform", "random", "none"])
+@pytest.mark.parametrize(("on_forget", "kind"), [("uniform", "vit"), ("random", "llama"), ("none", "gpt2")])
 def test_distillation_in_micro_batches(kind, on_forget, tmp_path):
     options = {"on_forget": on_forget, "fresh_student": on_forget == "none"}
     once = make("distillation", tmp_path, kind, **options)
