@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
-from arguments import (
+from trl import ModelConfig, TrlParser
+
+from hf_unlearn.arguments import (
     DataArguments,
     audit_sets,
     load_data,
@@ -20,8 +22,6 @@ from arguments import (
     require_writable,
     split_data,
 )
-from trl import ModelConfig, TrlParser
-
 from hf_unlearn.audit.audit import AuditReport, audit, score_sets
 from hf_unlearn.data import EmptyTargetError, encode, encode_dataset, has_images
 from hf_unlearn.evidence.result import print_table, to_table, write_result

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from arguments import (
+from transformers import Trainer, TrainingArguments
+from trl import ModelConfig, TrlParser, get_peft_config
+
+from hf_unlearn.arguments import (
     DataArguments,
     load_data,
     load_model,
@@ -22,9 +25,6 @@ from arguments import (
     save_plain,
     split_data,
 )
-from transformers import Trainer, TrainingArguments
-from trl import ModelConfig, TrlParser, get_peft_config
-
 from hf_unlearn.data import AugmentedRows, ImageRows, UnlearningCollator, encode_dataset
 from hf_unlearn.data.text import context_length
 

@@ -9,7 +9,10 @@ import random
 import sys
 from dataclasses import dataclass, field
 
-from arguments import (
+from audit import audit_models, require_encodable
+from trl import ModelConfig, TrlParser, get_peft_config
+
+from hf_unlearn.arguments import (
     DataArguments,
     audit_sets,
     load_data,
@@ -21,9 +24,6 @@ from arguments import (
     save_plain,
     split_data,
 )
-from audit import audit_models, require_encodable
-from trl import ModelConfig, TrlParser, get_peft_config
-
 from hf_unlearn.audit import membership, score
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods import METHODS

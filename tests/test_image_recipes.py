@@ -142,10 +142,11 @@ def test_an_adapter_of_a_classifier_is_merged_and_loads(digits):
 
 def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    import arguments
     from peft import LoraConfig, get_peft_model
     from tiny import tiny_llama
     from trl import ModelConfig
+
+    from hf_unlearn import arguments
 
     vit = digits / "runs" / "digits" / "original" / "model"
     tiny_llama().save_pretrained(tmp_path / "llama")

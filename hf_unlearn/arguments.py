@@ -1,4 +1,4 @@
-"""Arguments that the recipes share, and the loading they ask for."""
+"""Arguments that the recipes and the command line share, and the loading they ask for."""
 
 from __future__ import annotations
 
