@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from tiny import tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import ViTImageProcessorPil as Processor
 
-from hf_unlearn.audit import Scores, score
-from hf_unlearn.audit.audit import MEASURES, audit, score_sets
+from hf_unlearn.audit import CLASS_ATTACKS, Scores, compare, score, score_sets
+from hf_unlearn.audit.likelihoods import MEASURES
 from hf_unlearn.data import encode_dataset
 
 
@@ -51,6 +51,7 @@ def test_the_table_is_that_of_the_definition(model):
         np.testing.assert_array_equal(scores.hit, p.argmax(1) == labels)
         np.testing.assert_array_equal(scores.rank, (p > own[:, None]).sum(1))
         np.testing.assert_allclose(scores.mean, (p * np.log(p)).sum(1), atol=1e-5)
+        np.testing.assert_allclose(scores.class_log_probs, np.log(p), atol=1e-5)
         np.testing.assert_array_equal(scores.target_ids, labels)
         np.testing.assert_array_equal(scores.offsets, np.arange(24))
         assert not scores.is_end.any() and not scores.zlib_size.any() and scores.meta["targets"] == "label"
@@ -58,6 +59,7 @@ def test_the_table_is_that_of_the_definition(model):
     lazily = score(model, None, encode_dataset(rows, PROCESSOR), 5)
     for other in (encoded, lazily):
         np.testing.assert_allclose(other.log_prob, scores.log_prob, atol=1e-5)
+        np.testing.assert_allclose(other.class_log_probs, scores.class_log_probs, atol=1e-5)
         assert other.meta["targets"] == "label"
 
 
@@ -99,14 +101,15 @@ def tables():
 
 
 def test_the_report_has_what_means_something_for_a_label(tables):
-    report = audit(tables)
+    report = compare(tables)
     of_sets = {
         (measure, name)
         for name in SETS
         for measure in ("next_token_accuracy", "loss")
         + (("answer_probability",) if name in ("forget", "retain") else ())
     }
-    attacks = ("auc_loss", "tpr_at_1%_fpr", "tpr_at_5%_fpr", "auc_reference")
+    attacks = ["auc_loss", "tpr_at_1%_fpr", "tpr_at_5%_fpr", "auc_reference"]
+    attacks += [f"auc_{name}" for name in CLASS_ATTACKS if name != "confidence"]  # that one is the loss again
     of_attacks = {(f"membership_{name}", "forget against holdout") for name in attacks}
     assert {(row["measure"], row["set"]) for row in report.rows} == of_sets | of_attacks
     assert len(report.rows) == len(of_sets | of_attacks)
@@ -114,7 +117,7 @@ def test_the_report_has_what_means_something_for_a_label(tables):
 
 
 def test_the_numbers_are_those_of_the_definition(tables):
-    report = audit(tables)
+    report = compare(tables)
     p = {name: probabilities(tiny_vit(seed=1), rows) for name, rows in SETS.items()}
     labels = {name: np.array(rows["label"]) for name, rows in SETS.items()}
     losses = {name: -np.log(p[name][np.arange(len(labels[name])), labels[name]]) for name in SETS}
@@ -136,7 +139,7 @@ def test_saved_tables_give_the_same_report(tables, tmp_path):
         for name, scores in sets.items():
             scores.save(tmp_path / f"{model}-{name}.safetensors")
             loaded.setdefault(model, {})[name] = Scores.load(tmp_path / f"{model}-{name}.safetensors")
-    assert audit(loaded).as_dict() == audit(tables).as_dict()
+    assert compare(loaded).as_dict() == compare(tables).as_dict()
 
 
 def test_tokens_keep_all_their_measures():
@@ -144,8 +147,8 @@ def test_tokens_keep_all_their_measures():
     sets = {"forget": rows[:2], "retain": rows[2:4], "holdout": rows[4:]}
     scores = score_sets(tiny_llama(), tiny_tokenizer(), sets)
     assert scores["forget"].meta["targets"] == "tokens"
-    report = audit({"unlearned": scores})
-    of_sets = [(m.name, m.set) for m in MEASURES if m.set in sets]
+    report = compare({"unlearned": scores})
+    of_sets = [(m.statistic.name, m.statistic.set) for m in MEASURES if m.statistic.set in sets]
     assert [(row["measure"], row["set"]) for row in report.rows][: len(of_sets)] == of_sets
     assert len(of_sets) == 13
     names = {row["measure"] for row in report.rows}

@@ -1,6 +1,5 @@
 import re
 import zlib
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import EOS, tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.audit import Scores, score
-from hf_unlearn.audit.scores import DEFAULT_SAMPLING, Sampling
+from hf_unlearn.audit.scores import DEFAULT_SAMPLING, TARGET_COLUMNS, Sampling
 from hf_unlearn.data import encode
 
 
@@ -25,7 +24,7 @@ EXAMPLES = [
     {"prompt": "Q:", "completion": " B"},
     *[f"Row {i} has {'many ' * (i % 5)}words." for i in range(11)],
 ]
-COLUMNS = [f.name for f in fields(Scores) if f.name not in ("offsets", "zlib_size", "sampled", "meta")]
+COLUMNS = list(TARGET_COLUMNS)
 
 
 def lora_gpt2():
@@ -44,8 +43,8 @@ def scores(model):
     return score(model, TOKENIZER, EXAMPLES)
 
 
-def assert_same(a, b, rtol=0.0, atol=0.0):
-    for name in ("offsets", "target_ids", "hit", "rank", "is_end", "zlib_size"):
+def assert_same(a, b, rtol=0.0, atol=0.0, from_file=False):
+    for name in ("offsets", "hit", "rank", "is_end", "zlib_size", *(() if from_file else ("target_ids",))):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
         assert getattr(a, name).dtype == getattr(b, name).dtype, name
     for name in ("log_prob", "mean", "std", "margin"):
@@ -151,7 +150,8 @@ def test_one_forward_a_batch_of_examples_sorted_by_length():
     )
     score(model, TOKENIZER, EXAMPLES, batch_size=4)
     lengths = sorted((len(encode(e, TOKENIZER)["input_ids"]) for i, e in enumerate(EXAMPLES) if i not in (1, 3)))[::-1]
-    assert shapes == [(len(lengths[i : i + 4]), lengths[i]) for i in range(0, 15, 4)]
+    # The last token of a text is predicted, but predicts nothing itself, so it is not read.
+    assert shapes == [(len(lengths[i : i + 4]), lengths[i] - 1) for i in range(0, 15, 4)]
 
 
 def test_zlib_sizes_are_those_of_the_text_that_is_scored(scores):
@@ -206,7 +206,7 @@ def test_nothing_to_score(model, examples, tmp_path):
     assert not scores.valid.any() and len(scores.log_prob) == 0
     assert scores.sampled.keys() == {s.key for s in DEFAULT_SAMPLING}
     scores.save(tmp_path / "scores.safetensors")
-    assert_same(Scores.load(tmp_path / "scores.safetensors"), scores)
+    assert_same(Scores.load(tmp_path / "scores.safetensors"), scores, from_file=True)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -314,21 +314,50 @@ def test_what_is_saved_is_loaded(tmp_path, dtype):
     scores.meta["digest"] = "ä"
     scores.save(tmp_path / "scores.safetensors")
     loaded = Scores.load(tmp_path / "scores.safetensors")
-    assert_same(loaded, scores)
-    assert loaded.meta == scores.meta
+    assert_same(loaded, scores, from_file=True)
+    assert loaded.meta.items() > scores.meta.items()
     assert loaded.log_prob.dtype == scores.log_prob.dtype
     part = scores[2:6]
     part.save(str(tmp_path / "part.safetensors"))
-    assert_same(Scores.load(str(tmp_path / "part.safetensors")), part)
+    assert_same(Scores.load(str(tmp_path / "part.safetensors")), part, from_file=True)
 
 
-def test_the_file_holds_no_text(model, tmp_path):
+def test_the_file_holds_no_text_and_no_token_ids(model, tmp_path):
     examples = [CANARY, {"prompt": f"Question {CANARY}:", "completion": f" {CANARY}"}]
     path = tmp_path / "scores.safetensors"
-    score(model, TOKENIZER, examples).save(path)
+    scores = score(model, TOKENIZER, examples)
+    scores.save(path)
     content = path.read_bytes()
     for word in CANARY.split():
         assert word.encode() not in content and word.encode("utf-16-le") not in content
+    for dtype in (np.int16, np.int32, np.int64):
+        for i in range(2):
+            assert scores.target_ids[scores.example(i)][:3].astype(dtype).tobytes() not in content
+    loaded = Scores.load(path)
+    assert (loaded.target_ids == -1).all() and loaded.target_ids.dtype == np.int32
+    assert scores.has_target_ids and not loaded.has_target_ids
+
+
+def test_tables_of_the_same_targets_know_each_other(model, tmp_path):
+    def through_file(scores):
+        scores.save(tmp_path / "table.safetensors")
+        return Scores.load(tmp_path / "table.safetensors")
+
+    one, other = score(model, TOKENIZER, EXAMPLES), score(tiny_llama(), TOKENIZER, EXAMPLES)
+    # The same lengths, other ids.
+    strange = score(model, TOKENIZER, [*EXAMPLES[:-1], EXAMPLES[-1].replace("Row 10", "Row 11")])
+    strange = strange if np.array_equal(strange.offsets, one.offsets) else pytest.fail("other lengths")
+    for a in (one, through_file(one), through_file(through_file(one))):
+        for b in (other, through_file(other)):
+            assert a.same_targets(b) and b.same_targets(a)
+            assert not a.same_targets(b[:-1])
+        for b in (strange, through_file(strange)):
+            assert not a.same_targets(b) and not b.same_targets(a)
+    a, b = through_file(one), through_file(other)
+    assert a[3:9].same_targets(b[3:9]) and a[3:9][1:4].same_targets(b[3:9][1:4])
+    assert not a[3:9].same_targets(through_file(strange)[3:9]) and not a[6:8].same_targets(a[8:10])
+    assert through_file(a[3:9]).same_targets(b[3:9])
+    assert one[:0].same_targets(through_file(other[:0]))
 
 
 # --- sampling schemes ---
