@@ -9,7 +9,8 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from hf_unlearn.audit import auc, ks, mean, paired_auc_difference, paired_difference, rate, tpr_at_fpr
-from hf_unlearn.audit.statistics import _Ranking, _resampled_counts
+from hf_unlearn.audit.ranking import Ranking
+from hf_unlearn.audit.resampling import resampled_counts
 
 
 def two_groups(n=60, m=80, shift=0.5, decimals=None, seed=0):
@@ -55,8 +56,8 @@ def test_the_bootstrap_is_used_for_small_groups_and_is_seeded():
 
 def test_resampled_auc_agrees_with_resampling_by_hand():
     members, others = two_groups(n=7, m=9, decimals=0)
-    ranking = _Ranking(members, others)
-    counts = next(_resampled_counts((7, 9), seed=3))
+    ranking = Ranking(members, others)
+    counts = next(resampled_counts((7, 9), (None, None), seed=3))
     for member_counts, other_counts, value in zip(*counts, ranking.auc(*counts), strict=True):
         sample = labelled(np.repeat(members, member_counts), np.repeat(others, other_counts))
         assert value == pytest.approx(roc_auc_score(*sample))

@@ -1,0 +1,47 @@
+"""A number and how sure it is: what every statistic returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its confidence interval.
+
+    Attributes:
+        value, low, high (`float`): the point estimate and the ends of the interval; NaN if it can't be measured.
+        n (`tuple[int, ...]`): number of records used, `(n,)` or `(n_members, n_non_members)`.
+        method (`str`): how the interval was made.
+        level (`float`): confidence level.
+        n_missing (`int`): records left out because they can't be scored.
+        reason (`str` or `None`): why a value or an interval is missing or degenerate.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: tuple[int, ...]
+    method: str
+    level: float = 0.95
+    n_missing: int = 0
+    reason: str | None = None
+
+    def as_dict(self) -> dict:
+        """Plain types for JSON; NaN becomes `None`."""
+        return plain(asdict(self))
+
+
+def plain(value):
+    """Plain types for JSON; NaN becomes `None`."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def of_groups(groups) -> str:
+    """How a method that resampled groups is told from one that resampled records."""
+    return "" if groups is None else ", groups"

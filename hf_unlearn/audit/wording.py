@@ -1,0 +1,94 @@
+"""What may be said: a sentence for each verdict, which claims no more than was tested.
+
+Testing finds traces; it does not prove their absence. So no sentence says that records are gone from the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .verdict import SurfaceVerdict, Verdict
+
+
+#: Belongs beside the verdicts of every report, with the list of what was not tested.
+CAVEAT = (
+    "Testing by attack is fragile: a model can be made to pass known attacks (arXiv 2408.00929), and membership inference "
+    "alone is weak evidence (arXiv 2601.12937). Another attack, or more of the same data, may find what these did not."
+)
+REASONS = {
+    "no_reference": "there is no model retrained without the records to compare with",
+    "not_exchangeable": "forget set and holdout differ in kind, and there is no retrained model to compare with",
+    "no_signal_before": "the attack saw nothing in the original model either, so that it shows nothing now",
+    "no_original": "there is no original model to show that the attack sees the records where they are",
+    "underpowered": "there are too few records to tell",
+    "seed_noise": "the difference is not beyond what other seeds of retraining explain",
+    "near_margin": "the difference is too close to the margin to tell",
+    "not_measurable": "the difference has no interval",
+    "no_records": "no record could be scored under both models",
+    "no_margin": "the statistic has no margin without several retrained models; it only informs",
+}
+FLAGS = {
+    "created_by_edit": "The edit itself made the records stand out.",
+    "over": "The records score lower than under retraining, which can itself reveal them.",
+    "leans_residual": "The difference leans towards residual memory.",
+    "leans_over": "The difference leans towards over-forgetting.",
+    "not_exchangeable": "Forget set and holdout differ in kind: only the comparison with the retrained model counts.",
+    "no_reference": "There is no retrained model; forget set and holdout look exchangeable.",
+    "one_retrained": "There is one retrained model, so that the noise of its seed is unknown.",
+}
+
+
+def wording(verdict: Verdict | SurfaceVerdict) -> str:
+    """The sentences for a verdict: what was tested, on how many records, and what may be concluded at what power."""
+    if hasattr(verdict, "worst"):
+        return _of_surface(verdict)
+    said = [_sentence(verdict)]
+    # A verdict of over-forgetting says already what the flag would repeat.
+    said += [FLAGS[flag] for flag in verdict.flags if (verdict.verdict, flag) != ("over_forgotten", "over")]
+    return " ".join(said)
+
+
+def _of_surface(surface: SurfaceVerdict) -> str:
+    if surface.worst is None:
+        tested = ", ".join(v.statistic for v in surface.verdicts)
+        why = f"{tested}: {REASONS.get(surface.reason, 'no verdict')}" if tested else "it was not tested"
+        return f"{surface.surface}: nothing is attested here: {why}."
+    tested = ", ".join(v.statistic for v in surface.verdicts if v.statistic not in surface.listed)
+    said = f"{surface.surface}, tested with {tested}; decided by {surface.worst.statistic}. {wording(surface.worst)}"
+    return f"{said} Listed only: {', '.join(surface.listed)}." if surface.listed else said
+
+
+def _sentence(v: Verdict) -> str:
+    if v.verdict == "no_trace_found":
+        return (
+            f"On this test the model is statistically equivalent to one retrained without the records ({_difference(v)}, "
+            f"margin {v.margin:.3g}). No evidence of residual memory at this power{_power(v)}; this is evidence, not proof."
+        )
+    if v.verdict == "residual":
+        left = "" if math.isnan(v.share_left) else f"; {v.share_left:.0%} of the original signal is left"
+        return f"The attack distinguishes the model from one that never saw the records ({_difference(v)}){left}."
+    if v.verdict == "over_forgotten":
+        return (
+            f"The records score lower than under retraining ({_difference(v)}). That itself can reveal which records were "
+            "to be forgotten."
+        )
+    shown = "" if v.unlearned is None or math.isnan(v.unlearned.value) else f" ({_difference(v)}{_power(v)})"
+    return f"Nothing is attested here: {REASONS.get(v.reason, 'there is no verdict')}{shown}."
+
+
+def _difference(v: Verdict) -> str:
+    e = v.unlearned
+    what = "difference to retraining" if v.n_retrained else "AUC above one half"
+    size = " and ".join(str(n) for n in e.n)
+    return f"{what} {e.value:+.3g}, {e.level:.0%} CI {e.low:+.3g} to {e.high:+.3g}, n = {size}"
+
+
+def _power(v: Verdict) -> str:
+    return (
+        ""
+        if math.isnan(v.detectable)
+        else f" (a difference of {v.detectable:.2g} would be found with {v.evidence.margins.power:.0%} probability)"
+    )
