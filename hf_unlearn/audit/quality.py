@@ -26,12 +26,12 @@ TRUTH_RATIO_VARIANTS = ("tofu", "paper", "probability")
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A harmonic mean with its parts.
+    """A number made of others, with these.
 
     Attributes:
-        value (`float` or `None`): the mean; 0 if a part is 0, `None` if a part is missing.
+        value (`float` or `None`): the number; `None` if a part is missing.
         parts (`dict[str, float or None]`): what it was made of.
-        reason (`str` or `None`): which part made it 0 or `None`.
+        reason (`str` or `None`): which part made it 0 or `None`, or what else to know about it.
     """
 
     value: float | None
@@ -161,18 +161,17 @@ def forget_quality(unlearned: np.ndarray, retrained: np.ndarray) -> KolmogorovSm
     return ks(unlearned, retrained)
 
 
-def model_utility(parts: Mapping[str, float | None]) -> Aggregate:
-    """Harmonic mean of `parts`: TOFU's model utility (arXiv 2401.06121), higher = better.
+def harmonic_mean(parts: Mapping[str, float | None]) -> Aggregate:
+    """Harmonic mean of named parts, without a small term added inside: all must be high for it to be high.
 
-    TOFU's nine parts are answer probability, ROUGE-L recall and [`true_better`] on retain set, real authors and world
-    facts, where the probability of the last two is [`option_probability`]. A part of 0 gives 0 and is named; a missing
-    part (`None` or NaN) gives `None` and is named, never the mean of the others.
+    A part of 0 gives 0 and is named; a missing part (`None` or NaN) gives `None` and is named, never the mean of the
+    others.
 
     Raises:
         ValueError: there are no parts, or one is negative.
     """
     if not parts:
-        raise ValueError("Model utility needs at least one part, but you gave none.")
+        raise ValueError("A harmonic mean needs at least one part, but you gave none.")
     parts = {name: None if value is None or math.isnan(value) else float(value) for name, value in parts.items()}
     missing = [name for name, value in parts.items() if value is None]
     negative = [name for name, value in parts.items() if value is not None and value < 0]
@@ -184,6 +183,16 @@ def model_utility(parts: Mapping[str, float | None]) -> Aggregate:
     if zero:
         return Aggregate(0.0, parts, f"zero: {', '.join(zero)}")
     return Aggregate(len(parts) / sum(1 / value for value in parts.values()), parts)
+
+
+def model_utility(parts: Mapping[str, float | None]) -> Aggregate:
+    """[`harmonic_mean`] of `parts`: TOFU's model utility (arXiv 2401.06121), higher = better.
+
+    TOFU's nine parts are answer probability, ROUGE-L recall and [`true_better`] on retain set, real authors and world
+    facts, where the probability of the last two is [`option_probability`]. The original code scores the first 300 rows
+    of the retain set, later benchmarks 400.
+    """
+    return harmonic_mean(parts)
 
 
 def privleak(unlearned_auc: float, retrained_auc: float) -> float:
@@ -205,13 +214,18 @@ def privleak(unlearned_auc: float, retrained_auc: float) -> float:
             "PrivLeak compares with a model retrained without the forget set, but you gave no AUC for it. Score that "
             "model too, or report the AUC of the unlearned model with its interval."
         )
+    warn_if_reference_is_member(retrained_auc, "PrivLeak")
+    return float("nan") if retrained_auc == 1 else 100 * (retrained_auc - unlearned_auc) / (1 - retrained_auc)
+
+
+def warn_if_reference_is_member(retrained_auc: float, name: str) -> None:
+    """Warn where the AUC of an attack on the retrained model says that it may have seen the forget set."""
     if retrained_auc > 0.9:
         warnings.warn(
             f"The retrained model itself has an AUC of {retrained_auc:.3f}: it looks as if it had seen the forget "
-            "set, or forget set and holdout differ in kind. PrivLeak means little here.",
-            stacklevel=2,
+            f"set, or forget set and holdout differ in kind. {name} means little here.",
+            stacklevel=3,
         )
-    return float("nan") if retrained_auc == 1 else 100 * (retrained_auc - unlearned_auc) / (1 - retrained_auc)
 
 
 def _log_prob_sums(scores: Scores | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
