@@ -1,0 +1,109 @@
+"""What the machine says of a run: processor time, memory, hardware, and an estimate of the energy."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process, user and system, all threads, and of its children that have ended."""
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process since it began, in bytes; `None` where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not ru_maxrss, which begins at the peak of the process that started this one
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def hardware(device: torch.device, n_devices: int) -> dict[str, Any]:
+    """What a process runs on: names, and how much of it, so that times of unlike machines are not compared unawares."""
+    accelerator = None
+    if device.type == "cuda":
+        accelerator = torch.cuda.get_device_name(device)
+    elif device.type != "cpu":
+        accelerator = device.type
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "accelerators": n_devices if accelerator else 0,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class EnergyMeter:
+    """Energy of the whole machine as codecarbon estimates it: offline, without a file, without sending anything.
+
+    Raises:
+        ImportError: codecarbon is not installed.
+    """
+
+    def __init__(self):
+        try:
+            from codecarbon import OfflineEmissionsTracker
+            from codecarbon.emissions_tracker import BaseEmissionsTracker
+        except ImportError:
+            raise ImportError(
+                "You asked for the energy, which codecarbon estimates, but it is not installed. Either install it: "
+                'pip install "hf-unlearn[energy]", or leave the energy out.'
+            ) from None
+        # Each is given, so that no configuration of the user's can bring in an upload; which there are depends on the version.
+        settings = {
+            "output_methods": [],
+            "save_to_file": False,
+            "save_to_api": False,
+            "save_to_logger": False,
+            "save_to_prometheus": False,
+            "save_to_logfire": False,
+            "emissions_endpoint": None,
+            "electricitymaps_api_token": None,
+            "force_carbon_intensity_g_co2e_kwh": 0.0,  # only the energy is asked for
+            "allow_multiple_runs": True,  # or else it writes a lock file
+            "log_level": "critical",
+        }
+        known = inspect.signature(BaseEmissionsTracker.__init__).parameters
+        self._settings = {name: value for name, value in settings.items() if name in known}
+        self._class, self._logger, self._tracker = OfflineEmissionsTracker, logging.getLogger("codecarbon"), None
+
+    def start(self) -> None:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
+        self._tracker = self._class(
+            country_iso_code="USA", **self._settings
+        )  # a country is required, and has no effect
+        self._tracker.start()
+
+    def stop(self) -> float | None:
+        """Kilowatt-hours since the start; `None` where codecarbon found no way to estimate them."""
+        self._tracker.stop()
+        self._logger.setLevel(self._level)
+        data, self._tracker = getattr(self._tracker, "final_emissions_data", None), None
+        return None if data is None else float(data.energy_consumed)
