@@ -27,6 +27,7 @@ from hf_unlearn.arguments import (
 )
 from hf_unlearn.data import AugmentedRows, ImageRows, UnlearningCollator, encode_dataset
 from hf_unlearn.data.text import context_length
+from hf_unlearn.training.cost import CostCallback
 
 
 @dataclass
@@ -62,16 +63,19 @@ def main():
 
         model = get_peft_model(model, get_peft_config(model_args))
     args.remove_unused_columns = False
+    cost = CostCallback()
     trainer = Trainer(
         model,
         args,
         train_dataset=encoded,
         data_collator=UnlearningCollator(getattr(processing_class, "pad_token_id", None)),
         processing_class=processing_class,
+        callbacks=[cost],
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         save_plain(trainer.accelerator.unwrap_model(trainer.model), processing_class, f"{args.output_dir}/model")
+        cost.save(f"{args.output_dir}/cost.json")  # what an audit compares the cost of unlearning with
 
 
 if __name__ == "__main__":

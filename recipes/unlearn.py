@@ -9,7 +9,6 @@ import random
 import sys
 from dataclasses import dataclass, field
 
-from audit import audit_models, require_encodable
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from hf_unlearn.arguments import (
@@ -28,6 +27,8 @@ from hf_unlearn.audit import membership, score
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods import METHODS
 from hf_unlearn.request import split
+from hf_unlearn.run_audit import ThreatArguments, as_names, audit_checkpoints, require_encodable
+from hf_unlearn.training.cost import CostCallback
 
 
 @dataclass
@@ -38,10 +39,13 @@ class MethodArguments:
 
 
 @dataclass
-class UnlearnArguments(MethodArguments, DataArguments):
+class UnlearnArguments(MethodArguments, ThreatArguments, DataArguments):
     """What to forget, how, and what to compare the outcome with."""
 
-    retrained: str | None = field(default=None, metadata={"help": "Model trained without the forget set, to compare."})
+    retrained: list[str] | None = field(
+        default=None,
+        metadata={"help": "Models trained without the forget set, to compare; further ones show the noise of seeds."},
+    )
     original: str | None = field(
         default=None, metadata={"help": "The model before any edit, where model_name_or_path has been edited already."}
     )
@@ -52,7 +56,11 @@ class UnlearnArguments(MethodArguments, DataArguments):
             "choices": ("validation", "retrained"),
         },
     )
-    audit_batch_size: int = field(default=32, metadata={"help": "Examples a forward pass of the audit."})
+
+    def __post_init__(self):
+        DataArguments.__post_init__(self)
+        ThreatArguments.__post_init__(self)
+        self.retrained = as_names(self.retrained)
 
 
 def parse_arguments(argv: list[str] | None = None):
@@ -67,12 +75,12 @@ def parse_arguments(argv: list[str] | None = None):
 
 def main(argv: list[str] | None = None):
     arguments, config, model_config = parse_arguments(argv)
-    if arguments.stop_against == "retrained" and arguments.retrained is None:
+    if arguments.stop_against == "retrained" and not arguments.retrained:
         raise ValueError(
             'You set stop_against="retrained", but no retrained model. Either set retrained, or stop_against="validation".'
         )
-    require_writable(config.output_dir, model_config.model_name_or_path, arguments.retrained, arguments.original)
-    require_models(model_config, arguments.retrained, arguments.original)
+    require_writable(config.output_dir, model_config.model_name_or_path, *arguments.retrained, arguments.original)
+    require_models(model_config, *arguments.retrained, arguments.original)
 
     data = load_data(arguments)
     request = load_request(arguments.request)
@@ -83,42 +91,46 @@ def main(argv: list[str] | None = None):
     model = load_model(model_config)
     lengths = {"max_length": config.max_length or context_length(model), "truncate": config.truncate}
     require_encodable(sets, processing_class, n_classes=model.config.num_labels, **lengths)
-    trainer = METHODS[arguments.method](
-        model=model,
-        args=config,
-        forget_dataset=parts.forget,
-        retain_dataset=parts.retain,
-        # The holdout of the audit decides nothing here: a number that chose the model cannot judge it.
-        eval_dataset=evaluation_sets(data, request, parts, config.seed),
-        processing_class=processing_class,
-        peft_config=get_peft_config(model_config),
-    )
+    cost = CostCallback()
+    with cost:  # some methods compute much before the first step
+        trainer = METHODS[arguments.method](
+            model=model,
+            args=config,
+            forget_dataset=parts.forget,
+            retain_dataset=parts.retain,
+            # The holdout of the audit decides nothing here: a number that chose the model cannot judge it.
+            eval_dataset=evaluation_sets(data, request, parts, config.seed),
+            processing_class=processing_class,
+            peft_config=get_peft_config(model_config),
+            callbacks=[cost],
+        )
     if arguments.stop_against == "retrained":
-        retrained = load_model(model_config, arguments.retrained)
+        retrained = load_model(model_config, arguments.retrained[0])
         scores = score(retrained.to(config.device), processing_class, parts.forget, arguments.audit_batch_size)
         trainer.stopping.never_trained = membership.loss(scores)
         del retrained
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    if not trainer.is_world_process_zero():
-        return
-
-    checkpoint = save_plain(
-        trainer.accelerator.unwrap_model(trainer.model), processing_class, f"{config.output_dir}/model"
-    )
+    with cost:
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    checkpoint = f"{config.output_dir}/model"
+    if trainer.is_world_process_zero():
+        save_plain(trainer.accelerator.unwrap_model(trainer.model), processing_class, checkpoint)
+        cost.save(f"{config.output_dir}/cost.json")
+    trainer.accelerator.wait_for_everyone()  # all of them read it in the audit, which they share
     state, device = trainer.state, config.device
     del trainer, model  # the audit loads one model after the other, and this one would stay beside them
-    audit_models(
+    audit_checkpoints(
         sets=sets,
         processing_class=processing_class,
         model_config=model_config,
         models={
             "original": arguments.original or model_config.model_name_or_path,
             "unlearned": checkpoint,
-            "retrained": arguments.retrained,
+            "retrained": arguments.retrained or None,
         },
-        batch_size=arguments.audit_batch_size,
+        arguments=arguments,
+        config=arguments.audit_config(config.seed, **lengths),
         device=device,
-        lengths=lengths,
+        cost=cost.result,
         output_dir=config.output_dir,
         run={
             "method": arguments.method,

@@ -5,8 +5,7 @@ import torch
 from data_dir import DATA
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_unlearn.audit import score
-from hf_unlearn.audit.audit import audit, score_sets
+from hf_unlearn.audit import compare, score, score_sets
 from hf_unlearn.data import encode_dataset, load_rows, with_templates
 from hf_unlearn.methods import METHODS
 from hf_unlearn.request import ErasureRequest, split
@@ -63,7 +62,7 @@ def test_a_few_steps_forget(method, model_and_tokenizer, parts, tmp_path):
     before = score_sets(model, tokenizer, {"forget": parts.forget, "retain": parts.retain})
     trainer_class(model, config, parts.forget, parts.retain, processing_class=tokenizer).train()
     after = score_sets(model, tokenizer, {"forget": parts.forget, "retain": parts.retain})
-    report = audit({"original": before, "unlearned": after})
+    report = compare({"original": before, "unlearned": after})
     rise = {name: report.value("loss", name) - report.value("loss", name, "original") for name in ("forget", "retain")}
     assert rise["forget"] > 0.05 and rise["forget"] > rise["retain"] + 0.05
     assert "retrained" not in report.models and any("no retrained model" in note for note in report.notes)

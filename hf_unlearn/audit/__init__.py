@@ -1,89 +1,89 @@
 """What is left in a model: scores in one pass, and the metrics, attacks and statistics that read them."""
 
-from .extraction import (
-    exact_memorization,
-    extraction_probability,
-    extraction_strength,
-    first_mismatch,
-    queries_needed,
-    verbatim_extracted,
-)
-from .membership import ATTACKS, loss, min_k, min_k_plus_plus, reference_loss, zlib_ratio
-from .quality import (
-    Aggregate,
-    answer_probability,
-    corpus_perplexity,
-    forget_quality,
-    forget_truth_ratio_aggregate,
-    model_utility,
-    option_probability,
-    perplexity,
-    privleak,
-    true_better,
-    truth_ratio,
-)
-from .scores import DEFAULT_SAMPLING, Sampling, Scores
-from .statistics import (
-    Difference,
-    Estimate,
-    KolmogorovSmirnov,
-    OperatingPoint,
-    auc,
-    ks,
-    mean,
-    paired_auc_difference,
-    paired_difference,
-    rate,
-    tpr_at_fpr,
-)
+from __future__ import annotations
+
+import importlib
 
 
-__all__ = [
-    "ATTACKS",
-    "Aggregate",
-    "DEFAULT_SAMPLING",
-    "Difference",
-    "Estimate",
-    "KolmogorovSmirnov",
-    "OperatingPoint",
-    "Sampling",
-    "Scores",
-    "answer_probability",
-    "auc",
-    "corpus_perplexity",
-    "exact_memorization",
-    "extraction_probability",
-    "extraction_strength",
-    "first_mismatch",
-    "forget_quality",
-    "forget_truth_ratio_aggregate",
-    "ks",
-    "loss",
-    "mean",
-    "min_k",
-    "min_k_plus_plus",
-    "model_utility",
-    "option_probability",
-    "paired_auc_difference",
-    "paired_difference",
-    "perplexity",
-    "privleak",
-    "queries_needed",
-    "rate",
-    "reference_loss",
-    "score",
-    "tpr_at_fpr",
-    "true_better",
-    "truth_ratio",
-    "verbatim_extracted",
-    "zlib_ratio",
-]
+# Lazily: what reads a table needs no torch, and a reader of numbers not all the rest.
+_MODULES = {
+    "aggregates": [
+        "average_gap",
+        "memorization_score",
+        "overall_score",
+        "privacy_score",
+        "quantization_robustness",
+        "relearning_robustness",
+        "tug_of_war",
+        "utility_score",
+    ],
+    "auditing": ["audit", "compare"],
+    "cache": ["ScoreCache"],
+    "classifiers": ["CLASS_ATTACKS", "forget_efficacy", "salun_row", "svc_attack", "top_k_correct"],
+    "cost": ["cost_ratios"],
+    "differences": ["Difference", "paired_auc_difference", "paired_difference"],
+    "exposure": ["fitted_exposure", "make_canaries"],
+    "extraction": [
+        "exact_memorization",
+        "extraction_probability",
+        "extraction_strength",
+        "first_mismatch",
+        "queries_needed",
+        "verbatim_extracted",
+    ],
+    "generation": ["greedy", "sample"],
+    "guidance": ["guided_extraction", "likelihood_drop"],
+    "likelihoods": ["score_sets"],
+    "membership": [
+        "ATTACKS",
+        "dc_pdd",
+        "further_passes",
+        "loss",
+        "lowercase_ratio",
+        "min_k",
+        "min_k_plus_plus",
+        "recall",
+        "reference_loss",
+        "zlib_ratio",
+    ],
+    "probing": ["layer_probe", "logit_lens"],
+    "quality": [
+        "Aggregate",
+        "answer_probability",
+        "corpus_perplexity",
+        "forget_quality",
+        "forget_truth_ratio_aggregate",
+        "harmonic_mean",
+        "model_utility",
+        "option_probability",
+        "perplexity",
+        "privleak",
+        "true_better",
+        "truth_ratio",
+    ],
+    "perturbation": ["averaged", "noised", "pruned"],
+    "quantization": ["WEIGHT_ATTACKS", "quantized", "recovered_share"],
+    "relearning": ["relearn", "relearn_grid", "split_in_half"],
+    "relearning_curves": ["RelearningCurve", "anamnesis_index", "area_between", "steps_to", "strongest"],
+    "report": ["AuditReport"],
+    "scores": ["DEFAULT_SAMPLING", "Sampling", "Scores"],
+    "scoring": ["score"],
+    "shadow": ["lira", "logit_confidence", "rmia"],
+    "stability": ["distances", "null_band", "zrf"],
+    "statistics": ["Estimate", "KolmogorovSmirnov", "OperatingPoint", "auc", "ks", "mean", "rate", "tpr_at_fpr"],
+    "threats": ["THREATS", "AuditConfig"],
+    "verdict": ["Margins"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str):
-    # `score` runs a model and may need torch; everything else reads a table and must import without it.
-    if name == "score":
-        from .scores import score
-
-        return score
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -2,261 +2,213 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import membership, quality, statistics
-from .extraction import (
-    exact_memorization,
-    extraction_probability,
-    extraction_strength,
-    queries_needed,
-    verbatim_extracted,
-)
-from .scores import Scores, score
-from .statistics import Difference, Estimate
-
-
-MODELS = ("original", "unlearned", "retrained")
-MEMORY = "higher = more memorized"
-MEMBER = "higher = more member-like; retrained is the goal, lower than that is over-forgotten"
-UTILITY = "higher = better"
-FIT = "lower = fits better"
-
-
-def extractable(scores: Scores, samples: int = 100) -> np.ndarray:
-    """Whether an answer comes out of that many samples (top-k 40) with probability one half or more: `bool (n,)`."""
-    return queries_needed(extraction_probability(scores, top_k=40), p=0.5) <= samples
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number an example of one set, and how to read it."""
-
-    name: str
-    set: str
-    direction: str
-    of: Callable[[Scores], np.ndarray]
-    is_rate: bool = False
-
-
-MEASURES = (
-    Measure("verbatim_extraction", "forget", MEMORY, verbatim_extracted, is_rate=True),
-    Measure("extractable_in_100_samples", "forget", MEMORY, extractable, is_rate=True),
-    Measure("extraction_strength", "forget", MEMORY, extraction_strength),
-    Measure("answer_probability", "forget", MEMORY, quality.answer_probability),
-    Measure("next_token_accuracy", "forget", MEMORY, exact_memorization),
-    Measure("loss", "forget", FIT, membership.loss),
-    Measure("verbatim_extraction", "retain", UTILITY, verbatim_extracted, is_rate=True),
-    Measure("next_token_accuracy", "retain", UTILITY, exact_memorization),
-    Measure("answer_probability", "retain", UTILITY, quality.answer_probability),
-    Measure("loss", "retain", FIT, membership.loss),
-    Measure("verbatim_extraction", "holdout", "base rate of guessing", verbatim_extracted, is_rate=True),
-    Measure("next_token_accuracy", "holdout", UTILITY, exact_memorization),
-    Measure("loss", "holdout", FIT, membership.loss),
-    Measure("next_token_accuracy", "test", UTILITY, exact_memorization),
-    Measure("loss", "test", FIT, membership.loss),
-    Measure("next_token_accuracy", "siblings", UTILITY, exact_memorization),
-    Measure("loss", "siblings", FIT, membership.loss),
+from . import membership
+from .findings import Statistic, row
+from .likelihoods import Tables, further_rows, likelihood_findings, score_sets
+from .models import Models
+from .report import AuditReport
+from .threats import (
+    ONE_MODEL,
+    TWO_MODELS,
+    AuditConfig,
+    Curve,
+    Found,
+    Subjects,
+    check_threats,
+    distance_to_retrained,
 )
 
-# The answer of a classifier is one label: its next-token accuracy is the accuracy, which verbatim extraction and
-# extraction strength would only repeat, and no label is drawn a hundred times until it comes out right.
-LABEL_MEASURES = tuple(
-    replace(measure, is_rate=measure.name == "next_token_accuracy")
-    for measure in MEASURES
-    if measure.name in ("next_token_accuracy", "answer_probability", "loss")
-)
-# A label has no text to compress and no least likely part, so the other attacks are this one again, or made for text.
-LABEL_ATTACKS = ("loss",)
+
+#: What is tested if nothing is said: what is read from likelihoods and answers, which is cheap.
+DEFAULT_THREATS = ("extraction", "membership")
 
 
-@dataclass
-class AuditReport:
-    """What was measured.
+def audit(
+    model,
+    original=None,
+    retrained=None,
+    split=None,
+    threat_model: Sequence[str] = DEFAULT_THREATS,
+    processing_class=None,
+    config: AuditConfig | None = None,
+    margins=None,
+    cache=None,
+    load=None,
+    device=None,
+    groups=None,
+) -> AuditReport:
+    """Audit an unlearned model: what an adversary finds in it, beside the original and a retrained model.
 
-    Attributes:
-        rows (`list[dict]`): one a measure: `measure`, `set`, `direction`, for each model in `models` an estimate
-            (`value`, `low`, `high`, `n`, `method`, ...) and, with a retrained model, `difference_to_retrained`.
-        models (`list[str]`): which of original, unlearned, retrained were audited.
-        sets (`dict[str, int]`): number of examples of each set.
-    """
-
-    rows: list[dict[str, Any]]
-    models: list[str]
-    sets: dict[str, int]
-    notes: list[str] = field(default_factory=list)
-
-    def value(self, measure: str, set: str = "forget", model: str = "unlearned") -> float:
-        """One number of the table, e.g. `report.value("verbatim_extraction")`."""
-        for row in self.rows:
-            if row["measure"] == measure and row["set"] == set:
-                return row[model]["value"]
-        raise KeyError(f"No measure {measure!r} of the {set} set. There are {[r['measure'] for r in self.rows]}.")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {"rows": self.rows, "models": self.models, "sets": self.sets, "notes": self.notes}
-
-
-def score_sets(
-    model, processing_class, sets: Mapping[str, Any], batch_size: int = 16, name: str = "model", **kwargs
-) -> dict[str, Scores]:
-    """Score every set under one model, in one pass over all the texts; sets of images one after the other.
+        report = audit("unlearned", original="original", retrained="retrained", split=split(rows, request))
+        report.verdict("verbatim")
 
     Args:
-        sets (`dict[str, Dataset]`): rows named `"forget"`, `"retain"`, `"holdout"`, of which the first is required; and,
-            for a request about a class, `"test"` (never trained on, outside the request) and `"siblings"` (never trained
-            on, of classes like those to forget). Where the forget rows have the columns `paraphrased_completion` and `perturbed_completions`, these are scored
-            as answers to the same prompts, for the truth ratio.
-        kwargs: passed to [`score`].
+        model (`PreTrainedModel` or `str`): what is audited, or its name.
+        original (`PreTrainedModel` or `str`, *optional*): the model before the edit. Without it nothing shows that there
+            was something to forget.
+        retrained (*optional*): trained without the forget set, the goal of every measure. Several, of different seeds, in
+            a list: the first is the reference, and how far the others are from it is the noise that a verdict allows.
+            Without one there is no verdict but where something is found.
+        split (`Split` or `dict`): sets of rows: `forget`, and where there are such, `retain` and `holdout`, `test` and
+            `siblings` for a class, `unrelated` to relearn from.
+        threat_model (sequence of `str`, *optional*, defaults to `("extraction", "membership")`): what the adversary can do:
+            `"extraction"` (asks), `"membership"` (sees likelihoods), `"latent"` (has the weights: looks into the layers,
+            quantizes, prunes), `"relearning"` (trains it further), `"both_checkpoints"` (has the original too).
+        processing_class (*optional*): tokenizer or image processor; by default that of the model, if it is a name.
+        config ([`AuditConfig`], *optional*): how much of what is tried.
+        margins ([`~hf_unlearn.audit.verdict.Margins`], *optional*): how far from the retrained model still counts as equal.
+        cache ([`ScoreCache`], *optional*): keeps the tables of models that were scored before.
+        load, device (*optional*): how a name becomes a model, and where it runs; see [`Models`].
+        groups (`(n,)`, *optional*): whose a forget row is; rows of one person are not independent.
 
     Returns:
-        `dict[str, Scores]`, with `"forget_paraphrased"` and `"forget_perturbed"` beside the sets where they exist.
+        [`AuditReport`]
+
+    Raises:
+        ValueError: there is no forget set, or a threat model lacks what it needs. Before anything is computed.
     """
-    from hf_unlearn.data.images import has_images
+    from .judgement import judged
 
-    sets = {key: rows for key, rows in sets.items() if rows is not None}
-    if has_images(sets["forget"]):
-        # A list of all rows would hold all images.
-        return {
-            key: score(model, processing_class, rows, batch_size, description=f"Scoring the {name}, {key}", **kwargs)
-            for key, rows in sets.items()
-        }
-    examples: dict[str, list] = {key: list(rows) for key, rows in sets.items()}
-    forget = examples["forget"]
-    if forget and {"prompt", "paraphrased_completion", "perturbed_completions"} <= set(forget[0]):
-        examples["forget_paraphrased"] = [
-            {"prompt": row["prompt"], "completion": row["paraphrased_completion"]} for row in forget
-        ]
-        examples["forget_perturbed"] = [
-            {"prompt": row["prompt"], "completion": answer}
-            for row in forget
-            for answer in row["perturbed_completions"]
-        ]
-    everything = [row for rows in examples.values() for row in rows]
-    table = score(model, processing_class, everything, batch_size, description=f"Scoring the {name}", **kwargs)
-    tables, start = {}, 0
-    for key, rows in examples.items():
-        tables[key] = table[start : start + len(rows)]
-        start += len(rows)
-    return tables
+    config = config or AuditConfig()
+    models = Models(model, original, retrained, load, device)
+    threats = tuple(threat_model)
+    check_threats(threats, models.roles)
+    sets = sets_of(split)
+    if processing_class is None and models.name("unlearned") is not None:
+        processing_class = _processing_class_of(models.name("unlearned"))
+    subjects = Subjects(sets, processing_class, config, groups)
+    tables, found = _run(models, subjects, threats, cache)
+    return judged(compare(tables, config.seed, found), tables, found, threats, subjects.sets, margins, config, groups)
 
 
-def audit(tables: Mapping[str, Mapping[str, Scores]], seed: int = 0) -> AuditReport:
-    """Compare models from their scores: no model is run here.
+def sets_of(split) -> dict[str, Any]:
+    """Sets of rows by their name, from a dictionary or an object with attributes of these names.
+
+    Raises:
+        ValueError: there is no forget set.
+    """
+    names = ("forget", "retain", "holdout", "test", "siblings", "unrelated")
+    given = split if isinstance(split, Mapping) else {name: getattr(split, name, None) for name in names}
+    sets = {name: rows for name, rows in given.items() if rows is not None}
+    if not len(sets.get("forget", ())):
+        raise ValueError(
+            "There is no forget set to audit. Give split=split(rows, request), or a dictionary with its rows under 'forget'."
+        )
+    return sets
+
+
+def _processing_class_of(name: str):
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+
+    from hf_unlearn.training.load import names_image_classifier
+
+    auto = AutoImageProcessor if names_image_classifier(AutoConfig.from_pretrained(name)) else AutoTokenizer
+    return auto.from_pretrained(name)
+
+
+#: What each audit found of each model.
+FoundByRole = dict[str, Found]
+
+
+def _run(models: Models, subjects: Subjects, threats: Sequence[str], cache) -> tuple[Tables, FoundByRole]:
+    """One model after the other, and then the original beside each of the others."""
+    config, sets = subjects.config, subjects.sets
+    scored = {name: rows for name, rows in sets.items() if name != "unrelated"}
+    lengths = {"max_length": config.max_length, "truncate": config.truncate}
+    tables: dict[str, Any] = {}
+    found: FoundByRole = {role: Found() for role in models.roles}
+    for role in models.roles:
+        with models.use(role) as model:
+            tables[role] = score_sets(
+                model,
+                subjects.processing_class,
+                scored,
+                config.batch_size,
+                name=f"{role.replace('_', ' ')} model",
+                cache=cache,
+                **lengths,
+            )
+            for threat in threats:
+                for audit_of_one in ONE_MODEL[threat]:
+                    _add(found[role], audit_of_one(model, subjects))
+    for threat in threats:
+        for audit_of_two in TWO_MODELS.get(threat, ()):
+            with models.use("original") as before:
+                for role in models.roles:
+                    with models.use(role) as after:
+                        _add(found[role], audit_of_two(before, after, subjects))
+    if config.stability and "retrained" in models.roles:
+        with models.use("retrained") as retrained:
+            for role in models.roles:
+                if role != "retrained":
+                    with models.use(role) as model:
+                        distances = distance_to_retrained(model, retrained, subjects)
+                    _add(found[role], distances)
+                    if role == "retrained_2":  # what retraining with another seed gives: the yardstick
+                        _add(found["retrained"], distances)
+    return tables, found
+
+
+def _add(found: Found, more: Found) -> None:
+    found.values |= more.values
+    found.curves |= more.curves
+
+
+def compare(tables: Tables, seed: int = 0, found: Mapping[str, Found] | None = None) -> AuditReport:
+    """Compare models from their tables, and from what further audits found: no model is run here.
 
     Args:
         tables (`dict[str, dict[str, Scores]]`): what [`score_sets`] returned for `"unlearned"` and, where there are
             such models, for `"original"` and `"retrained"`: the same examples in the same order.
         seed (`int`, *optional*, defaults to `0`): of the bootstrap intervals.
+        found (`dict[str, Found]`, *optional*): values and curves of each model.
     """
-    models = [name for name in MODELS if name in tables]
-    sets = {key: len(table) for key, table in tables[models[-1]].items()}
-    rows = []
-    of_labels = tables[models[-1]]["forget"].meta.get("targets") == "label"
-    for measure in LABEL_MEASURES if of_labels else MEASURES:
-        if measure.set in sets and sets[measure.set]:
-            values = {name: _of(measure, tables[name][measure.set]) for name in models}
-            estimates = {name: _estimate(measure, v, seed) for name, v in values.items()}
-            rows.append(_row(measure.name, measure.set, measure.direction, estimates, _paired(values, seed)))
-    if sets.get("holdout"):
-        rows += _membership(tables, models, LABEL_ATTACKS if of_labels else tuple(membership.ATTACKS), seed)
-    if "forget_paraphrased" in sets:
-        rows += _truth_ratio(tables, models, seed)
-    notes = []
-    if "retrained" not in models:
-        notes.append(
+    roles = list(tables)
+    values = likelihood_findings(tables) | by_statistic(found or {})
+    rows = [row(statistic, of_roles, seed) for statistic, of_roles in values.items()]
+    rows += further_rows(tables, seed)
+    sets = {name: len(table) for name, table in tables["unlearned"].items() if not name.endswith("_lowercase")}
+    report = AuditReport(rows, roles, sets, curves=_curves(found or {}, seed))
+    if "retrained" not in roles:
+        report.notes.append(
             "There is no retrained model to compare with. How much of a number would be there without the forget set "
             "is unknown, and no number alone shows that it is forgotten."
         )
     if not sets.get("holdout"):
-        notes.append("There is no holdout, so membership inference was not run.")
-    if {"original", "unlearned"} <= set(models):
-        before, after = (float(np.nanmean(membership.loss(tables[m]["forget"]))) for m in ("original", "unlearned"))
+        report.notes.append("There is no holdout, so membership inference was not run.")
+    if "original" in roles:
+        losses = (membership.loss(tables[role]["forget"]) for role in ("original", "unlearned"))
+        before, after = (float(np.nanmean(of)) if not np.isnan(of).all() else np.nan for of in losses)
         if after - before < 0.05:
-            notes.append(
+            report.notes.append(
                 f"Nothing was forgotten: the loss on the forget set is {after:.3f}, and was {before:.3f}. Take more steps, a "
                 "larger learning_rate or a larger forget_weight."
             )
-    return AuditReport(rows, models, sets, notes)
+    return report
 
 
-def _of(measure: Measure, scores: Scores) -> np.ndarray:
-    # Yes and no become 1 and 0, and what cannot be scored stays missing: it is not a no.
-    return np.where(scores.valid, measure.of(scores).astype(np.float64), np.nan)
+def by_statistic(found: Mapping[str, Found]) -> dict[Statistic, dict[str, Any]]:
+    """The same the other way round: a statistic, and its values by model."""
+    values: dict[Statistic, dict[str, Any]] = {}
+    for role, of_role in found.items():
+        for statistic, of_records in of_role.values.items():
+            values.setdefault(statistic, {})[role] = of_records
+    return values
 
 
-def _estimate(measure: Measure, values: np.ndarray, seed: int) -> Estimate:
-    if not measure.is_rate:
-        return statistics.mean(values, seed=seed)
-    known = values[~np.isnan(values)]
-    estimate = statistics.rate(int(known.sum()), len(known))
-    return replace(estimate, n_missing=len(values) - len(known))
-
-
-def _paired(values: Mapping[str, np.ndarray], seed: int) -> Difference | None:
-    if not {"unlearned", "retrained"} <= set(values):
-        return None
-    return statistics.paired_difference(values["unlearned"], values["retrained"], seed=seed)
-
-
-def _membership(tables, models, names, seed) -> list[dict]:
-    rows = []
-    attacks = {name: lambda m, key, attack=membership.ATTACKS[name]: attack(tables[m][key]) for name in names}
-    if "retrained" in models:
-        attacks["reference"] = lambda m, key: membership.reference_loss(tables[m][key], tables["retrained"][key])
-    for attack, of in attacks.items():
-        scores = {name: (of(name, "forget"), of(name, "holdout")) for name in models}
-        estimates = {name: statistics.auc(*pair, seed=seed) for name, pair in scores.items()}
-        difference = None
-        if {"unlearned", "retrained"} <= set(models):
-            difference = statistics.paired_auc_difference(*scores["unlearned"], *scores["retrained"], seed=seed)
-        if attack == "reference":
-            # The retrained model against itself scores 0 everywhere: its AUC is 0.5 by definition, not by measurement.
-            estimates["retrained"] = None
-            difference = None
-        rows.append(_row(f"membership_auc_{attack}", "forget against holdout", MEMBER, estimates, difference))
-        if attack == "loss":
-            for fpr in (0.01, 0.05):
-                points = {name: statistics.tpr_at_fpr(*pair, fpr).tpr for name, pair in scores.items()}
-                rows.append(_row(f"membership_tpr_at_{fpr:.0%}_fpr", "forget against holdout", MEMBER, points, None))
-    return rows
-
-
-def _truth_ratio(tables, models, seed) -> list[dict]:
-    ratios = {
-        name: quality.truth_ratio(tables[name]["forget_paraphrased"], tables[name]["forget_perturbed"])
-        for name in models
-    }
-    estimates = {name: quality.forget_truth_ratio_aggregate(ratio, seed=seed) for name, ratio in ratios.items()}
-    rows = [_row("truth_ratio", "forget", "as retrained is best", estimates, None)]
-    if "retrained" in models:
-        row = {"measure": "forget_quality", "set": "forget", "direction": "p of a KS test; high = not told apart"}
-        row["retrained"] = None  # against itself it is 1 by definition
-        for name in models[:-1]:
-            test = quality.forget_quality(ratios[name], ratios["retrained"])
-            row[name] = {"value": test.p, **test.as_dict()}
-        rows.append(row)
-    return rows
-
-
-def _row(name, set_name, direction, estimates: Mapping[str, Estimate | None], difference: Difference | None) -> dict:
-    row = {"measure": name, "set": set_name, "direction": direction}
-    row |= {model: None if estimate is None else estimate.as_dict() for model, estimate in estimates.items()}
-    if difference is not None:
-        estimate = difference.estimate()
-        row["difference_to_retrained"] = estimate.as_dict()
-        row["reading"] = _reading(estimate)
-    return row
-
-
-def _reading(difference: Estimate) -> str:
-    if np.isnan(difference.low) or np.isnan(difference.high):
-        return "not measurable"
-    if difference.low > 0:
-        return "higher than retrained"
-    return "lower than retrained" if difference.high < 0 else "no difference found"
+def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:
+    """Each curve with a mean and its interval a point, for each model."""
+    curves: dict[Curve, dict[str, Any]] = {}
+    for role, of_role in found.items():
+        for curve, values in of_role.curves.items():
+            points = [Statistic(curve.name, curve.set, curve.direction).estimate(v, seed).as_dict() for v in values]
+            curves.setdefault(curve, {})[role] = points
+    return [
+        {"name": c.name, "set": c.set, "axis": c.axis, "x": list(c.x), "direction": c.direction} | of_roles
+        for c, of_roles in curves.items()
+    ]

@@ -95,6 +95,11 @@ def to_markdown(result: dict[str, Any]) -> str:
     lines += [f"* examples: {', '.join(f'{n} {name}' for name, n in result['audit']['sets'].items())}"]
     lines += ["", "| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
     lines += ["| " + " | ".join(row) + " |" for row in table[1:]]
+    lines += _verdicts(result["audit"])
+    for curve in result["audit"].get("curves", []):
+        lines += ["", f"## {curve['name'][0].upper()}{curve['name'][1:]} ({curve['set']})", ""]
+        lines += ["| " + " | ".join(row) + " |" for row in curve_table(curve)]
+    lines += _worst(result["audit"]) + _cost(result["audit"])
     lines += ["", "## How to read it", ""]
     directions = {}
     for row in result["audit"]["rows"]:
@@ -114,6 +119,61 @@ def to_markdown(result: dict[str, Any]) -> str:
     lines += [f"* {name} {version}" for name, version in environment["versions"].items()]
     lines += [f"* Python {environment['python']}; commit {environment['commit'] or 'unknown'}", ""]
     return "\n".join(lines)
+
+
+def _verdicts(audit: dict[str, Any]) -> list[str]:
+    surfaces = audit.get("surfaces")
+    if not surfaces:
+        return []
+    tested = {name: surface for name, surface in surfaces.items() if surface["verdict"] != "not_tested"}
+    lines = ["", "## Verdicts", "", f"Tested against: {', '.join(audit['threats']).replace('_', ' ')}.", ""]
+    lines += ["| surface | verdict | why |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {s['verdict'].replace('_', ' ')} | {s['wording']} |" for name, s in tested.items()]
+    untested = [name for name in surfaces if name not in tested]
+    if untested:
+        lines += ["", f"**Not tested:** {', '.join(untested)}. Nothing is said about these."]
+    return lines
+
+
+def curve_table(curve: dict[str, Any]) -> list[list[str]]:
+    """A curve as cells of text, the header and its rule first: a row a model, a column a point of the axis."""
+    roles = [name for name in curve if name not in ("name", "set", "axis", "x", "direction")]
+    table = [[curve["axis"], *(f"{x:g}" for x in curve["x"])]]
+    table.append(["---"] * len(table[0]))
+    for role in roles:
+        table.append(
+            [role.replace("_", " "), *("–" if p["value"] is None else _number(p["value"]) for p in curve[role])]
+        )
+    return table
+
+
+def _worst(audit: dict[str, Any]) -> list[str]:
+    found = [worst for worst in audit.get("worst", []) if worst["records"]]
+    if not found:
+        return []
+    lines = [
+        "",
+        "## Records that show most",
+        "",
+        "Positions in the forget set, and by how much more than under retraining.",
+    ]
+    lines += [""]
+    for worst in found:
+        records = ", ".join(f"{i} ({_signed(x)})" for i, x in zip(worst["records"], worst["excess"], strict=True))
+        lines.append(f"* {worst['measure'].replace('_', ' ')}: {records}")
+    return lines
+
+
+def _cost(audit: dict[str, Any]) -> list[str]:
+    cost = audit.get("cost")
+    if not cost:
+        return []
+    lines = ["", "## Cost", "", "| | unlearning | retraining | ratio |", "| --- | --- | --- | --- |"]
+    for name, ratio in cost["ratios"].items():
+        if ratio is not None:
+            cells = [f"{x:.4g}" for x in (cost["unlearning"][name], cost["retraining"][name], ratio)]
+            lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return lines + [""] + [f"* {note}" for note in cost["notes"]]
 
 
 def write_result(folder: str, audit: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:

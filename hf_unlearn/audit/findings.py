@@ -1,0 +1,89 @@
+"""What an audit finds: values of records under each model, and the row of the result that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from . import statistics
+from .statistics import Difference, Estimate
+
+
+MEMORY = "higher = more memorized"
+MEMBER = "higher = more member-like; retrained is the goal, lower than that is over-forgotten"
+UTILITY = "higher = better"
+FIT = "lower = fits better"
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number an audit reports, and how to read it.
+
+    Attributes:
+        name, set (`str`): what is measured, and of which records.
+        direction (`str`): how to read it, in words.
+        surface (`str`, *optional*): what it may betray, one of `verdict.SURFACES`; without one it gets no verdict, as
+            utility does not.
+        kind (`str`): `"mean"` or `"rate"` of values `(n,)` a model, or `"auc"` of two arrays a model: membership scores
+            `(n,)` of the forget set and `(m,)` of the holdout.
+    """
+
+    name: str
+    set: str
+    direction: str
+    surface: str | None = None
+    kind: str = "mean"
+
+    def estimate(self, values, seed: int = 0, groups=None) -> Estimate:
+        """The value with its interval."""
+        if self.kind == "auc":
+            return statistics.auc(*values, seed=seed)
+        values = np.asarray(values, dtype=np.float64)
+        if self.kind == "mean":
+            return statistics.mean(values, seed=seed)
+        known = values[~np.isnan(values)]
+        estimate = statistics.rate(int(known.sum()), len(known))
+        return replace(estimate, n_missing=len(values) - len(known))
+
+    def difference(self, first, second, seed: int = 0) -> Difference:
+        """The first model minus the second, record by record."""
+        if self.kind == "auc":
+            return statistics.paired_auc_difference(*first, *second, seed=seed)
+        return statistics.paired_difference(first, second, seed=seed)
+
+
+#: Values a model, by its role: `(n,)`, or for an AUC `((n,), (m,))`; `None` where there is none.
+Values = Mapping[str, Any]
+
+
+def row(statistic: Statistic, values: Values, seed: int = 0) -> dict[str, Any]:
+    """The statistic under each model, and how the unlearned one differs from the retrained one."""
+    estimates = {role: None if v is None else statistic.estimate(v, seed) for role, v in values.items()}
+    difference = None
+    if values.get("unlearned") is not None and values.get("retrained") is not None:
+        difference = statistic.difference(values["unlearned"], values["retrained"], seed)
+    return row_of(statistic, estimates, difference)
+
+
+def row_of(statistic: Statistic, estimates: Mapping[str, Any], difference: Difference | None = None) -> dict[str, Any]:
+    """A row from estimates that are made already."""
+    found = {"measure": statistic.name, "set": statistic.set, "direction": statistic.direction}
+    if statistic.surface is not None:
+        found["surface"] = statistic.surface
+    found |= {role: None if estimate is None else estimate.as_dict() for role, estimate in estimates.items()}
+    if difference is not None:
+        estimate = difference.estimate()
+        found["difference_to_retrained"] = estimate.as_dict()
+        found["reading"] = _reading(estimate)
+    return found
+
+
+def _reading(difference: Estimate) -> str:
+    if np.isnan(difference.low) or np.isnan(difference.high):
+        return "not measurable"
+    if difference.low > 0:
+        return "higher than retrained"
+    return "lower than retrained" if difference.high < 0 else "no difference found"

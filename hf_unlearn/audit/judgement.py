@@ -1,0 +1,172 @@
+"""Verdicts on an audit: one a statistic, corrected for their number, and one a surface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .auditing import by_statistic
+from .exchangeability import blind_baseline
+from .findings import Statistic
+from .likelihoods import Tables, control_findings, likelihood_findings
+from .models import ROLES
+from .report import AuditReport
+from .threats import SURFACES_OF, AuditConfig, Found
+from .verdict import (
+    SURFACES,
+    Margins,
+    Verdict,
+    adjust,
+    judge,
+    judge_auc,
+    reference_warning,
+    surface_verdicts,
+    wording,
+)
+
+
+WORST = 10
+
+
+def judged(
+    report: AuditReport,
+    tables: Tables,
+    found: Mapping[str, Found],
+    threats: Sequence[str],
+    sets: Mapping[str, Any],
+    margins: Margins | None,
+    config: AuditConfig,
+    groups=None,
+) -> AuditReport:
+    """The report with a verdict on every statistic that has a surface, on every surface, and on the audit itself."""
+    margins = margins or Margins()
+    baseline = _baseline(sets, config.seed)
+    values = likelihood_findings(tables) | by_statistic(found)
+    surfaces = [surface for threat in threats for surface in SURFACES_OF[threat]]
+    controls = control_findings(tables)
+    verdicts = adjust(
+        [
+            _verdict(statistic, of_roles, controls.get(statistic), baseline, margins, config.seed, groups)
+            for statistic, of_roles in values.items()
+            if statistic.surface in surfaces and _comparable(of_roles, tables)
+        ]
+    )
+    by_name = {(v.statistic, v.surface): v for v in verdicts}
+    for row in report.rows:
+        verdict = by_name.get((row["measure"], row.get("surface")))
+        if verdict is not None:
+            row["verdict"] = verdict.as_dict()
+    of_surfaces = surface_verdicts(verdicts)
+    report.threats = list(threats)
+    report.surfaces = {name: _surface(of_surfaces[name]) for name in SURFACES}
+    report.checks += _checks(baseline, verdicts, tables)
+    report.notes += [check["says"] for check in report.checks if check.get("warns")]
+    report.worst = worst_records(values, len(tables["unlearned"]["forget"]))
+    return report
+
+
+def _comparable(of_roles: Mapping[str, Any], tables: Tables) -> bool:
+    # The reference attack has no value of the model it compares with, unless a second retrained model stands in for it.
+    return "retrained" not in tables or of_roles.get("retrained") is not None
+
+
+def _verdict(statistic: Statistic, of_roles, control, baseline, margins, seed, groups) -> Verdict:
+    further = [of_roles[role] for role in of_roles if role.startswith("retrained_")]
+    models = [of_roles.get(role) for role in ("original", "unlearned", "retrained")]
+    arguments = {
+        "surface": statistic.surface,
+        "exchangeable": None if baseline is None else baseline.exchangeable,
+        "margins": margins,
+        "seed": seed,
+    }
+    if statistic.kind == "auc":
+        arguments["groups"] = _grouped(groups, *of_roles["unlearned"])
+        return judge_auc(statistic.name, *models, further, **arguments)
+    kind = "relearn" if statistic.surface == "relearn" else "rate" if statistic.kind == "rate" else "share"
+    if control is not None and kind == "share":
+        models = [None if v is None else (v, control[role]) for v, role in zip(models, ROLES, strict=True)]
+        further = [(of_roles[role], control[role]) for role in of_roles if role.startswith("retrained_")]
+    values = models[1] if isinstance(models[1], tuple) else (models[1],)
+    arguments["groups"] = _grouped(groups, *values)
+    return judge(statistic.name, kind, *models, further, **arguments)
+
+
+def _grouped(groups, forget, holdout=None):
+    """Labels of the records of a statistic; none where it is of a part of the forget set only."""
+    if groups is None or len(groups) != len(forget):
+        return None
+    return groups if holdout is None else (list(groups), [f"holdout {i}" for i in range(len(holdout))])
+
+
+def _surface(verdict) -> dict[str, Any]:
+    shown = verdict.as_dict()
+    shown.pop("verdicts")
+    return shown | {"tested": [v.statistic for v in verdict.verdicts], "wording": wording(verdict)}
+
+
+def _baseline(sets: Mapping[str, Any], seed: int):
+    """Whether forget set and holdout can be told apart without any model."""
+    if not len(sets.get("forget", ())) or not len(sets.get("holdout", ())):
+        return None
+    return blind_baseline(sets["forget"], sets["holdout"], seed=seed)
+
+
+def _checks(baseline, verdicts: Sequence[Verdict], tables: Tables) -> list[dict[str, Any]]:
+    checks = []
+    if baseline is not None:
+        checks.append({"check": "blind_baseline", **baseline.as_dict(), "warns": not baseline.exchangeable})
+        if not baseline.exchangeable:
+            checks[-1]["says"] = (
+                "Forget set and holdout differ in kind: a classifier that never saw a model tells them apart. An attack "
+                "that compares them may find that difference and not what was trained on; only the difference to the "
+                "retrained model counts."
+            )
+    if reference_warning(verdicts) is not None:
+        checks.append(
+            {
+                "check": "reference_saw_forget_set",
+                "warns": True,
+                "says": "The retrained model looks as if it had been trained on the forget set. Nothing that is compared "
+                "with it shows anything. Train it without these rows, and audit again.",
+            }
+        )
+    missing = {
+        f"{role}, {name}": int((~scores.valid).sum())
+        for role, of_role in tables.items()
+        for name, scores in of_role.items()
+        if not scores.valid.all()
+    }
+    if missing:
+        says = ", ".join(f"{n} of the {name}" for name, n in missing.items())
+        checks.append(
+            {
+                "check": "not_scored",
+                "counts": missing,
+                "warns": True,
+                "says": f"Some examples could not be scored (no target, or logits that are no numbers): {says}. They are "
+                "missing in every number, and in no total silently.",
+            }
+        )
+    return checks
+
+
+def worst_records(values: Mapping[Statistic, Mapping[str, Any]], n: int, k: int = WORST) -> list[dict[str, Any]]:
+    """Positions in the forget set of the records that show most, against the retrained model: averages hide them.
+
+    Of statistics over all `n` records of it; others know only positions in a part.
+    """
+    found = []
+    for statistic, of_roles in values.items():
+        unlearned, retrained = of_roles.get("unlearned"), of_roles.get("retrained")
+        if statistic.surface is None or statistic.kind == "auc" or unlearned is None or retrained is None:
+            continue
+        if len(unlearned) != n:
+            continue
+        excess = np.asarray(unlearned, dtype=np.float64) - np.asarray(retrained, dtype=np.float64)
+        order = [int(i) for i in np.argsort(-np.nan_to_num(excess, nan=-np.inf), kind="stable")[:k] if excess[i] > 0]
+        found.append(
+            {"measure": statistic.name, "records": order, "excess": [round(float(excess[i]), 6) for i in order]}
+        )
+    return found

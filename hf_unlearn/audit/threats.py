@@ -1,0 +1,349 @@
+"""Against whom a model is tested, and by what means: the audits beyond the table of likelihoods.
+
+Each audit is a function of one model, or of a model and the original, and returns values a record, so that the same
+records are compared under the original, the unlearned and the retrained model. Every model gets the same data, seeds and
+budget: a retrained model relearns, leaks and is guided too, and only the difference says something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .extraction import exact_memorization, extraction_strength
+from .findings import MEMORY, Statistic
+from .quality import answer_probability
+from .scores import Scores, score
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """How much of what is tried.
+
+    Args:
+        batch_size (`int`, *optional*, defaults to `16`): examples a forward pass.
+        max_rows (`int`, *optional*, defaults to `200`): records of a set for the audits that generate, train or look into
+            the layers: the rest is only in the table of likelihoods. Evenly spread over the set.
+        max_new_tokens (`int`, *optional*, defaults to `200`): of a generated answer, as in TOFU.
+        relearning_steps (sequence of `int`, *optional*): steps of relearning after which the model is scored.
+        relearning_rates (sequence of `float`, *optional*): learning rates; one is no attack. For each model the one that
+            brings back most counts.
+        relearning_batch_size (`int`, *optional*, defaults to `8`).
+        weight_attacks (sequence of `str`, *optional*): names of `WEIGHT_ATTACKS`: quantization, pruning, noise.
+        guidance_weights (sequence of `float`, *optional*): how far an adversary with both checkpoints goes from the
+            unlearned model back to the original, and beyond.
+        n_samples (`int`, *optional*, defaults to `16`): samples a prompt where the forget rows have a column of spans or
+            alternatives to look for.
+        stability (`bool`, *optional*, defaults to `True`): measure the distance of the predictions to those of the
+            retrained model, for which both are in memory.
+        seed (`int`, *optional*, defaults to `0`): of everything that is drawn.
+        max_length, truncate (*optional*): of texts, as for [`score`].
+    """
+
+    batch_size: int = 16
+    max_rows: int = 200
+    max_new_tokens: int = 200
+    relearning_steps: Sequence[int] = (0, 1, 2, 5, 10, 20)
+    relearning_rates: Sequence[float] = (1e-4, 1e-3)
+    relearning_batch_size: int = 8
+    weight_attacks: Sequence[str] = ("int8", "nf4", "int4-rtn", "pruned 10%", "noise 1%")
+    guidance_weights: Sequence[float] = (0.25, 0.5, 1.0, 1.5)
+    n_samples: int = 16
+    stability: bool = True
+    seed: int = 0
+    max_length: int | None = None
+    truncate: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values of records along an axis, such as steps of relearning."""
+
+    name: str
+    set: str
+    axis: str
+    x: tuple[float, ...]
+    direction: str = MEMORY
+
+
+@dataclass
+class Found:
+    """What one audit found of one model: values `(n,)` a statistic, and `(len(x), n)` a curve."""
+
+    values: dict[Statistic, Any] = field(default_factory=dict)
+    curves: dict[Curve, np.ndarray] = field(default_factory=dict)
+
+
+class Subjects:
+    """The sets of an audit as the audits beyond the table need them: cut to `max_rows`, and with a way to score."""
+
+    def __init__(self, sets: Mapping[str, Any], processing_class, config: AuditConfig, groups=None):
+        from hf_unlearn.data.images import has_images
+
+        self.sets = {name: rows for name, rows in sets.items() if rows is not None and len(rows)}
+        self.processing_class, self.config = processing_class, config
+        self.of_images = has_images(self.sets["forget"])
+        self._groups = groups
+
+    def rows(self, name: str) -> Any:
+        """Rows of a set, at most `max_rows`, evenly spread; none where there is no such set."""
+        rows = self.sets.get(name, [])
+        chosen = self._chosen(len(rows))
+        return rows.select(chosen) if hasattr(rows, "select") else [rows[i] for i in chosen]
+
+    def _chosen(self, n: int) -> list[int]:
+        limit = self.config.max_rows
+        return list(range(n)) if n <= limit else [i * n // limit for i in range(limit)]
+
+    @property
+    def groups(self) -> list | None:
+        """Whose each of the forget rows is."""
+        return None if self._groups is None else [self._groups[i] for i in self._chosen(len(self._groups))]
+
+    def has_column(self, name: str) -> bool:
+        return not self.of_images and name in dict(self.sets["forget"][0])
+
+    def fits(self, model, row: Mapping | None) -> bool:
+        """Whether there is a row, and the model can read it as a whole."""
+        from hf_unlearn.data.text import context_length, encode
+
+        if row is None:
+            return False
+        try:
+            encode(row, self.processing_class, self.config.max_length or context_length(model))
+        except ValueError:
+            return False
+        return True
+
+    def score(self, model, rows) -> Scores:
+        config = self.config
+        lengths = {} if self.of_images else {"max_length": config.max_length, "truncate": config.truncate}
+        return score(model, self.processing_class, rows, config.batch_size, sampling=(), **lengths)
+
+
+# What is read from the table of the forget set after an attack: for a label its probability and whether it is right.
+def _metrics(subjects: Subjects) -> dict[str, Callable[[Scores], np.ndarray]]:
+    if subjects.of_images:
+        return {"accuracy": exact_memorization, "answer_probability": answer_probability}
+    return {"extraction_strength": extraction_strength, "answer_probability": answer_probability}
+
+
+_NOT_ASKED = {"prompt": "", "completion": ""}
+
+
+def asked_otherwise(model, subjects: Subjects) -> Found:
+    """Other prompts for the same answers, and alternatives to the answers where the rows have them."""
+    from .leakage import alternative_leakage, span_leakage
+    from .prompts import attack_prompts, over_prompts
+
+    if subjects.of_images or not subjects.has_column("prompt"):
+        return Found()
+    found, config = Found(), subjects.config
+    rows = list(subjects.rows("forget"))
+    examples = [row for row in list(subjects.rows("retain"))[:3] if row.get("prompt") is not None]
+    prompted = [row for asked in attack_prompts(rows, examples).values() for row in asked]
+    # One pass for all prompts. What cannot be asked so, or does not fit the context, keeps its place and is not scored.
+    table = subjects.score(model, [row if subjects.fits(model, row) else _NOT_ASKED for row in prompted])
+    for name, metric in _metrics(subjects).items():
+        under = np.where(table.valid, metric(table), np.nan).reshape(-1, len(rows))
+        for how in ("max", "mean"):
+            statistic = Statistic(f"{name}_{how}_over_prompts", "forget", MEMORY, "paraphrase")
+            found.values[statistic] = over_prompts(under, how)
+    if subjects.has_column("alternatives"):
+        leaked = alternative_leakage(model, subjects.processing_class, rows, batch_size=config.batch_size)
+        found.values[Statistic("alternative_answer_probability", "forget", MEMORY, "paraphrase")] = leaked
+    for column in ("spans", "alternatives"):
+        if subjects.has_column(column):
+            hits = span_leakage(model, subjects.processing_class, rows, column, config.n_samples, seed=config.seed)
+            statistic = Statistic(f"{column}_in_{config.n_samples}_samples", "forget", MEMORY, "sampled", "rate")
+            seen = hits.samples_normalized
+            found.values[statistic] = np.where(np.isnan(seen), np.nan, seen > 0)
+    return found
+
+
+def generated(model, subjects: Subjects) -> Found:
+    """ROUGE-L recall of the greedy answer, on forget and retain set."""
+    from .text_overlap import answer_rouge
+
+    found = Found()
+    if subjects.of_images or not subjects.has_column("prompt"):
+        return found
+    for name, surface in (("forget", "knowledge"), ("retain", None)):
+        rows = subjects.rows(name)
+        if len(rows):
+            values = answer_rouge(
+                model,
+                subjects.processing_class,
+                list(rows),
+                subjects.config.max_new_tokens,
+                batch_size=subjects.config.batch_size,
+            )
+            direction = MEMORY if surface else "higher = better"
+            found.values[Statistic("rouge_l_recall", name, direction, surface)] = values
+    return found
+
+
+def in_the_layers(model, subjects: Subjects) -> Found:
+    """What the layers hold: the logit lens, and a linear probe that tells the forget set from the holdout."""
+    from .probing import layer_probe, logit_lens
+
+    found, config = Found(), subjects.config
+    forget, holdout = subjects.rows("forget"), subjects.rows("holdout")
+    lens = logit_lens(model, subjects.processing_class, forget, config.batch_size)
+    # The last layer is the answer of the model, which the table has; what an earlier one knows may be hidden after it.
+    statistic = Statistic("logit_lens_best_earlier_layer", "forget", MEMORY, "latent")
+    found.values[statistic] = lens.hit_rate[:-1].max(axis=0)
+    layers = tuple(range(len(lens.hit_rate)))
+    found.curves[Curve("logit lens, share of targets", "forget", "layer", layers)] = lens.hit_rate
+    if len(holdout) >= 10 and len(forget) >= 10:
+        labels = np.repeat([1, 0], [len(forget), len(holdout)])
+        probe = layer_probe(
+            model,
+            subjects.processing_class,
+            [*forget, *holdout],
+            labels,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        best = int(np.nanargmax(probe.accuracy))
+        statistic = Statistic("probe_forget_or_holdout", "forget", MEMORY, "latent", "rate")
+        found.values[statistic] = probe.correct[best][: len(forget)].astype(np.float64)
+    return found
+
+
+def after_weight_attacks(model, subjects: Subjects) -> Found:
+    """The forget set after the weights were quantized, pruned or disturbed, which can bring back what an edit hid."""
+    from .quantization import WEIGHT_ATTACKS
+
+    found, rows = Found(), subjects.rows("forget")
+    for name in subjects.config.weight_attacks:
+        attacked = WEIGHT_ATTACKS[name](model)
+        table = subjects.score(attacked, rows)
+        for metric, of in _metrics(subjects).items():
+            found.values[Statistic(f"{metric}_{name}", "forget", MEMORY, "quantised")] = of(table)
+        del attacked
+    return found
+
+
+def after_relearning(model, subjects: Subjects) -> Found:
+    """The forget set in the course of training on other rows, or on the other half of it.
+
+    Protocols: `related` trains on as many rows of the retain set, `half` on one half of the forget set to recover the
+    other, `unrelated` on the set of that name, where there is one.
+    """
+    from .relearning import relearn_grid, split_in_half, strongest
+
+    found, config = Found(), subjects.config
+    forget = subjects.rows("forget")
+    protocols: dict[str, tuple[Any, Any]] = {}
+    if len(subjects.rows("retain")):
+        related = subjects.rows("retain")
+        protocols["related"] = (_first(related, len(forget)), forget)
+    if len(subjects.rows("unrelated")):
+        protocols["unrelated"] = (_first(subjects.rows("unrelated"), len(forget)), forget)
+    if len(set(subjects.groups or range(len(forget)))) >= 2:
+        protocols["half"] = split_in_half(forget, subjects.groups, config.seed)
+    for protocol, (train, evaluate) in protocols.items():
+        runs = relearn_grid(
+            model,
+            subjects.processing_class,
+            train,
+            {"forget": evaluate},
+            config.relearning_rates,
+            config.relearning_steps,
+            config.relearning_batch_size,
+            seed=config.seed,
+            score_batch_size=config.batch_size,
+            max_length=config.max_length,
+            truncate=config.truncate,
+        )
+        for metric, of in _metrics(subjects).items():
+            # One learning rate is no attack: the one that brings back most counts, for each model.
+            best = strongest(runs, of)
+            curve = Curve(f"relearning from {protocol}, {metric}", "forget", "steps", tuple(best.steps))
+            found.curves[curve] = best.values(of)
+            statistic = Statistic(f"{metric}_relearned_from_{protocol}", "forget", MEMORY, "relearn")
+            found.values[statistic] = best.area(of)
+    return found
+
+
+def _first(rows, n: int):
+    n = min(n, len(rows))
+    return rows.select(range(n)) if hasattr(rows, "select") else rows[:n]
+
+
+def guided(before, after, subjects: Subjects) -> Found:
+    """An adversary with the model before and after adds up what changed: extraction under guidance."""
+    from .guidance import guided_extraction
+
+    if subjects.of_images:
+        return Found()
+    config, rows = subjects.config, subjects.rows("forget")
+    weights = config.guidance_weights
+    result = guided_extraction(
+        before, after, subjects.processing_class, rows, weights=weights, batch_size=config.batch_size
+    )
+    found = Found()
+    statistic = Statistic("extraction_strength_best_guidance", "forget", MEMORY, "two-checkpoint")
+    found.values[statistic] = np.max(result.extraction_strength, axis=0)
+    curve = Curve("guidance, extraction strength", "forget", "weight", tuple(weights))
+    found.curves[curve] = result.extraction_strength
+    return found
+
+
+def distance_to_retrained(model, retrained, subjects: Subjects) -> Found:
+    """Output stability: how far the predictions are from those of the retrained model, on every set."""
+    from .stability import distances
+
+    found, config = Found(), subjects.config
+    lengths = {"max_length": config.max_length, "truncate": config.truncate}
+    for name in ("forget", "retain", "holdout"):
+        rows = subjects.rows(name)
+        if not len(rows):
+            continue
+        for distance, values in distances(
+            model, retrained, subjects.processing_class, rows, config.batch_size, **lengths
+        ).items():
+            direction = "1 = as retrained" if distance.endswith("agreement") else "0 = as retrained"
+            found.values[Statistic(f"{distance}_to_retrained", name, direction)] = values
+    return found
+
+
+#: What an adversary can do -> the audits of one model that follow from it; the table of likelihoods is always made.
+ONE_MODEL: dict[str, tuple[Callable[[Any, Subjects], Found], ...]] = {
+    "extraction": (asked_otherwise, generated),
+    "membership": (),
+    "latent": (in_the_layers, after_weight_attacks),
+    "relearning": (after_relearning,),
+    "both_checkpoints": (),
+}
+#: ... and of the original beside another model.
+TWO_MODELS: dict[str, tuple[Callable[[Any, Any, Subjects], Found], ...]] = {"both_checkpoints": (guided,)}
+#: Which surfaces a threat model looks at.
+SURFACES_OF: dict[str, tuple[str, ...]] = {
+    "extraction": ("verbatim", "sampled", "knowledge", "paraphrase"),
+    "membership": ("membership", "membership-ref"),
+    "latent": ("latent", "quantised"),
+    "relearning": ("relearn",),
+    "both_checkpoints": ("two-checkpoint", "inversion"),
+}
+THREATS = tuple(SURFACES_OF)
+
+
+def check_threats(threats: Sequence[str], models: Sequence[str]) -> None:
+    """Find out before hours of work that a threat model is not known, or lacks a model.
+
+    Raises:
+        ValueError: with the cause and what to do.
+    """
+    for threat in threats:
+        if threat not in THREATS:
+            raise ValueError(f"There is no threat model {threat!r}. There are {', '.join(THREATS)}.")
+    if "both_checkpoints" in threats and "original" not in models:
+        raise ValueError(
+            'You chose the threat model "both_checkpoints", in which an adversary has the original too, but gave no '
+            "original. Either give it, or leave the threat model out."
+        )

@@ -1,0 +1,206 @@
+"""The audit as a whole, on models that were trained to know what they should: verdicts, errors, models by name."""
+
+import json
+from copy import deepcopy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from cases import text_rows
+from tiny import tiny_llama, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from hf_unlearn.audit import AuditConfig, ScoreCache, audit
+from hf_unlearn.audit.models import Models
+from hf_unlearn.audit.threats import SURFACES_OF, THREATS
+from hf_unlearn.data import encode_dataset
+from hf_unlearn.data.pairing import UnlearningCollator
+from hf_unlearn.likelihood import target_logits
+
+
+N_FORGET, N_HOLDOUT = 30, 30
+TOKENIZER = tiny_tokenizer()
+# As few steps and samples as show that every part runs.
+SMALL = AuditConfig(
+    max_rows=16,
+    max_new_tokens=12,
+    relearning_steps=(0, 1, 3),
+    relearning_rates=(1e-3,),
+    weight_attacks=("int4-rtn", "noise 1%"),
+    guidance_weights=(0.5, 1.0),
+)
+
+
+def learned(rows, seed: int):
+    """A tiny Llama that knows the rows by heart."""
+    model = tiny_llama(seed=seed)
+    inputs = UnlearningCollator(0)(list(encode_dataset(rows, TOKENIZER)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    for _ in range(100):
+        out = target_logits(model, inputs)
+        out.token_mean(-out.log_probs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def case():
+    everything = text_rows(N_FORGET + 40 + N_HOLDOUT)
+    # Drawn, so that the sets differ in nothing but in what was trained on.
+    order = np.random.default_rng(0).permutation(len(everything))
+    forget, retain, holdout = (
+        everything.select(sorted(part)) for part in np.split(order, [N_FORGET, len(everything) - N_HOLDOUT])
+    )
+    both = [*forget, *retain]
+    return SimpleNamespace(
+        split=SimpleNamespace(forget=forget, retain=retain, holdout=holdout),
+        original=learned(both, 0),
+        retrained=[learned(list(retain), seed) for seed in (1, 2)],
+        another=learned(list(retain), 3),
+    )
+
+
+def run(case, model, **arguments):
+    arguments = {"original": case.original, "retrained": case.retrained, "config": SMALL} | arguments
+    return audit(model, split=case.split, processing_class=TOKENIZER, **arguments)
+
+
+def test_what_was_not_forgotten_is_residual(case):
+    report = run(case, case.original, retrained=case.retrained[0])
+    assert report.value("verbatim_extraction") == 1
+    for surface in ("verbatim", "knowledge", "membership"):
+        assert report.verdict(surface) == "residual", surface
+    assert report.exit_code == 1
+    assert report.verdict("relearn") == report.verdict("artefacts") == "not_tested"
+    (loss,) = [row for row in report.rows if row["measure"] == "membership_auc_loss"]
+    assert loss["verdict"]["verdict"] == "residual" and loss["original"]["value"] == loss["unlearned"]["value"] == 1
+    assert "Nothing was forgotten" in " ".join(report.notes)
+
+
+def test_another_retrained_model_raises_no_alarm(case):
+    report = run(case, case.another)
+    found = {name: surface["verdict"] for name, surface in report.surfaces.items()}
+    assert not {"residual", "over_forgotten"} & set(found.values()), found
+    assert report.exit_code == 0
+    # Few records cannot show equality, but nothing was extracted.
+    assert report.value("verbatim_extraction") < 0.2
+
+
+def test_every_threat_model(case):
+    report = run(case, case.original, threat_model=THREATS, retrained=case.another)
+    tested = {name for name, surface in report.surfaces.items() if surface["verdict"] != "not_tested"}
+    assert tested == {s for surfaces in SURFACES_OF.values() for s in surfaces} - {"inversion", "membership-ref"} | (
+        tested & {"membership-ref"}
+    )
+    assert {"relearn", "quantised", "latent", "two-checkpoint"} <= tested
+    for curve in report.curves:
+        for role in ("original", "unlearned", "retrained"):
+            assert len(curve[role]) == len(curve["x"])
+    json.dumps(report.as_dict(), allow_nan=False)
+
+
+def test_models_by_name_and_a_cache(case, tmp_path):
+    case.original.save_pretrained(tmp_path / "original")
+    TOKENIZER.save_pretrained(tmp_path / "original")
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        return AutoModelForCausalLM.from_pretrained(name)
+
+    cache = ScoreCache(tmp_path / "scores")
+    name = str(tmp_path / "original")
+    arguments = {"original": None, "retrained": None, "threat_model": ["membership"]}
+    by_name = audit(name, split=case.split, cache=cache, load=load, config=SMALL, threat_model=["membership"])
+    again = audit(name, split=case.split, cache=cache, load=load, config=SMALL, threat_model=["membership"])
+    assert loaded == [name, name] and len(list((tmp_path / "scores").iterdir())) == 1
+    assert by_name.as_dict() == again.as_dict() == run(case, case.original, **arguments).as_dict()
+    text = [row["completion"].strip().encode() for row in case.split.forget]
+    for path in (tmp_path / "scores").iterdir():
+        assert not any(t in path.read_bytes() for t in text)
+
+
+def test_without_a_retrained_model_nothing_is_attested(case):
+    report = run(case, case.another, retrained=None, threat_model=["extraction"])
+    assert report.verdict("verbatim") == "no_baseline" and report.exit_code == 0
+    assert any("no retrained model" in note for note in report.notes)
+
+
+def test_a_reference_that_saw_the_forget_set_is_named(case):
+    report = run(case, case.another, retrained=case.original)
+    assert any(check["check"] == "reference_saw_forget_set" for check in report.checks)
+
+
+def test_a_model_with_nan_logits_is_named_and_counted(case):
+    broken = deepcopy(case.another)
+    with torch.no_grad():
+        broken.lm_head.weight[5] = float("nan")
+    with pytest.warns(UserWarning):
+        report = run(case, broken, threat_model=["membership"])
+    (check,) = [check for check in report.checks if check["check"] == "not_scored"]
+    assert check["counts"]["unlearned, forget"] == N_FORGET
+    assert json.dumps(report.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threat_model": ["telepathy"]}, "There is no threat model 'telepathy'"),
+        ({"threat_model": ["both_checkpoints"], "original": None}, "has the original too"),
+    ],
+)
+def test_bad_requests_end_before_a_model_runs(arguments, message, case):
+    with pytest.raises(ValueError, match=message):
+        run(case, None.__class__, **arguments)
+
+
+def test_an_empty_forget_set_is_an_error(case):
+    with pytest.raises(ValueError, match="There is no forget set"):
+        audit(case.original, split={"forget": [], "retain": case.split.retain}, processing_class=TOKENIZER)
+
+
+def test_an_empty_holdout_is_said(case):
+    report = audit(
+        case.original, split={"forget": case.split.forget, "holdout": []}, processing_class=TOKENIZER, config=SMALL
+    )
+    assert report.verdict("membership") == "not_tested" and any("no holdout" in note for note in report.notes)
+
+
+def test_one_model_at_a_time():
+    alive, most = [], []
+
+    class Model:
+        def __init__(self, name):
+            alive.append(name)
+            most.append(len(alive))
+
+        def to(self, device):
+            return self
+
+        def eval(self):
+            return self
+
+        def __del__(self):
+            alive.pop()
+
+    models = Models("u", "o", ["r", "r2"], load=Model, device="cpu")
+    assert models.roles == ["original", "unlearned", "retrained", "retrained_2"]
+    for role in models.roles:
+        with models.use(role) as model:
+            assert isinstance(model, Model)
+        del model
+    assert max(most) == 1 and not alive
+
+
+def test_rows_of_one_person_count_as_one(case):
+    groups = [i // 3 for i in range(N_FORGET)]
+    plain = run(case, case.another, retrained=case.retrained[0], threat_model=["membership"])
+    grouped = run(case, case.another, retrained=case.retrained[0], threat_model=["membership"], groups=groups)
+    widths = []
+    for report in (plain, grouped):
+        (row,) = [row for row in report.rows if row["measure"] == "membership_auc_loss"]
+        change = row["verdict"]["unlearned"]
+        widths.append(change["high"] - change["low"])
+    assert widths[1] > widths[0]
