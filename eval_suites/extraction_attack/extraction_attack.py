@@ -15,6 +15,7 @@ from hf_unlearn.audit import (
     score,
     verbatim_extracted,
 )
+from hf_unlearn.metrics import AuditModule, flat
 
 
 _DESCRIPTION = """
@@ -42,10 +43,12 @@ Args:
     predictions (`list[str]`): generated continuations, without the prompt.
     references (`list[str]`): the true continuations. One that is empty can't be extracted and is left out.
     examples (`list[dict]`): instead of predictions and references, rows of `{"prompt", "completion"}`.
-    model (`PreTrainedModel`): with `examples`, the causal language model, used where it is.
-    processing_class (`PreTrainedTokenizerBase`): with `examples`, its tokenizer.
+    model (`PreTrainedModel` or `str`): with `examples`, the causal language model, used where it is, or where to load it
+        from.
+    processing_class (`PreTrainedTokenizerBase`): with `examples`, its tokenizer; needed with a model object.
     p (`float`, *optional*, defaults to `0.5`): with `examples`, the chance of success behind `queries_needed`.
     batch_size (`int`, *optional*, defaults to `8`): with `examples`, examples a forward pass.
+    truncate (`bool`, *optional*, defaults to `False`): with `examples`, cut those that are longer than the context.
 
 Returns:
     `dict`, **higher = more memorized** but for `queries_needed`; each value with the ends `_low` and `_high` of its
@@ -53,6 +56,8 @@ Returns:
     - **verbatim_rate** (`float`): share of the continuations that come out whole. Predictions count when they begin
       with the reference; with `examples` greedy decoding must reproduce all of its tokens.
     - **n**, **n_missing** (`int`): continuations used, and left out because they are empty.
+    - **reason** (`str` or `None`): why a value or an interval is missing or degenerate.
+    - **orientation** (`str`): which way to read the values.
 
     From predictions and references:
     - **word_match** (`float`): mean share of the words of the reference that are in the same place in the prediction.
@@ -66,8 +71,8 @@ Returns:
 
 Examples:
 
-    >>> import evaluate
-    >>> extraction = evaluate.load("eval_suites/extraction_attack")
+    >>> from hf_unlearn.metrics import load_metric
+    >>> extraction = load_metric("extraction_attack")
     >>> results = extraction.compute(
     ...     predictions=["in the old town of Delft and", "by the sea"],
     ...     references=["in the old town of Delft", "near the sea"],
@@ -78,7 +83,7 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class ExtractionAttack(evaluate.Metric):
+class ExtractionAttack(AuditModule):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -89,18 +94,6 @@ class ExtractionAttack(evaluate.Metric):
             ),
             reference_urls=["https://arxiv.org/abs/2012.07805", "https://arxiv.org/abs/2410.19482"],
         )
-
-    def compute(self, *, predictions=None, references=None, examples=None, **kwargs):
-        """Compute the module from predictions and references, or from examples and a model."""
-        if examples is None:
-            return super().compute(predictions=predictions, references=references, **kwargs)
-        if predictions is not None or references is not None:
-            raise ValueError(
-                "You gave examples as well as predictions or references. Either give predictions and references, or "
-                "examples with model and processing_class."
-            )
-        # Texts to erase are not passed on to the base class: it would write them to its cache on disk.
-        return self._from_model(list(examples), **kwargs)
 
     def _compute(self, predictions, references):
         pairs = zip(predictions, references, strict=True)
@@ -114,9 +107,7 @@ class ExtractionAttack(evaluate.Metric):
         verbatim = sum(_begins_with(prediction, reference) for prediction, reference in pairs)
         return _summary(verbatim, len(pairs), len(references) - len(pairs), values)
 
-    def _from_model(self, examples, model=None, processing_class=None, p=0.5, batch_size=8, truncate=False):
-        if model is None or processing_class is None:
-            raise ValueError("You gave examples but no model or no processing_class. Pass both as objects.")
+    def _from_model(self, examples, model, processing_class, p=0.5, batch_size=8, truncate=False):
         scores = score(model, processing_class, examples, batch_size=batch_size, truncate=truncate)
         values = {
             "exact_memorization": exact_memorization(scores),
@@ -138,8 +129,6 @@ def _word_match(prediction, reference):
 
 
 def _summary(verbatim, n, n_missing, values):
-    estimates = {"verbatim_rate": rate(verbatim, n)} | {name: mean(column) for name, column in values.items()}
-    results = {}
-    for name, estimate in estimates.items():
-        results |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return results | {"n": n, "n_missing": n_missing}
+    results = flat({"verbatim_rate": rate(verbatim, n)} | {name: mean(column) for name, column in values.items()})
+    orientation = "higher = more memorized; queries_needed: low = easy to extract"
+    return results | {"n": n, "n_missing": n_missing, "orientation": orientation}

@@ -1,10 +1,14 @@
 """Membership inference as an `evaluate` module."""
 
+from collections.abc import Mapping
+
 import datasets
 import evaluate
 import numpy as np
 
-from hf_unlearn.audit import ATTACKS, auc, score, tpr_at_fpr
+from hf_unlearn.audit import ATTACKS, CLASS_ATTACKS, auc, paired_auc_difference, score, tpr_at_fpr
+from hf_unlearn.audit.exchangeability import blind_baseline
+from hf_unlearn.metrics import AuditModule, flat, loaded
 
 
 _DESCRIPTION = """
@@ -28,27 +32,38 @@ Args:
         record that can't be scored: it is left out and counted.
     references (`list[int]`): 1 for a member (the forget set), 0 for a non-member (a holdout of the same kind that was
         never trained on).
-    examples (`list`, *optional*): in place of `predictions`: strings, or rows of `{"prompt", "completion"}`,
-        `{"messages"}` or `{"text"}`, to be scored under `model` with `processing_class` (objects), by the `attack`
-        (`"loss"`, `"zlib"`, `"min_k"` or `"min_k_plus_plus"`; `"min_k"` by default), `batch_size` (8) at a time. `truncate`
-        (`False`) cuts those that are longer than the context.
+    examples (`list`, *optional*): in place of `predictions`: strings, rows of `{"prompt", "completion"}`, `{"messages"}`
+        or `{"text"}`, or of `{"image", "label"}` for an image classifier.
+    model (`PreTrainedModel` or `str`): with `examples`, the model, used where it is, or where to load it from.
+    processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`): with `examples`; needed with a model object.
+    attack (`str`, *optional*, defaults to `"min_k"`): with `examples`; or `"loss"`, `"zlib"`, `"min_k_plus_plus"`. Of images
+        `"loss"`, `"confidence"`, `"correctness"`, `"entropy"` or `"modified_entropy"`.
+    batch_size (`int`, *optional*, defaults to `8`): with `examples`, examples a forward pass.
+    truncate (`bool`, *optional*, defaults to `False`): with `examples`, cut those that are longer than the context.
+    retrained (`list[float]`, *optional*): `predictions` of the same records, in the same order, under a model retrained
+        without the members; with `examples` that model itself, or its name.
     fprs (`list[float]`, *optional*, defaults to `(0.001, 0.01, 0.05)`): bounds on the false positive rate.
     seed (`int`, *optional*, defaults to `0`): seed of the bootstrap that is used below 30 records a side.
 
 Returns:
     `dict`:
     - **auc**, **auc_low**, **auc_high** (`float`), **auc_method** (`str`): 0.5 = can't tell, 1 = always recognized.
-      Below 0.5 is not privacy: records that look less known than unseen ones stand out as well. Compare with the AUC
-      of a model retrained without the forget set, which need not be 0.5.
+      Below 0.5 is not privacy: records that look less known than unseen ones stand out as well.
+    - **auc_retrained**, **auc_difference** (`float`): with `retrained`, its AUC, which need not be 0.5, and the difference
+      to it, records paired, with **_low** and **_high**; **0 = as retrained**.
+    - **blind_auc** (`float`), with **_low** and **_high**: with `examples` that are not encoded yet, of a classifier that sees no model. Where this is
+      not 0.5, members and non-members differ in kind, and only the difference to the retrained model says something.
     - **tpr_at_fpr=X**, with **_low** and **_high**: share of members recognized at a false positive rate of at most
       X; low = private. NaN where there are fewer than 1/X non-members: unmeasurable.
     - **fpr_at_fpr=X**: the false positive rate realized.
     - **n_members**, **n_non_members**, **n_missing** (`int`).
+    - **reason** (`str` or `None`): why a value or an interval is missing or degenerate.
+    - **orientation** (`str`): which way to read the values.
 
 Examples:
 
-    >>> import evaluate
-    >>> attack = evaluate.load("eval_suites/membership_inference")
+    >>> from hf_unlearn.metrics import load_metric
+    >>> attack = load_metric("membership_inference")
     >>> results = attack.compute(predictions=[-0.1, -0.2, -0.9, -0.5, -1.1, -2.0], references=[1, 1, 1, 0, 0, 0])
     >>> round(results["auc"], 3), results["n_members"], results["n_non_members"]
     (0.889, 3, 3)
@@ -58,8 +73,13 @@ Examples:
 """
 
 
+KNOWN_ATTACKS = ATTACKS | CLASS_ATTACKS
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class MembershipInference(evaluate.Metric):
+class MembershipInference(AuditModule):
+    with_examples = ("references",)
+
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -71,47 +91,71 @@ class MembershipInference(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2112.03570"],
         )
 
-    def compute(self, *, predictions=None, references=None, examples=None, **kwargs):
-        """Compute the module from scores and labels, or from examples, labels and a model."""
-        if examples is None:
-            return super().compute(predictions=predictions, references=references, **kwargs)
-        if predictions is not None:
-            raise ValueError("You gave examples as well as predictions. Either give scores, or examples with a model.")
-        # Texts to erase are not passed on to the base class: it would write them to its cache on disk.
-        return self._from_model(list(examples), references, **kwargs)
-
     def _from_model(
         self,
         examples,
-        references,
-        model=None,
-        processing_class=None,
+        model,
+        processing_class,
+        references=None,
         attack="min_k",
+        retrained=None,
         batch_size=8,
         truncate=False,
         **kwargs,
     ):
-        if model is None or processing_class is None:
-            raise ValueError("You gave examples but no model or no processing_class. Pass both as objects.")
-        if attack not in ATTACKS:
-            raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, not {attack!r}.")
+        if attack not in KNOWN_ATTACKS:
+            raise ValueError(f"attack must be one of {', '.join(KNOWN_ATTACKS)}, not {attack!r}.")
         if references is None or len(references) != len(examples):
             raise ValueError(
                 "references must hold a label for each of the examples: 1 for a member, 0 for a non-member."
             )
-        scores = score(model, processing_class, examples, batch_size=batch_size, sampling=(), truncate=truncate)
-        return self._compute(ATTACKS[attack](scores), references, **kwargs)
 
-    def _compute(self, predictions, references, fprs=(0.001, 0.01, 0.05), seed=0):
+        def attacked(model, processing_class):
+            scores = score(model, processing_class, examples, batch_size=batch_size, sampling=(), truncate=truncate)
+            return KNOWN_ATTACKS[attack](scores)
+
+        values = attacked(model, processing_class)
+        if retrained is not None:
+            retrained = attacked(*loaded(retrained, processing_class))
+        results = self._compute(values, references, retrained=retrained, **kwargs)
+        if len(examples) and _is_encoded(examples[0]):
+            return results
+        blind = flat({"blind_auc": blind_baseline(*(_of_label(examples, references, label) for label in (1, 0))).auc})
+        reasons = [reason for reason in (results["reason"], blind["reason"]) if reason]
+        return results | blind | {"reason": "; ".join(reasons) or None}
+
+    def _compute(self, predictions, references, retrained=None, fprs=(0.001, 0.01, 0.05), seed=0):
         scores, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
         if not np.isin(labels, (0, 1)).all():
             raise ValueError("references must be 1 for members and 0 for non-members, but they hold other labels.")
         members, non_members = scores[labels == 1], scores[labels == 0]
         area = auc(members, non_members, seed=seed)
-        results = {"auc": area.value, "auc_low": area.low, "auc_high": area.high, "auc_method": area.method}
-        for fpr in fprs:
-            point = tpr_at_fpr(members, non_members, fpr)
-            name = f"tpr_at_fpr={fpr:g}"
-            results |= {name: point.tpr.value, f"{name}_low": point.tpr.low, f"{name}_high": point.tpr.high}
-            results[f"fpr_at_fpr={fpr:g}"] = point.fpr.value
-        return results | {"n_members": area.n[0], "n_non_members": area.n[1], "n_missing": area.n_missing}
+        points = {f"{fpr:g}": tpr_at_fpr(members, non_members, fpr) for fpr in fprs}
+        estimates = {"auc": area} | {f"tpr_at_fpr={fpr}": point.tpr for fpr, point in points.items()}
+        others = {f"fpr_at_fpr={fpr}": point.fpr.value for fpr, point in points.items()}
+        if retrained is not None:
+            theirs = np.asarray(retrained, dtype=np.float64)
+            theirs = theirs[labels == 1], theirs[labels == 0]
+            estimates["auc_difference"] = paired_auc_difference(members, non_members, *theirs, seed=seed).estimate()
+            others["auc_retrained"] = auc(*theirs, seed=seed).value
+        return (
+            flat(estimates)
+            | others
+            | {
+                "auc_method": area.method,
+                "n_members": area.n[0],
+                "n_non_members": area.n[1],
+                "n_missing": area.n_missing,
+                "orientation": "higher = more recognized; an AUC below 0.5 stands out the other way",
+            }
+        )
+
+
+def _is_encoded(row):
+    return isinstance(row, Mapping) and not {"text", "prompt", "messages", "image"} & set(row)
+
+
+def _of_label(examples, references, label):
+    chosen = [i for i, reference in enumerate(references) if reference == label]
+    # A table of images would be decoded as a whole by a list of its rows.
+    return examples.select(chosen) if hasattr(examples, "select") else [examples[i] for i in chosen]

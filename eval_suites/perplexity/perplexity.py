@@ -4,7 +4,9 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_unlearn.audit import corpus_perplexity, perplexity, score
+from hf_unlearn.audit import Estimate, Scores, corpus_perplexity, mean, perplexity, score
+from hf_unlearn.audit.statistics import N_RESAMPLES
+from hf_unlearn.metrics import AuditModule, flat, loaded
 
 
 _DESCRIPTION = """
@@ -27,19 +29,23 @@ Args:
         from.
     processing_class (`PreTrainedTokenizerBase`, *optional*): with texts, its tokenizer; needed with a model object.
     batch_size (`int`, *optional*, defaults to `8`): texts a forward pass; the result doesn't depend on it.
+    truncate (`bool`, *optional*, defaults to `False`): cut texts that are longer than the context.
+    seed (`int`, *optional*, defaults to `0`): of the bootstrap over texts.
 
 Returns:
     `dict`, **low = the model fits the texts**. All tokens count but the first, which nothing predicts; it is the BOS
-    token where the tokenizer adds one.
+    token where the tokenizer adds one. The two means have the ends of their 95 % interval, `_low` and `_high`.
     - **perplexities** (`list[float]`): one a text, NaN where it has no token to score.
     - **corpus_perplexity** (`float`): one a token, over all texts together; the one that papers print.
     - **mean_perplexity** (`float`): mean of `perplexities`. Another number, which a single odd text can dominate.
     - **n**, **n_missing** (`int`): texts used, and left out because there is nothing to score.
+    - **reason** (`str` or `None`): why a value or an interval is missing or degenerate.
+    - **orientation** (`str`): which way to read the values.
 
 Examples:
 
-    >>> import evaluate
-    >>> perplexity = evaluate.load("eval_suites/perplexity")
+    >>> from hf_unlearn.metrics import load_metric
+    >>> perplexity = load_metric("perplexity")
     >>> results = perplexity.compute(predictions=[[-1.0, -1.0, -1.0], [-3.0]])
     >>> [round(value, 3) for value in results["perplexities"]]
     [2.718, 20.086]
@@ -49,7 +55,7 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Perplexity(evaluate.Metric):
+class Perplexity(AuditModule):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -61,32 +67,34 @@ class Perplexity(evaluate.Metric):
             ],
         )
 
-    def _compute(self, predictions, model=None, processing_class=None, batch_size=8, truncate=False):
+    def _compute(self, predictions, model=None, processing_class=None, batch_size=8, truncate=False, seed=0):
         scores = predictions
         if any(isinstance(text, str) for text in predictions):
             if model is None:
                 raise ValueError("You gave texts but no model. Either pass model= too, or lists of log-probabilities.")
-            scores = score(*_load(model, processing_class), predictions, batch_size=batch_size, truncate=truncate)
+            model, processing_class = loaded(model, processing_class)
+            scores = score(model, processing_class, predictions, batch_size, sampling=(), truncate=truncate)
         elif model is not None:
             raise ValueError("You gave log-probabilities as well as a model. Either give texts, or leave out model=.")
         values = perplexity(scores)
-        present = values[~np.isnan(values)]
-        return {
+        lengths = scores.lengths if isinstance(scores, Scores) else np.array([len(row) for row in scores])
+        average = mean(values, seed=seed)
+        corpus = _corpus(corpus_perplexity(scores), values, lengths, seed)
+        return flat({"corpus_perplexity": corpus, "mean_perplexity": average}) | {
             "perplexities": values.tolist(),
-            "corpus_perplexity": corpus_perplexity(scores),
-            "mean_perplexity": float(present.mean()) if len(present) else float("nan"),
-            "n": len(present),
-            "n_missing": len(values) - len(present),
+            "n": average.n[0],
+            "n_missing": average.n_missing,
+            "orientation": "lower = fits better",
         }
 
 
-def _load(model, processing_class):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    name = model
-    if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(name)
-        processing_class = processing_class or AutoTokenizer.from_pretrained(name)
-    if processing_class is None:
-        raise ValueError("You gave a model object but no processing_class. Pass its tokenizer as processing_class=.")
-    return model, processing_class
+def _corpus(value, values, lengths, seed):
+    """The perplexity a token of all texts, with an interval from resampled texts."""
+    present = lengths > 0
+    n, losses, lengths = int(present.sum()), np.log(values[present]), lengths[present]
+    if n < 2:
+        reason = "one text has no spread" if n else "no texts"
+        return Estimate(value, np.nan, np.nan, (n,), "bootstrap", reason=reason)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
+    low, high = np.exp(np.quantile(drawn @ (losses * lengths) / (drawn @ lengths), [0.025, 0.975]))
+    return Estimate(value, float(low), float(high), (n,), "bootstrap")
