@@ -83,7 +83,9 @@ def audit(
         processing_class = _processing_class_of(models.name("unlearned"))
     subjects = Subjects(sets, processing_class, config, groups)
     tables, found = _run(models, subjects, threats, cache)
-    return judged(compare(tables, config.seed, found), tables, found, threats, subjects.sets, margins, config, groups)
+    return judged(
+        compare(tables, config.seed, found, groups), tables, found, threats, subjects.sets, margins, config, groups
+    )
 
 
 def sets_of(split) -> dict[str, Any]:
@@ -157,9 +159,12 @@ def _run(models: Models, subjects: Subjects, threats: Sequence[str], cache) -> t
 def _add(found: Found, more: Found) -> None:
     found.values |= more.values
     found.curves |= more.curves
+    found.reconstruction = more.reconstruction or found.reconstruction
 
 
-def compare(tables: Tables, seed: int = 0, found: Mapping[str, Found] | None = None) -> AuditReport:
+def compare(
+    tables: Tables, seed: int = 0, found: Mapping[str, Found] | None = None, groups: Sequence | None = None
+) -> AuditReport:
     """Compare models from their tables, and from what further audits found: no model is run here.
 
     Args:
@@ -167,10 +172,11 @@ def compare(tables: Tables, seed: int = 0, found: Mapping[str, Found] | None = N
             such models, for `"original"` and `"retrained"`: the same examples in the same order.
         seed (`int`, *optional*, defaults to `0`): of the bootstrap intervals.
         found (`dict[str, Found]`, *optional*): values and curves of each model.
+        groups (`(n,)`, *optional*): whose a forget row is.
     """
     roles = list(tables)
     values = likelihood_findings(tables) | by_statistic(found or {})
-    rows = [row(statistic, of_roles, seed) for statistic, of_roles in values.items()]
+    rows = [row(statistic, dict.fromkeys(roles) | of_roles, seed, groups) for statistic, of_roles in values.items()]
     rows += further_rows(tables, seed)
     sets = {name: len(table) for name, table in tables["unlearned"].items() if not name.endswith("_lowercase")}
     report = AuditReport(rows, roles, sets, curves=_curves(found or {}, seed))

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.special import expit
+from scipy.optimize import brentq
+from scipy.special import betainc, expit
 from scipy.stats import beta, binom
 
 from .estimate import plain
@@ -53,7 +54,7 @@ def one_run_p_value(epsilon: float, guesses: int, correct: int, canaries: int, d
     binomial of r trials and success `e^epsilon / (1 + e^epsilon)`.
     """
     q = expit(epsilon)
-    p = float(binom.sf(correct - 1, guesses, q))
+    p = float(betainc(correct, guesses - correct + 1, q)) if correct > 0 else 1.0  # the upper tail of the binomial
     if delta > 0 and correct > 0:
         below = np.cumsum(binom.pmf(np.arange(correct - 1, -1, -1), guesses, q))
         p += 2 * canaries * delta * float(np.max(below / np.arange(1, correct + 1)))
@@ -76,18 +77,15 @@ def one_run_bound(guesses: int, correct: int, canaries: int, delta: float = 0.0,
             "and no more right ones than guesses."
         )
 
-    def refuted(epsilon: float) -> bool:
-        return one_run_p_value(epsilon, guesses, correct, canaries, delta) < 1 - level
+    def beyond(epsilon: float) -> float:
+        return one_run_p_value(epsilon, guesses, correct, canaries, delta) - (1 - level)
 
-    low, high = 0.0, 1.0
-    if guesses == 0 or not refuted(0.0):
-        return EpsilonBound(0.0, delta, level, guesses, correct, canaries, "one run")
-    while refuted(high):
-        low, high = high, 2 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if refuted(middle) else (low, middle)
-    return EpsilonBound(low, delta, level, guesses, correct, canaries, "one run")
+    value, high = 0.0, 1.0
+    if guesses > 0 and beyond(0.0) < 0:
+        while beyond(high) < 0:
+            high *= 2
+        value = float(brentq(beyond, 0.0, high, xtol=1e-12))
+    return EpsilonBound(value, delta, level, guesses, correct, canaries, "one run")
 
 
 def one_run_epsilon(
@@ -123,18 +121,22 @@ def one_run_epsilon(
         )
     rng = np.random.default_rng(seed)
     # The shuffle also decides between equal scores, by chance and not by their place.
-    chosen, counted = np.array_split(rng.permutation(len(scores)), 2)
+    halves = np.array_split(rng.permutation(len(scores)), 2)
+    chosen, counted = (included[half[np.argsort(scores[half], kind="stable")]] for half in halves)
     cuts = [(top, bottom) for top in (0.0, *SHARES) for bottom in (0.0, *SHARES) if top + bottom > 0]
 
-    def bound(half: np.ndarray, cut: tuple[float, float]) -> EpsilonBound:
-        ordered = included[half[np.argsort(scores[half], kind="stable")]]
-        top, bottom = (math.ceil(share * len(half)) for share in cut)
-        bottom = min(bottom, len(half) - top)
-        right = int(ordered[len(half) - top :].sum()) + int((~ordered[:bottom]).sum())
-        return one_run_bound(top + bottom, right, len(half), delta, level)
+    def count(coins: np.ndarray, cut: tuple[float, float]) -> tuple[int, int, int]:
+        m = len(coins)
+        top, bottom = (math.ceil(share * m) for share in cut)
+        bottom = min(bottom, m - top)
+        return top + bottom, int(coins[m - top :].sum()) + int((~coins[:bottom]).sum()), m
 
-    best = max(cuts, key=lambda cut: bound(chosen, cut).value)
-    return bound(counted, best)
+    best = min(cuts, key=lambda cut: one_run_p_value(0.0, *count(chosen, cut), delta))
+    most = one_run_bound(*count(chosen, best), delta, level).value
+    for cut in cuts:
+        if one_run_p_value(most, *count(chosen, cut), delta) < 1 - level:
+            best, most = cut, one_run_bound(*count(chosen, cut), delta, level).value
+    return one_run_bound(*count(counted, best), delta, level)
 
 
 def many_models_epsilon(

@@ -38,33 +38,41 @@ class Statistic:
     kind: str = "mean"
 
     def estimate(self, values, seed: int = 0, groups=None) -> Estimate:
-        """The value with its interval."""
+        """The value with its interval; with `groups`, whose a record is, that of drawing persons and not rows."""
         if self.kind == "auc":
-            return statistics.auc(*values, seed=seed)
+            return statistics.auc(*values, seed=seed, groups=groups)
         values = np.asarray(values, dtype=np.float64)
-        if self.kind == "mean":
-            return statistics.mean(values, seed=seed)
+        if self.kind == "mean" or groups is not None:
+            return statistics.mean(values, seed=seed, groups=groups)
         known = values[~np.isnan(values)]
         estimate = statistics.rate(int(known.sum()), len(known))
         return replace(estimate, n_missing=len(values) - len(known))
 
-    def difference(self, first, second, seed: int = 0) -> Difference:
+    def difference(self, first, second, seed: int = 0, groups=None) -> Difference:
         """The first model minus the second, record by record."""
         if self.kind == "auc":
-            return statistics.paired_auc_difference(*first, *second, seed=seed)
-        return statistics.paired_difference(first, second, seed=seed)
+            return statistics.paired_auc_difference(*first, *second, seed=seed, groups=groups)
+        return statistics.paired_difference(first, second, seed=seed, groups=groups)
+
+    def groups_of(self, groups, values) -> Any:
+        """The groups as these values need them: none where they are not of the whole forget set."""
+        forget, *holdout = values if self.kind == "auc" else (values,)
+        if groups is None or not self.set.startswith("forget") or len(groups) != len(forget):
+            return None
+        return (list(groups), [f"holdout {i}" for i in range(len(holdout[0]))]) if holdout else list(groups)
 
 
 #: Values a model, by its role: `(n,)`, or for an AUC `((n,), (m,))`; `None` where there is none.
 Values = Mapping[str, Any]
 
 
-def row(statistic: Statistic, values: Values, seed: int = 0) -> dict[str, Any]:
+def row(statistic: Statistic, values: Values, seed: int = 0, groups=None) -> dict[str, Any]:
     """The statistic under each model, and how the unlearned one differs from the retrained one."""
-    estimates = {role: None if v is None else statistic.estimate(v, seed) for role, v in values.items()}
+    groups = statistic.groups_of(groups, values["unlearned"]) if values.get("unlearned") is not None else None
+    estimates = {role: None if v is None else statistic.estimate(v, seed, groups) for role, v in values.items()}
     difference = None
     if values.get("unlearned") is not None and values.get("retrained") is not None:
-        difference = statistic.difference(values["unlearned"], values["retrained"], seed)
+        difference = statistic.difference(values["unlearned"], values["retrained"], seed, groups)
     return row_of(statistic, estimates, difference)
 
 

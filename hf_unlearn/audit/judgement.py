@@ -61,6 +61,9 @@ def judged(
     of_surfaces = surface_verdicts(verdicts)
     report.threats = list(threats)
     report.surfaces = {name: _surface(of_surfaces[name]) for name in SURFACES}
+    if found.get("unlearned") is not None and found["unlearned"].reconstruction is not None:
+        report.surfaces["inversion"], of_images = _reconstruction(found["unlearned"].reconstruction)
+        report.checks.append(of_images)
     report.checks += _checks(baseline, verdicts, tables)
     report.notes += [check["says"] for check in report.checks if check.get("warns")]
     report.worst = worst_records(values, len(tables["unlearned"]["forget"]))
@@ -82,28 +85,38 @@ def _verdict(statistic: Statistic, of_roles, control, baseline, margins, seed, g
         "seed": seed,
     }
     if statistic.kind == "auc":
-        arguments["groups"] = _grouped(groups, *of_roles["unlearned"])
+        arguments["groups"] = statistic.groups_of(groups, of_roles["unlearned"])
         return judge_auc(statistic.name, *models, further, **arguments)
     kind = "relearn" if statistic.surface == "relearn" else "rate" if statistic.kind == "rate" else "share"
     if control is not None and kind == "share":
         models = [None if v is None else (v, control[role]) for v, role in zip(models, ROLES, strict=True)]
         further = [(of_roles[role], control[role]) for role in of_roles if role.startswith("retrained_")]
-    values = models[1] if isinstance(models[1], tuple) else (models[1],)
-    arguments["groups"] = _grouped(groups, *values)
+    arguments["groups"] = statistic.groups_of(groups, of_roles["unlearned"])
+    if arguments["groups"] is not None and isinstance(models[1], tuple):
+        arguments["groups"] = (arguments["groups"], [f"holdout {i}" for i in range(len(models[1][1]))])
     return judge(statistic.name, kind, *models, further, **arguments)
-
-
-def _grouped(groups, forget, holdout=None):
-    """Labels of the records of a statistic; none where it is of a part of the forget set only."""
-    if groups is None or len(groups) != len(forget):
-        return None
-    return groups if holdout is None else (list(groups), [f"holdout {i}" for i in range(len(holdout))])
 
 
 def _surface(verdict) -> dict[str, Any]:
     shown = verdict.as_dict()
     shown.pop("verdicts")
     return shown | {"tested": [v.statistic for v in verdict.verdicts], "wording": wording(verdict)}
+
+
+def _reconstruction(audit) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The surface of images, and the numbers under it. Nothing above the baselines is no equivalence: it stays open."""
+    shown = audit.as_dict()
+    recovered = audit.outcome in ("recovered", "partly_recovered")
+    surface = {
+        "surface": "inversion",
+        "verdict": "residual" if recovered else "inconclusive",
+        "reason": audit.outcome,
+        "worst": "reconstruction_from_weights",
+        "listed": [],
+        "tested": ["reconstruction_from_weights"],
+        "wording": audit.sentence,
+    }
+    return surface, {"check": "reconstruction", **shown, "warns": recovered, "says": audit.sentence}
 
 
 def _baseline(sets: Mapping[str, Any], seed: int):

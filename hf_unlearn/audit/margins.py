@@ -26,7 +26,8 @@ class Margins:
     Attributes:
         auc (`float`): of an AUC.
         share (`float`): of rates and of shares: extraction, exact memorization, probability, TPR at a bounded FPR.
-        share_records (`float`): a share may also differ by this many records, which is more in a small forget set.
+        share_records (`float`): a share may also differ by this many records, which is more in a small forget set;
+        share_most (`float`): but never by more than this. Without it a handful of records would show anything.
         relearn (`float`): at a point of a relearning curve, as a share of the value of the original model.
         distribution (`float`): of the distance between two distribution functions.
         alpha (`float`): one-sided level of the tests. At most this share of families has a false `residual`, and at most
@@ -37,6 +38,7 @@ class Margins:
     auc: float = 0.05
     share: float = 0.02
     share_records: float = 4.0
+    share_most: float = 0.1
     relearn: float = 0.05
     distribution: float = 0.15
     alpha: float = 0.05
@@ -53,7 +55,7 @@ class Margins:
         if kind in ("auc", "distribution"):
             return getattr(self, kind)
         if kind in ("rate", "share"):
-            return max(self.share, self.share_records / max(n_units, 1))
+            return max(self.share, min(self.share_most, self.share_records / max(n_units, 1)))
         if kind == "relearn" and original is not None and original != 0:
             return self.relearn * abs(original)
         return None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from hf_unlearn.data.images import ImageRows
 from hf_unlearn.data.pairing import UnlearningCollator
@@ -21,7 +23,13 @@ from hf_unlearn.likelihood import (
 )
 
 from . import batching
-from .batching import Batch
+from .batching import Batch, Span
+
+
+# As deep as anything goes that is worth its passes.
+MAX_DEPTH = 8
+#: Where values are among those computed: pairs of start and length, which follow each other in a row.
+Places = list[tuple[int, int]]
 
 
 def max_logits(device: torch.device) -> int:
@@ -29,12 +37,22 @@ def max_logits(device: torch.device) -> int:
     return 2**24 if device.type == "cpu" else 2**27
 
 
+@dataclass
+class _Read:
+    """What a model knows of spans that it has read: keys and values, attention mask, and the line of each in both."""
+
+    cache: Cache
+    mask: Tensor
+    line: dict[Span, int]
+
+
 class Passes:
     """The passes of one model over encoded rows, and what they leave: a few numbers a target.
 
     The rows are cut into pieces of work that do not depend on how many processes do them.
 
-    * What rows share at their beginning is read once, where the model has a cache to go on from ([`batching.plan`]).
+    * What rows of text share at their beginning is read once, where the model has a cache to go on from
+      ([`batching.plan`]).
     * A pass has at most `max_logits` logits. Where a single row has more, it is read part by part.
     * Padding repeats a token of its own row, so that the weights of no token outside a row have a part in it.
 
@@ -46,94 +64,116 @@ class Passes:
 
     Attributes:
         lengths (`int64 (rows,)`): number of targets of each row.
-        order (`list[int]`): the rows that were run so far.
-        columns (`dict[str, list]`): their values, in that order: arrays `(targets,)`, and `class_log_probs` of images
+        columns (`dict[str, list]`): what was computed so far: arrays `(targets,)`, and `class_log_probs` of images
             `(targets, classes)`.
+        places (`dict[int, Places]`): where in them the targets of a row are.
     """
 
     def __init__(self, model, rows: Sequence[dict], batch_size: int, sampling=()):
         self.model, self.rows, self.batch_size, self.sampling = model, rows, batch_size, sampling
         self.of_images = isinstance(rows, ImageRows) or (len(rows) > 0 and "pixel_values" in rows[0])
-        self.order: list[int] = []
         self.columns: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.places: dict[int, Places] = {}
+        self._n_computed = 0
         if self.of_images:
             self.lengths = np.ones(len(rows), dtype=np.int64)
             self.max_targets = batch_size
             return
         self.max_targets = max(1, max_logits(model.device) // model.config.get_text_config().vocab_size)
-        self.scored = [np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE_INDEX) for row in rows]
-        self.lengths = np.array([len(positions) for positions in self.scored], dtype=np.int64)
+        self._symbols = [batching.symbols(row["input_ids"], row["labels"]) for row in rows]
+        self.lengths = np.array([batching.n_targets(row[1:]) for row in self._symbols], dtype=np.int64)
+        cache = empty_cache(model)
+        # Spans of various lengths leave gaps of padding, and a gap between two of them would count in the distances of a
+        # sliding window. With no more than one before the last, it can be on the left.
+        self._slides = cache is not None and any(cache.is_sliding)
+        self._max_depth = 0 if cache is None else 1 if self._slides else MAX_DEPTH
 
     def batches(self) -> list[Batch]:
         """The pieces of work."""
         if self.of_images:  # all of one size, so there is no order to prefer
-            return [Batch(rows, []) for rows in self._cut(range(len(self.rows)))]
-        return batching.plan(
-            [row["input_ids"] for row in self.rows],
-            [int(positions[0]) for positions in self.scored],
-            self.lengths,
-            self.batch_size,
-            self.max_targets,
-            share=empty_cache(self.model) is not None,
-        )
-
-    def _cut(self, rows) -> list[list[int]]:
-        return batching.passes(rows, self.lengths, self.batch_size, self.max_targets)
+            every = range(len(self.rows))
+            return [
+                Batch([], [Span(i, 0, 0) for i in every[k : k + self.batch_size]]) for k in every[:: self.batch_size]
+            ]
+        return batching.plan(self._symbols, self.lengths, self.batch_size, self.max_targets, self._max_depth)
 
     def run(self, batch: Batch) -> None:
         """Run a piece of work, and keep what it leaves."""
-        if batch.stems:
-            self._go_on(batch)
+        if not batch.shared:
+            self._run_whole([span.row for span in batch.last])
             return
-        rows = [self.rows[i] for i in batch.rows]
-        self.order += batch.rows
+        read: list[_Read] = []
+        places: dict[Span, Places] = {}
+        for spans in batch.by_depth():
+            found, now = self._run_spans(batch, spans, read[-1] if read else None, keep=True)
+            read.append(now)
+            for span, place in zip(spans, found, strict=True):
+                places[span] = [*(places[batch.shared[span.parent]] if span.parent is not None else ()), place]
+        for depth, before in enumerate(read, start=1):
+            last = [span for span in batch.last if span.depth == depth]
+            last.sort(key=lambda span: (span.start - span.end, span.row))
+            targets = [batching.n_targets(self._symbols[s.row][s.start + 1 : s.end + 1]) for s in last]
+            for spans in batching.passes(last, targets, self.batch_size, self.max_targets):
+                found, _ = self._run_spans(batch, spans, before)
+                for span, place in zip(spans, found, strict=True):
+                    self.places[span.row] = [*places[batch.shared[span.parent]], place]
+
+    def _run_whole(self, rows: list[int]) -> None:
+        """Run rows that share nothing."""
+        encoded = [self.rows[i] for i in rows]
         if self.of_images:
-            inputs = self._to_device(UnlearningCollator()(rows))
+            inputs = self._to_device(UnlearningCollator()(encoded))
         else:
-            inputs = self._padded([row["input_ids"][:-1] for row in rows], [row["labels"] for row in rows])
-            if self.lengths[batch.rows[0]] > self.max_targets:
-                for logits, targets in target_logits_in_parts(self.model, inputs, self.max_targets):
-                    self._keep(logits, targets)
+            inputs = self._padded([row["input_ids"][:-1] for row in encoded], [row["labels"] for row in encoded])
+            if self.lengths[rows[0]] > self.max_targets:
+                parts = target_logits_in_parts(self.model, inputs, self.max_targets)
+                self.places[rows[0]] = [self._keep(*part, [len(part[1])])[0] for part in parts]
                 return
         out = target_logits(self.model, inputs)
-        self._keep(out.logits, out.targets)
+        for i, place in zip(rows, self._keep(out.logits, out.targets, out.lengths.tolist()), strict=True):
+            self.places[i] = [place]
 
-    def _go_on(self, batch: Batch) -> None:
-        """Read what the rows begin with, and then each of them from there."""
-        stems = {i: self.rows[i]["input_ids"][:n] for i, n in zip(batch.rows, batch.stems, strict=True)}
-        cache, mask, place = self._read(list(dict.fromkeys(stems.values())))
-        rows = sorted(batch.rows, key=lambda i: (len(stems[i]) - len(self.rows[i]["input_ids"]), i))
-        for part in self._cut(rows):
-            inputs = self._padded(
-                [self.rows[i]["input_ids"][len(stems[i]) : -1] for i in part],
-                [self.rows[i]["labels"][len(stems[i]) :] for i in part],
-            )
-            index = torch.tensor([place[stems[i]] for i in part], device=self.model.device)
-            inputs["attention_mask"] = torch.cat([mask[index], inputs["attention_mask"]], dim=1)
-            inputs["past_key_values"] = of_part = copy(cache)
-            of_part.layers = [copy(layer) for layer in cache.layers]
-            of_part.batch_select_indices(index)
-            out = target_logits(self.model, inputs)
-            self.order += part
-            self._keep(out.logits, out.targets)
-
-    def _read(self, stems: list[tuple[int, ...]]):
-        """The keys and values of the stems, their attention mask, and the place of each in both."""
+    def _run_spans(
+        self, batch: Batch, spans: list[Span], before: _Read | None, keep: bool = False
+    ) -> tuple[Places, _Read | None]:
+        """Go on with spans from their parents; the result holds where their targets are, and with `keep` what was read."""
+        inputs = self._padded(
+            [self.rows[span.row]["input_ids"][span.start : span.end] for span in spans],
+            [self.rows[span.row]["labels"][span.start : span.end + 1] for span in spans],
+            on_left=self._slides and before is None,
+        )
         cache = empty_cache(self.model)
-        # The gap that padding leaves between a stem and what follows would count in the distances of a sliding window.
-        slides = any(cache.is_sliding)
-        header = () if slides else batching.header(stems)
-        if header:
-            target_logits(self.model, {**self._padded([header]), "past_key_values": cache})
-            cache.batch_select_indices(torch.zeros(len(stems), dtype=torch.long, device=self.model.device))
-        inputs = self._padded([stem[len(header) :] for stem in stems], on_left=slides)
-        read = inputs["attention_mask"].new_ones(len(stems), len(header))
-        inputs["attention_mask"] = torch.cat([read, inputs["attention_mask"]], dim=1)
-        target_logits(self.model, {**inputs, "past_key_values": cache})
-        return cache, inputs["attention_mask"], {stem: k for k, stem in enumerate(stems)}
+        if before is not None:
+            lines = torch.tensor([before.line[batch.shared[span.parent]] for span in spans], device=self.model.device)
+            inputs["attention_mask"] = torch.cat([before.mask[lines], inputs["attention_mask"]], dim=1)
+            cache = copy(before.cache)
+            cache.layers = [copy(layer) for layer in before.cache.layers]
+            cache.batch_select_indices(lines)
+        out = target_logits(self.model, {**inputs, "past_key_values": cache})
+        places = self._keep(out.logits, out.targets, out.lengths.tolist())
+        line = {span: k for k, span in enumerate(spans)}
+        return places, _Read(cache, inputs["attention_mask"], line) if keep else None
 
-    def _padded(self, ids: Sequence[Sequence[int]], labels=None, on_left: bool = False) -> dict[str, Tensor]:
-        """A batch; without labels nothing is scored. The last token of a row is only predicted, so labels have one more."""
+    def _keep(self, logits: Tensor, targets: Tensor, lengths: list[int]) -> Places:
+        """Reduce the logits of several rows, one after the other, and say where the values are."""
+        table = target_statistics(logits, targets, self.sampling)
+        kept = {name: getattr(table, name) for name in ("log_prob", "hit", "rank", "mean", "std", "margin")}
+        kept |= {f"sampled/{key}": values for key, values in table.sampled.items()}
+        if self.of_images:
+            broken = table.log_prob.isnan()[:, None]
+            kept["class_log_probs"] = logits.log_softmax(-1).masked_fill(broken, torch.nan)
+        for name, values in kept.items():
+            self.columns[name].append(values.cpu().numpy())
+        places = []
+        for length in lengths:
+            places.append((self._n_computed, length))
+            self._n_computed += length
+        return places
+
+    def _padded(
+        self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], on_left=False
+    ) -> dict[str, Tensor]:
+        """A batch. The last token of a row is predicted, but need not be read, so there is one label more."""
 
         def pad(rows: Sequence[Sequence[int]], filler: Sequence[int]) -> Tensor:
             longest = max(map(len, rows))
@@ -144,19 +184,9 @@ class Passes:
             {
                 "input_ids": pad(ids, [row[-1] for row in ids]),
                 "attention_mask": pad([[1] * len(row) for row in ids], [0] * len(ids)),
-                "labels": pad(labels or [[IGNORE_INDEX] * len(row) for row in ids], [IGNORE_INDEX] * len(ids)),
+                "labels": pad(labels, [IGNORE_INDEX] * len(ids)),
             }
         )
 
     def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
-
-    def _keep(self, logits: Tensor, targets: Tensor) -> None:
-        table = target_statistics(logits, targets, self.sampling)
-        kept = {name: getattr(table, name) for name in ("log_prob", "hit", "rank", "mean", "std", "margin")}
-        kept |= {f"sampled/{key}": values for key, values in table.sampled.items()}
-        if self.of_images:
-            broken = table.log_prob.isnan()[:, None]
-            kept["class_log_probs"] = logits.log_softmax(-1).masked_fill(broken, torch.nan)
-        for name, values in kept.items():
-            self.columns[name].append(values.cpu().numpy())

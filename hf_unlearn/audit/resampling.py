@@ -81,6 +81,8 @@ def interval(value: float, draws: np.ndarray, n: int, level: float, bounds: tupl
     different".
     """
     tail = (1 - level) / 2
+    if not np.isfinite(draws).all():
+        return np.nan, np.nan, "bootstrap", "infinite values"
     floor, top = bounds or (-np.inf, np.inf)
     if bounds is not None and np.ptp(draws) < 1e-15:
         width = 1 - tail ** (1 / n)
@@ -102,7 +104,7 @@ def p_above(value: float, draws: np.ndarray, n: int, bounded: bool, margin: floa
     """
     if bounded and np.ptp(draws) < 1e-15:
         return float((1 - min(1.0, value - margin)) ** n) if value > margin else 1.0
-    if n < 2:
+    if n < 2 or not np.isfinite(draws).all():
         return float("nan")
     if n < PERCENTILE_MIN_N:
         std = _small_sample_std(draws, n)

@@ -152,7 +152,7 @@ def _computed(
             for module in in_training:
                 module.training = True
         columns = {name: np.concatenate(parts) for name, parts in passes.columns.items()}
-        return digest_of_rows(rows, with_pixels=False) if world > 1 else None, passes.order, columns
+        return digest_of_rows(rows, with_pixels=False) if world > 1 else None, passes.places, columns
 
     shares = gathered(work)
     if len({digest for digest, _, _ in shares}) > 1:
@@ -178,16 +178,19 @@ def _distinct(rows: Sequence[dict | None]) -> tuple[Sequence[dict], np.ndarray]:
 
 
 def _table(model, rows, index, passes, shares, sampling, n_batches) -> Scores:
-    """From the order in which the rows were run to that of the examples."""
-    order = np.array([i for _, order, _ in shares for i in order], dtype=np.int64)
-    starts = np.zeros(len(passes.lengths), dtype=np.int64)
-    starts[order] = np.cumsum(passes.lengths[order]) - passes.lengths[order]
+    """From the order in which values were computed to that of the examples."""
+    places, start = {}, 0
+    for _, of_rows, columns in shares:
+        places |= {i: [(start + at, n) for at, n in of_row] for i, of_row in of_rows.items()}
+        start += len(next(iter(columns.values()), ()))
     scored = index >= 0
     lengths = np.zeros(len(index), dtype=np.int64)
     lengths[scored] = passes.lengths[index[scored]]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    # Of each target of the table, the place where it was computed.
-    place = np.repeat(starts[index[scored]] - offsets[:-1][scored], lengths[scored]) + np.arange(offsets[-1])
+    # Of each target of the table, the place where it was computed; texts that begin alike have some in common.
+    parts = np.array([part for i in index[scored] for part in places[i]], dtype=np.int64).reshape(-1, 2)
+    first = np.cumsum(parts[:, 1]) - parts[:, 1]
+    place = np.repeat(parts[:, 0] - first, parts[:, 1]) + np.arange(offsets[-1])
 
     def column(name: str, dtype=None) -> np.ndarray:
         parts = [columns[name] for _, _, columns in shares if name in columns]

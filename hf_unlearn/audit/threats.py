@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from .extraction import exact_memorization, extraction_strength
 from .findings import MEMORY, Statistic
 from .quality import answer_probability
 from .scores import Scores, score
+
+
+if TYPE_CHECKING:
+    from .reconstruction import ReconstructionAudit
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class AuditConfig:
         batch_size (`int`, *optional*, defaults to `16`): examples a forward pass.
         max_rows (`int`, *optional*, defaults to `200`): records of a set for the audits that generate, train or look into
             the layers: the rest is only in the table of likelihoods. Evenly spread over the set.
-        max_new_tokens (`int`, *optional*, defaults to `200`): of a generated answer, as in TOFU.
+        max_new_tokens (`int`, *optional*, defaults to `200`): of a generated answer, as in TOFU, and never more than twice
+            the longest true one.
         relearning_steps (sequence of `int`, *optional*): steps of relearning after which the model is scored.
         relearning_rates (sequence of `float`, *optional*): learning rates; one is no attack. For each model the one that
             brings back most counts.
@@ -50,7 +55,7 @@ class AuditConfig:
     relearning_rates: Sequence[float] = (1e-4, 1e-3)
     relearning_batch_size: int = 8
     weight_attacks: Sequence[str] = ("int8", "nf4", "int4-rtn", "pruned 10%", "noise 1%")
-    guidance_weights: Sequence[float] = (0.25, 0.5, 1.0, 1.5)
+    guidance_weights: Sequence[float] = (0.5, 1.0, 1.5, 2.0)
     n_samples: int = 16
     stability: bool = True
     seed: int = 0
@@ -75,6 +80,7 @@ class Found:
 
     values: dict[Statistic, Any] = field(default_factory=dict)
     curves: dict[Curve, np.ndarray] = field(default_factory=dict)
+    reconstruction: ReconstructionAudit | None = None
 
 
 class Subjects:
@@ -106,6 +112,17 @@ class Subjects:
     def has_column(self, name: str) -> bool:
         return not self.of_images and name in dict(self.sets["forget"][0])
 
+    def longest_answer(self, rows: list) -> int:
+        """How many tokens to generate: twice those of the longest true answer, which leaves room to say it in other words."""
+        answers = [row["completion"] for row in rows]
+        lengths = [len(ids) for ids in self.processing_class(answers, add_special_tokens=False)["input_ids"]]
+        return min(self.config.max_new_tokens, 2 * max(lengths))
+
+    @property
+    def lengths(self) -> dict[str, Any]:
+        """How texts are cut, for whatever encodes them."""
+        return {} if self.of_images else {"max_length": self.config.max_length, "truncate": self.config.truncate}
+
     def fits(self, model, row: Mapping | None) -> bool:
         """Whether there is a row, and the model can read it as a whole."""
         from hf_unlearn.data.text import context_length, encode
@@ -119,9 +136,7 @@ class Subjects:
         return True
 
     def score(self, model, rows) -> Scores:
-        config = self.config
-        lengths = {} if self.of_images else {"max_length": config.max_length, "truncate": config.truncate}
-        return score(model, self.processing_class, rows, config.batch_size, sampling=(), **lengths)
+        return score(model, self.processing_class, rows, self.config.batch_size, sampling=(), **self.lengths)
 
 
 # What is read from the table of the forget set after an attack: for a label its probability and whether it is right.
@@ -178,7 +193,7 @@ def generated(model, subjects: Subjects) -> Found:
                 model,
                 subjects.processing_class,
                 list(rows),
-                subjects.config.max_new_tokens,
+                subjects.longest_answer(list(rows)),
                 batch_size=subjects.config.batch_size,
             )
             direction = MEMORY if surface else "higher = better"
@@ -192,23 +207,23 @@ def in_the_layers(model, subjects: Subjects) -> Found:
 
     found, config = Found(), subjects.config
     forget, holdout = subjects.rows("forget"), subjects.rows("holdout")
-    lens = logit_lens(model, subjects.processing_class, forget, config.batch_size)
+    lens = logit_lens(model, subjects.processing_class, forget, config.batch_size, **subjects.lengths)
     # The last layer is the answer of the model, which the table has; what an earlier one knows may be hidden after it.
     statistic = Statistic("logit_lens_best_earlier_layer", "forget", MEMORY, "latent")
     found.values[statistic] = lens.hit_rate[:-1].max(axis=0)
     layers = tuple(range(len(lens.hit_rate)))
     found.curves[Curve("logit lens, share of targets", "forget", "layer", layers)] = lens.hit_rate
     if len(holdout) >= 10 and len(forget) >= 10:
-        labels = np.repeat([1, 0], [len(forget), len(holdout)])
         probe = layer_probe(
             model,
             subjects.processing_class,
             [*forget, *holdout],
-            labels,
+            labels=np.repeat([1, 0], [len(forget), len(holdout)]),
             batch_size=config.batch_size,
             seed=config.seed,
+            **subjects.lengths,
         )
-        best = int(np.nanargmax(probe.accuracy))
+        best = int(np.argmax(np.nan_to_num(probe.accuracy)))
         statistic = Statistic("probe_forget_or_holdout", "forget", MEMORY, "latent", "rate")
         found.values[statistic] = probe.correct[best][: len(forget)].astype(np.float64)
     return found
@@ -284,7 +299,13 @@ def guided(before, after, subjects: Subjects) -> Found:
     config, rows = subjects.config, subjects.rows("forget")
     weights = config.guidance_weights
     result = guided_extraction(
-        before, after, subjects.processing_class, rows, weights=weights, batch_size=config.batch_size
+        before,
+        after,
+        subjects.processing_class,
+        rows,
+        weights=weights,
+        batch_size=config.batch_size,
+        **subjects.lengths,
     )
     found = Found()
     statistic = Statistic("extraction_strength_best_guidance", "forget", MEMORY, "two-checkpoint")
@@ -294,18 +315,36 @@ def guided(before, after, subjects: Subjects) -> Found:
     return found
 
 
+def read_off_the_weights(before, after, subjects: Subjects) -> Found:
+    """Images of the forget set from the difference of the weights, which publishing both checkpoints gives away."""
+    from .reconstruction import reconstruction_audit
+
+    if not subjects.of_images:
+        return Found()
+    retain, non_members = (subjects.rows(name) for name in ("retain", "holdout"))
+    return Found(
+        reconstruction=reconstruction_audit(
+            before,
+            after,
+            subjects.rows("forget"),
+            subjects.processing_class,
+            retain if len(retain) else None,
+            non_members if len(non_members) else None,
+        )
+    )
+
+
 def distance_to_retrained(model, retrained, subjects: Subjects) -> Found:
     """Output stability: how far the predictions are from those of the retrained model, on every set."""
     from .stability import distances
 
     found, config = Found(), subjects.config
-    lengths = {"max_length": config.max_length, "truncate": config.truncate}
     for name in ("forget", "retain", "holdout"):
         rows = subjects.rows(name)
         if not len(rows):
             continue
         for distance, values in distances(
-            model, retrained, subjects.processing_class, rows, config.batch_size, **lengths
+            model, retrained, subjects.processing_class, rows, config.batch_size, **subjects.lengths
         ).items():
             direction = "1 = as retrained" if distance.endswith("agreement") else "0 = as retrained"
             found.values[Statistic(f"{distance}_to_retrained", name, direction)] = values
@@ -321,7 +360,9 @@ ONE_MODEL: dict[str, tuple[Callable[[Any, Subjects], Found], ...]] = {
     "both_checkpoints": (),
 }
 #: ... and of the original beside another model.
-TWO_MODELS: dict[str, tuple[Callable[[Any, Any, Subjects], Found], ...]] = {"both_checkpoints": (guided,)}
+TWO_MODELS: dict[str, tuple[Callable[[Any, Any, Subjects], Found], ...]] = {
+    "both_checkpoints": (guided, read_off_the_weights)
+}
 #: Which surfaces a threat model looks at.
 SURFACES_OF: dict[str, tuple[str, ...]] = {
     "extraction": ("verbatim", "sampled", "knowledge", "paraphrase"),

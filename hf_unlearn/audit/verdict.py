@@ -65,7 +65,8 @@ def judge(
             memorized** (give minus the loss); NaN where a record can't be scored; `None` where there is no such model.
             A tuple of two arrays, of the forget set `(n,)` and of the holdout `(m,)`, for every model compares the
             difference between the two sets: so what one model does better on all unseen records does not count. With one
-            retrained model this is what holds the level, as long as the two sets are exchangeable.
+            retrained model this is what holds the level, as long as the two sets are exchangeable. It widens the interval,
+            so leave the holdout away for a rate that is 0 on unseen records, such as that of verbatim extraction.
         further_retrained (sequence, *optional*): the same for models retrained with other seeds.
         surface (`str`, *optional*): one of [`SURFACES`].
         exchangeable (`bool`, *optional*): what the blind baseline says of forget set and holdout; `None` if not known.

@@ -65,7 +65,8 @@ def _sentence(v: Verdict) -> str:
     if v.verdict == "no_trace_found":
         return (
             f"On this test the model is statistically equivalent to one retrained without the records ({_difference(v)}, "
-            f"margin {v.margin:.3g}). No evidence of residual memory at this power{_power(v)}; this is evidence, not proof."
+            f"margin {v.margin:.3g}). No evidence of residual memory at this power: {_power(v)}. This is evidence, not "
+            "proof."
         )
     if v.verdict == "residual":
         left = "" if math.isnan(v.share_left) else f"; {v.share_left:.0%} of the original signal is left"
@@ -75,7 +76,7 @@ def _sentence(v: Verdict) -> str:
             f"The records score lower than under retraining ({_difference(v)}). That itself can reveal which records were "
             "to be forgotten."
         )
-    shown = "" if v.unlearned is None or math.isnan(v.unlearned.value) else f" ({_difference(v)}{_power(v)})"
+    shown = "" if math.isnan(v.detectable) else f" ({_difference(v)}; {_power(v)})"
     return f"Nothing is attested here: {REASONS.get(v.reason, 'there is no verdict')}{shown}."
 
 
@@ -87,8 +88,4 @@ def _difference(v: Verdict) -> str:
 
 
 def _power(v: Verdict) -> str:
-    return (
-        ""
-        if math.isnan(v.detectable)
-        else f" (a difference of {v.detectable:.2g} would be found with {v.evidence.margins.power:.0%} probability)"
-    )
+    return f"a difference of {v.detectable:.2g} would be found with {v.evidence.margins.power:.0%} probability"
