@@ -2,14 +2,17 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from cases import text_rows
-from tiny import tiny_llama, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from tiny import tiny_llama, tiny_tokenizer, tiny_vit
+from transformers import AutoModelForCausalLM, ViTImageProcessorPil
 
 from hf_unlearn.audit import AuditConfig, ScoreCache, audit
 from hf_unlearn.audit.models import Models
@@ -204,3 +207,28 @@ def test_rows_of_one_person_count_as_one(case):
         change = row["verdict"]["unlearned"]
         widths.append(change["high"] - change["low"])
     assert widths[1] > widths[0]
+
+
+def test_images_under_every_threat_model():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
+    features = Features({"image": Image(), "label": ClassLabel(names=list("abcde"))})
+    rows = Dataset.from_dict(
+        {"image": [PILImage.fromarray(p) for p in pixels], "label": [i % 5 for i in range(60)]}, features
+    )
+    split = {
+        "forget": rows.select(range(20)),
+        "retain": rows.select(range(20, 40)),
+        "holdout": rows.select(range(40, 60)),
+    }
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    config = replace(SMALL, relearning_steps=(0, 2), weight_attacks=("int8", "pruned 10%"))
+    original = tiny_vit()
+    report = audit(
+        deepcopy(original), original, tiny_vit(seed=2), split, THREATS, processing_class=processor, config=config
+    )
+    tested = {name for name, surface in report.surfaces.items() if surface["verdict"] != "not_tested"}
+    assert tested == {"knowledge", "membership", "latent", "quantised", "relearn", "inversion"}
+    # Nothing changed, so nothing can be read off the change; which proves nothing, and is not called a success.
+    assert report.surfaces["inversion"]["reason"] == "not_applicable"
+    assert report.verdict("inversion") == "inconclusive"
+    json.dumps(report.as_dict(), allow_nan=False)

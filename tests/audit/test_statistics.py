@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from hf_unlearn.audit import auc, ks, mean, paired_auc_difference, paired_difference, rate, tpr_at_fpr
+from hf_unlearn.audit.differences import difference_in_differences
 from hf_unlearn.audit.ranking import Ranking
 from hf_unlearn.audit.resampling import resampled_counts
 
@@ -241,3 +242,74 @@ def test_false_alarms_at_few_records(n):
         interval = paired_difference(first, second, seed=trial).estimate()
         missed += not interval.low <= 0 <= interval.high
     assert missed / 400 < 0.1
+
+
+def repeated(values, times=3):
+    return np.repeat(values, times), np.repeat(np.arange(len(values)), times)
+
+
+def test_rows_that_only_repeat_a_record_add_nothing_where_they_are_a_group():
+    values = np.random.default_rng(0).random(25)
+    often, groups = repeated(values)
+    plain, grouped, naive = mean(values), mean(often, groups=groups), mean(often)
+    assert (grouped.low, grouped.high) == pytest.approx((plain.low, plain.high))
+    assert grouped.method == "bootstrap, groups" and grouped.n == (75,)
+    assert naive.high - naive.low < 0.65 * (plain.high - plain.low)
+
+
+def test_groups_hold_for_differences_and_for_aucs_of_both_sides():
+    members, others = two_groups(n=22, m=25)
+    again = members + np.random.default_rng(1).normal(0, 0.5, 22)
+    (m, m_groups), (o, o_groups), (a, _) = (repeated(values) for values in (members, others, again))
+    groups = (m_groups, o_groups)
+    pairs = [
+        (auc(members, others), auc(m, o, groups=groups)),
+        (paired_difference(members, again).estimate(), paired_difference(m, a, groups=m_groups).estimate()),
+        (
+            paired_auc_difference(members, others, again, others).estimate(),
+            paired_auc_difference(m, o, a, o, groups=groups).estimate(),
+        ),
+        (
+            difference_in_differences((members, others), (again, others)).estimate(),
+            difference_in_differences((m, o), (a, o), groups=groups).estimate(),
+        ),
+    ]
+    for plain, grouped in pairs:
+        assert (grouped.value, grouped.low, grouped.high) == pytest.approx((plain.value, plain.low, plain.high))
+        assert grouped.method.endswith(", groups") and not plain.method.endswith(", groups")
+
+
+def test_missing_records_leave_their_group_and_labels_must_fit():
+    values = np.array([0.1, np.nan, 0.5, 0.9, 0.2])
+    result = mean(values, groups=["a", "b", "c", "c", "d"])
+    assert (result.n, result.n_missing) == ((4,), 1)
+    assert paired_difference(values, values * 0, groups=["a", "b", "c", "c", "d"]).n_groups == (3,)
+    with pytest.raises(ValueError, match="one label for each record"):
+        mean(values, groups=["a", "b"])
+
+
+def test_only_groups_cover_the_truth_where_rows_of_a_person_are_alike():
+    missed = {"rows": 0, "people": 0}
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        values = np.repeat(rng.normal(size=15), 6) + rng.normal(0, 0.3, 90)
+        groups = np.repeat(np.arange(15), 6)
+        for name, of in (("rows", None), ("people", groups)):
+            found = mean(values, groups=of, seed=trial)
+            missed[name] += not found.low <= 0 <= found.high
+    assert missed["rows"] > 60 and missed["people"] < 22
+
+
+def test_a_difference_in_differences_ignores_what_a_model_does_better_everywhere():
+    rng = np.random.default_rng(0)
+    forget, holdout = rng.random(80) / 2, rng.random(60) / 2
+    better = difference_in_differences((forget + 0.3, holdout + 0.3), (forget, holdout))
+    assert better.value == pytest.approx(0) and better.n == (80, 60)
+    noise = rng.normal(0, 0.05, 80)
+    known = difference_in_differences((forget + 0.2 + noise, holdout), (forget, holdout))
+    half = 1.96 * noise.std(ddof=1) / math.sqrt(80)
+    assert known.value == pytest.approx(0.2 + noise.mean())
+    assert known.estimate().high - known.value == pytest.approx(half, rel=0.15)
+    nothing = difference_in_differences((np.ones(40), np.zeros(40)), (np.zeros(40), np.ones(40)))
+    assert nothing.value == 2 and nothing.estimate().high == 2
+    assert np.isnan(difference_in_differences((forget, []), (forget, [])).value)
