@@ -139,8 +139,7 @@ def _summary(audit, seed):
         "above_baseline_rate": rate(int(audit.above_baseline[known].sum()), int(known.sum())),
         "psnr_mean_color": mean(audit.mean_color, seed=seed),
     }
-    for name in ("nearest_retained", "non_members"):
-        values = getattr(audit, name)
+    for name, values in (("nearest_retained", audit.nearest_retained), ("non_members", audit.non_member_psnr)):
         if not np.isnan(values).all():
             estimates[f"psnr_{name}"] = mean(values, seed=seed)
     results = {}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
 from os.path import commonprefix
 from typing import TypeVar
 
@@ -12,52 +12,56 @@ from hf_unlearn.likelihood import IGNORE_INDEX
 
 
 T = TypeVar("T")
-
-# What rows share is read in a pass of its own, and masks and caches cost something too. Such a pass must save so many
-# tokens, all of them together so large a part of what there is, and no part is worth the trouble below the last.
-WORTH_A_PASS = 64
-WORTH_SHARING = 0.1
-WORTH_A_SPAN = 8
+# A pass costs about as much as reading so many tokens, on top of its own: launches, masks, caches.
+COST_OF_A_PASS = 128
+# Rows are read as a whole unless sharing costs at most this part of that.
+WORTH_SHARING = 0.9
 # Rows that may share, in batches of rows. It is one piece of work, which one process does.
 BATCHES_A_PIECE = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Span:
     """The tokens `start` to `end` of a row, which are read at once and predict those that follow each of them.
 
     Attributes:
-        row (`int`): the row, or one of those that have these tokens in common.
+        row (`int`): the row, or one of those that have these tokens, those before them and the next one in common.
         start, end (`int`): as of a Python slice.
-        parent (`int`, *optional*): the span that ends where this one starts, by its index in [`Batch.shared`].
+        parent ([`Span`], *optional*): the one that ends where this one starts.
         depth (`int`): number of spans before this one.
-        n_rows (`int`): number of rows that have these tokens in common, and all before them, and the next one.
     """
 
     row: int
     start: int
     end: int
-    parent: int | None = None
-    depth: int = 0
-    n_rows: int = 1
+    parent: Span | None = None
+    depth: int = field(init=False)
 
-    @property
-    def saved(self) -> int:
-        """Number of tokens that need not be read."""
-        return (self.n_rows - 1) * (self.end - self.start)
+    def __post_init__(self):
+        object.__setattr__(self, "depth", 0 if self.parent is None else self.parent.depth + 1)
+
+    def __len__(self) -> int:
+        return self.end - self.start
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A piece of work: spans that several rows have in common, parents first, and for each row the span that it ends in."""
+    """A piece of work.
 
-    shared: list[Span]
-    last: list[Span]
+    Attributes:
+        last (`list[list[Span]]`): the spans that rows end in, one a row, in passes. Those of a pass are equally deep.
+        shared (`list[list[list[Span]]]`): spans that several rows have in common, in passes, for each depth: those that
+            begin rows, those that go on from these, and so on.
+    """
 
-    def by_depth(self) -> list[list[Span]]:
-        """The shared spans, those of each depth together."""
-        depths = 1 + max((span.depth for span in self.shared), default=-1)
-        return [[span for span in self.shared if span.depth == depth] for depth in range(depths)]
+    last: list[list[Span]]
+    shared: list[list[list[Span]]] = field(default_factory=list)
+
+    @property
+    def cost(self) -> int:
+        """What it costs to run, in tokens."""
+        every = [spans for passes in (*self.shared, self.last) for spans in passes]
+        return sum(COST_OF_A_PASS + len(spans) * max(map(len, spans)) for spans in every)
 
 
 def symbols(ids: Sequence[int], labels: Sequence[int]) -> tuple[int, ...]:
@@ -70,13 +74,12 @@ def n_targets(row: Sequence[int]) -> int:
     return sum(symbol & 1 for symbol in row)
 
 
-def plan(
-    rows: Sequence[Sequence[int]],
-    targets: Sequence[int],
-    batch_size: int,
-    max_targets: int,
-    max_depth: int,
-) -> list[Batch]:
+def prompt_of(row: Sequence[int]) -> Sequence[int]:
+    """What precedes the answer, without its last token: that one predicts the first target."""
+    return row[: next(t for t, symbol in enumerate(row) if t and symbol & 1) - 1]
+
+
+def plan(rows: Sequence[Sequence[int]], batch_size: int, max_targets: int, max_depth: int) -> list[Batch]:
     """Cut rows into pieces of work.
 
     Rows that begin alike share the reading of that beginning: the answers to one question its prompt, questions the
@@ -84,108 +87,111 @@ def plan(
 
     Args:
         rows (sequence of `n` sequences): the tokens of each row, from [`symbols`].
-        targets (sequence of `n`): number of targets of each row.
         batch_size, max_targets (`int`): most rows and targets a pass. A row with more targets is in a pass of its own.
         max_depth (`int`): how often a row can go on from what was read; 0 where the model can't.
     """
-    can_share = [max_depth > 0 and n <= max_targets for n in targets]
-    alone = [i for i in range(len(rows)) if not can_share[i]]
-    rest = sorted((i for i in range(len(rows)) if can_share[i]), key=lambda i: rows[i])
+
+    # Targets up to and including each token.
+    counts = [list(accumulate(symbol & 1 for symbol in row)) for row in rows]
+
+    def cut(spans: list[Span]) -> list[list[Span]]:
+        spans = sorted(spans, key=lambda span: (-len(span), span.row))
+        return passes(spans, [n_targets(rows[s.row][s.start + 1 : s.end + 1]) for s in spans], batch_size, max_targets)
+
+    whole = [Span(i, 0, len(row) - 1) for i, row in enumerate(rows)]
+    fit = {i for i, row in enumerate(rows) if max_depth > 0 and prompt_of(row) and counts[i][-1] <= max_targets}
+    alone = [span for span in whole if span.row not in fit]
+    rest = sorted(fit, key=lambda i: rows[i])
     batches: list[Batch] = []
-    while rest:
-        # As many rows as there can be while no pass over what they share has too many rows or targets.
-        fewest, most = 1, min(len(rest), BATCHES_A_PIECE * batch_size)
-        n = most
-        while fewest < most:
-            if _fits(_tree(rest[:n], rows, max_depth), rows, batch_size, max_targets):
-                fewest = n
-            else:
-                most = n - 1
-            n = (fewest + most + 1) // 2
-        batch, rest = _tree(rest[:n], rows, max_depth), rest[n:]
-        saved = sum(span.saved for span in batch.shared)
-        if saved > 0 and saved >= WORTH_SHARING * sum(len(rows[span.row]) for span in batch.last):
-            alone += [span.row for span in batch.last if span.parent is None]
-            batches.append(replace(batch, last=[span for span in batch.last if span.parent is not None]))
-        else:
-            alone += [span.row for span in batch.last]
-    alone.sort(key=lambda i: (-len(rows[i]), i))
-    return batches + [
-        Batch([], [Span(i, 0, len(rows[i]) - 1) for i in part])
-        for part in passes(alone, [targets[i] for i in alone], batch_size, max_targets)
-    ]
+    for k in range(0, len(rest), BATCHES_A_PIECE * batch_size):
+        members = rest[k : k + BATCHES_A_PIECE * batch_size]
+        batch = _cheapest(members, rows, cut, max_depth)
+        with_others = [span for spans in batch.last for span in spans if span.parent is not None]
+        batch = replace(batch, last=[spans for spans in batch.last if spans[0].parent is not None])
+        if batch.cost <= WORTH_SHARING * Batch(cut([whole[span.row] for span in with_others])).cost:
+            batches.append(batch)
+            members = set(members) - {span.row for span in with_others}
+        alone += [whole[i] for i in members]
+    return batches + [Batch([spans]) for spans in cut(alone)]
 
 
 def passes(items: Sequence[T], targets: Sequence[int], batch_size: int, max_targets: int) -> list[list[T]]:
-    """Cut rows or spans, in their order, into passes of at most so many of them and so many targets."""
-    cut: list[list[T]] = []
+    """Cut a sequence, in its order, into passes of at most so many items and so many of their targets."""
+    found: list[list[T]] = []
     now = 0
     for item, n in zip(items, targets, strict=True):
         now += n
-        if not cut or len(cut[-1]) == batch_size or now > max_targets:
-            cut.append([])
+        if not found or len(found[-1]) == batch_size or now > max_targets:
+            found.append([])
             now = n
-        cut[-1].append(item)
-    return cut
+        found[-1].append(item)
+    return found
 
 
-def _fits(batch: Batch, rows: Sequence[Sequence[int]], batch_size: int, max_targets: int) -> bool:
-    """Whether a pass for each depth is enough for what is shared."""
-    for spans in batch.by_depth():
-        targets = sum(n_targets(rows[span.row][span.start + 1 : span.end + 1]) for span in spans)
-        if len(spans) > batch_size or targets > max_targets:
-            return False
-    return True
+def _cheapest(members: list[int], rows: Sequence[Sequence[int]], cut: Callable, max_depth: int) -> Batch:
+    """Share what is common to rows, at the depths at which that pays."""
+    shared, last = _tree(members, rows)
+    best = _batch(shared, last, cut)
+    while shared:
+        depths = range(1 + max(span.depth for span in shared))
+        trials = [_without(depth, shared, last) for depth in depths]
+        batches = [_batch(*trial, cut) for trial in trials]
+        least = min(depths, key=lambda depth: batches[depth].cost)
+        if len(depths) <= max_depth and best.cost <= batches[least].cost:
+            break
+        (shared, last), best = trials[least], batches[least]
+    return best
 
 
-def _tree(members: list[int], rows: Sequence[Sequence[int]], max_depth: int) -> Batch:
-    """What rows, sorted by their tokens, have in common."""
-    shared: list[Span] = []
-    last: list[Span] = []
+def _batch(shared: list[Span], last: list[Span], cut: Callable) -> Batch:
+    def by_depth(spans: list[Span]) -> list[list[list[Span]]]:
+        spans = sorted(spans, key=lambda span: span.depth)
+        return [cut(list(group)) for _, group in groupby(spans, key=lambda span: span.depth)]
 
-    def grow(members: list[int], start: int, parent: int | None, depth: int) -> None:
+    return Batch([spans for passes in by_depth(last) for spans in passes], by_depth(shared))
+
+
+def _tree(members: list[int], rows: Sequence[Sequence[int]]) -> tuple[list[Span], list[Span]]:
+    """All that rows, sorted by their tokens, have in common, parents first, and what is left of each.
+
+    First comes what all prompts begin with, then each prompt, and then what some of its answers begin with.
+    """
+    shared, last = [], []
+
+    def share(row: int, end: int, parent: Span | None) -> Span | None:
+        start = 0 if parent is None else parent.end
+        if end > start:
+            shared.append(Span(row, start, end, parent))
+            return shared[-1]
+        return parent
+
+    def grow(members: list[int], parent: Span | None) -> None:
         if len(members) == 1:
-            last.append(Span(members[0], start, len(rows[members[0]]) - 1, parent, depth))
+            last.append(Span(members[0], 0 if parent is None else parent.end, len(rows[members[0]]) - 1, parent))
             return
         # They are sorted, so what the first and the last have in common all have. Each row keeps a token to go on with.
         common = len(commonprefix([rows[members[0]], rows[members[-1]]]))
-        span = Span(
-            members[0], start, min(common - 1, min(len(rows[i]) for i in members) - 2), parent, depth, len(members)
-        )
-        if span.saved >= WORTH_A_SPAN:
-            shared.append(span)
-            start, parent, depth = span.end, len(shared) - 1, depth + 1
+        parent = share(members[0], min(common - 1, min(len(rows[i]) for i in members) - 2), parent)
         for _, group in groupby(members, key=lambda i: rows[i][common] if len(rows[i]) > common else None):
-            grow(list(group), start, parent, depth)
+            grow(list(group), parent)
 
-    grow(members, 0, None, 0)
-    batch = Batch(shared, last)
-    while batch.shared:
-        saved = [sum(span.saved for span in spans) for spans in batch.by_depth()]
-        least = min(range(len(saved)), key=saved.__getitem__)
-        if len(saved) <= max_depth and saved[least] >= WORTH_A_PASS:
-            break
-        batch = _without(batch, least)
-    return batch
+    prompts = {i: prompt_of(rows[i]) for i in members}
+    common = len(commonprefix([prompts[members[0]], prompts[members[-1]]]))
+    header = share(members[0], min(common, min(map(len, prompts.values())) - 1), None)
+    for prompt, group in groupby(members, key=prompts.__getitem__):
+        group = list(group)
+        grow(group, header if len(group) == 1 else share(group[0], len(prompt), header))
+    return shared, last
 
 
-def _without(batch: Batch, depth: int) -> Batch:
-    """The same with no shared spans of one depth: the spans after them begin where they began."""
-    shared: list[Span] = []
-    place: list[int | None] = []  # of each span of before among those now; of one that went, the place of its parent
+def _without(depth: int, shared: list[Span], last: list[Span]) -> tuple[list[Span], list[Span]]:
+    """The same with no shared spans of one depth: those that go on from them begin where they began."""
+    now: dict[Span | None, Span | None] = {None: None}
 
     def moved(span: Span) -> Span:
-        if span.depth <= depth:
-            return span if span.parent is None else replace(span, parent=place[span.parent])
-        before = batch.shared[span.parent]
-        start = before.start if before.depth == depth else span.start
-        return replace(span, start=start, parent=place[span.parent], depth=span.depth - 1)
+        gone = span.parent is not None and span.parent.depth == depth
+        return replace(span, start=span.parent.start if gone else span.start, parent=now[span.parent])
 
-    for span in batch.shared:
-        now = moved(span)
-        if span.depth == depth:
-            place.append(now.parent)
-        else:
-            shared.append(now)
-            place.append(len(shared) - 1)
-    return Batch(shared, [moved(span) for span in batch.last])
+    for span in shared:
+        now[span] = now[span.parent] if span.depth == depth else moved(span)
+    return [now[span] for span in shared if span.depth != depth], [moved(span) for span in last]

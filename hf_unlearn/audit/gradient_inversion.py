@@ -89,7 +89,12 @@ def invert_gradient(
     for start in range(n_starts):
         pixels = random_pixels(model, len(labels), processor, seed=seed + start)
         optimize_pixels(
-            pixels, lambda x: mismatch(x) + tv_weight * total_variation(x), processor, n_steps, learning_rate, sign=True
+            pixels,
+            lambda x: mismatch(x) + tv_weight * total_variation(x),
+            processor,
+            n_steps,
+            learning_rate,
+            sign=True,
         )
         found.append(to_images(pixels, processor))
         values.append(float(mismatch(pixels).detach()))
@@ -103,7 +108,9 @@ def _changed(before, after, sign: float) -> tuple[nn.Module, dict[str, Tensor]]:
         model.set_attn_implementation("eager")  # the fused kernels have no second derivative
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if shapes != {name: parameter.shape for name, parameter in other.items()}:
-        raise ValueError("The models have not the same weights by name and shape. Give two models of one architecture.")
+        raise ValueError(
+            "The models have not the same weights by name and shape. Give two models of one architecture."
+        )
     change = {}
     for name, parameter in model.named_parameters():
         step = sign * (other[name].detach().to(parameter.device, parameter.dtype) - parameter.detach())
@@ -130,7 +137,9 @@ def random_pixels(model: nn.Module, n: int, processor=None, seed: int = 0) -> Te
     """Noise `(n, channels, height, width)` in the box of [`optimize_pixels`], to start from; the same on every device."""
     config = model.config
     size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
-    noise = torch.rand(n, config.num_channels, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = torch.rand(
+        n, config.num_channels, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     mean, std = map(torch.as_tensor, pixel_scale(processor))
     weight = next(model.parameters())
     return ((noise - mean) / std).to(weight.device, weight.dtype)

@@ -122,7 +122,9 @@ def _array(parameter: Tensor) -> np.ndarray:
 def _rounding(table: Tensor) -> float:
     # A checkpoint in 16 bit may have been loaded in 32: its values tell.
     types = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-    return max(torch.finfo(t).eps for t in types if torch.equal(table.to(t).to(table.dtype), table) or t == table.dtype)
+    return max(
+        torch.finfo(t).eps for t in types if torch.equal(table.to(t).to(table.dtype), table) or t == table.dtype
+    )
 
 
 def reconstruct_from_weights(before, after, processor=None) -> Reconstruction:
@@ -142,7 +144,8 @@ def reconstruct_from_weights(before, after, processor=None) -> Reconstruction:
     old, new = PatchTables.of(before), PatchTables.of(after)
     if old is None or new is None:
         return Reconstruction(
-            "not_applicable", "The model has no learned position table beside a patch embedding, so this route is closed."
+            "not_applicable",
+            "The model has no learned position table beside a patch embedding, so this route is closed.",
         )
     if (old.weight.shape, old.positions.shape, old.grid) != (new.weight.shape, new.positions.shape, new.grid):
         raise ValueError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
@@ -84,39 +85,36 @@ class Passes:
         self.lengths = np.array([batching.n_targets(row[1:]) for row in self._symbols], dtype=np.int64)
         cache = empty_cache(model)
         # Spans of various lengths leave gaps of padding, and a gap between two of them would count in the distances of a
-        # sliding window. With no more than one before the last, it can be on the left.
+        # sliding window. With no more than one before the last, all padded to one length, it can be on the left.
         self._slides = cache is not None and any(cache.is_sliding)
         self._max_depth = 0 if cache is None else 1 if self._slides else MAX_DEPTH
 
     def batches(self) -> list[Batch]:
         """The pieces of work."""
         if self.of_images:  # all of one size, so there is no order to prefer
-            every = range(len(self.rows))
-            return [
-                Batch([], [Span(i, 0, 0) for i in every[k : k + self.batch_size]]) for k in every[:: self.batch_size]
-            ]
-        return batching.plan(self._symbols, self.lengths, self.batch_size, self.max_targets, self._max_depth)
+            every = [Span(i, 0, 0) for i in range(len(self.rows))]
+            return [Batch([every[k : k + self.batch_size]]) for k in range(0, len(every), self.batch_size)]
+        return batching.plan(self._symbols, self.batch_size, self.max_targets, self._max_depth)
 
     def run(self, batch: Batch) -> None:
         """Run a piece of work, and keep what it leaves."""
         if not batch.shared:
-            self._run_whole([span.row for span in batch.last])
+            for spans in batch.last:
+                self._run_whole([span.row for span in spans])
             return
-        read: list[_Read] = []
-        places: dict[Span, Places] = {}
-        for spans in batch.by_depth():
-            found, now = self._run_spans(batch, spans, read[-1] if read else None, keep=True)
-            read.append(now)
-            for span, place in zip(spans, found, strict=True):
-                places[span] = [*(places[batch.shared[span.parent]] if span.parent is not None else ()), place]
-        for depth, before in enumerate(read, start=1):
-            last = [span for span in batch.last if span.depth == depth]
-            last.sort(key=lambda span: (span.start - span.end, span.row))
-            targets = [batching.n_targets(self._symbols[s.row][s.start + 1 : s.end + 1]) for s in last]
-            for spans in batching.passes(last, targets, self.batch_size, self.max_targets):
-                found, _ = self._run_spans(batch, spans, before)
-                for span, place in zip(spans, found, strict=True):
-                    self.places[span.row] = [*places[batch.shared[span.parent]], place]
+        read: list[_Read | None] = [None]
+        places: dict[Span | None, Places] = {None: []}
+        for passes in batch.shared:
+            parts = []
+            width = max(len(span) for spans in passes for span in spans) if self._slides else 0
+            for spans in passes:
+                found, part = self._run_spans(spans, read[-1], width)
+                parts.append(part)
+                places |= {s: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
+            read.append(self._joined(parts))
+        for spans in batch.last:
+            found, _ = self._run_spans(spans, read[spans[0].depth])
+            self.places |= {s.row: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
 
     def _run_whole(self, rows: list[int]) -> None:
         """Run rows that share nothing."""
@@ -133,26 +131,39 @@ class Passes:
         for i, place in zip(rows, self._keep(out.logits, out.targets, out.lengths.tolist()), strict=True):
             self.places[i] = [place]
 
-    def _run_spans(
-        self, batch: Batch, spans: list[Span], before: _Read | None, keep: bool = False
-    ) -> tuple[Places, _Read | None]:
-        """Go on with spans from their parents; the result holds where their targets are, and with `keep` what was read."""
+    def _run_spans(self, spans: list[Span], before: _Read | None, left_width: int = 0) -> tuple[Places, _Read]:
+        """Go on with spans from their parents. The result holds where the values of their targets are."""
         inputs = self._padded(
             [self.rows[span.row]["input_ids"][span.start : span.end] for span in spans],
             [self.rows[span.row]["labels"][span.start : span.end + 1] for span in spans],
-            on_left=self._slides and before is None,
+            left_width,
         )
         cache = empty_cache(self.model)
         if before is not None:
-            lines = torch.tensor([before.line[batch.shared[span.parent]] for span in spans], device=self.model.device)
+            lines = torch.tensor([before.line[span.parent] for span in spans], device=self.model.device)
             inputs["attention_mask"] = torch.cat([before.mask[lines], inputs["attention_mask"]], dim=1)
             cache = copy(before.cache)
             cache.layers = [copy(layer) for layer in before.cache.layers]
             cache.batch_select_indices(lines)
         out = target_logits(self.model, {**inputs, "past_key_values": cache})
         places = self._keep(out.logits, out.targets, out.lengths.tolist())
-        line = {span: k for k, span in enumerate(spans)}
-        return places, _Read(cache, inputs["attention_mask"], line) if keep else None
+        return places, _Read(cache, inputs["attention_mask"], {span: k for k, span in enumerate(spans)})
+
+    def _joined(self, parts: list[_Read]) -> _Read:
+        """What was read in several passes, as if it had been one: with more padding."""
+        if len(parts) == 1:
+            return parts[0]
+        longest = max(part.mask.shape[1] for part in parts)
+        gaps = [longest - part.mask.shape[1] for part in parts]
+        joined = parts[0]
+        for layers in zip(*(part.cache.layers for part in parts), strict=True):
+            for name in ("keys", "values"):
+                states = [F.pad(getattr(layer, name), (0, 0, 0, gap)) for layer, gap in zip(layers, gaps, strict=True)]
+                setattr(layers[0], name, torch.cat(states))
+        joined.mask = torch.cat([F.pad(part.mask, (0, gap)) for part, gap in zip(parts, gaps, strict=True)])
+        every = [span for part in parts for span in part.line]
+        joined.line = {span: k for k, span in enumerate(every)}
+        return joined
 
     def _keep(self, logits: Tensor, targets: Tensor, lengths: list[int]) -> Places:
         """Reduce the logits of several rows, one after the other, and say where the values are."""
@@ -171,20 +182,23 @@ class Passes:
         return places
 
     def _padded(
-        self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], on_left=False
+        self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], left_width=0
     ) -> dict[str, Tensor]:
-        """A batch. The last token of a row is predicted, but need not be read, so there is one label more."""
+        """A batch, padded on the right, or on the left to the width given.
 
-        def pad(rows: Sequence[Sequence[int]], filler: Sequence[int]) -> Tensor:
-            longest = max(map(len, rows))
-            gaps = [[value] * (longest - len(row)) for row, value in zip(rows, filler, strict=True)]
-            return torch.tensor([[*g, *row] if on_left else [*row, *g] for row, g in zip(rows, gaps, strict=True)])
+        The last token of a row is predicted, but need not be read, so there is one label more.
+        """
+
+        def pad(rows: Sequence[Sequence[int]], filler: Sequence[int], more: int = 0) -> Tensor:
+            width = left_width + more if left_width else max(map(len, rows))
+            gaps = [[value] * (width - len(row)) for row, value in zip(rows, filler, strict=True)]
+            return torch.tensor([[*g, *row] if left_width else [*row, *g] for row, g in zip(rows, gaps, strict=True)])
 
         return self._to_device(
             {
                 "input_ids": pad(ids, [row[-1] for row in ids]),
                 "attention_mask": pad([[1] * len(row) for row in ids], [0] * len(ids)),
-                "labels": pad(labels, [IGNORE_INDEX] * len(ids)),
+                "labels": pad(labels, [IGNORE_INDEX] * len(ids), more=1),
             }
         )
 

@@ -40,7 +40,7 @@ class ReconstructionAudit:
         chance (`float64 (n,)`): the share of the retained images that are of that class.
         mean_color, nearest_retained (`float64 (n,)`): PSNR of the best single colour, and of the retained image that is
             most like the record.
-        non_member_psnr, non_member_ssim (`float64 (m,)`): of the reconstruction to images that were never trained on; of
+        non_members, non_members_ssim (`float64 (m,)`): of the reconstruction to images that were never trained on; of
             several reconstructions, of the one most like each.
         recovered_db (`float`): from this PSNR on a record counts as recovered.
         details (`Reconstruction` or `None`): rank, condition and residual of the closed form, and its image.
@@ -54,8 +54,8 @@ class ReconstructionAudit:
     chance: np.ndarray
     mean_color: np.ndarray
     nearest_retained: np.ndarray
-    non_member_psnr: np.ndarray
-    non_member_ssim: np.ndarray
+    non_members: np.ndarray
+    non_members_ssim: np.ndarray
     recovered_db: float = RECOVERED_DB
     details: Reconstruction | None = field(default=None, repr=False)
 
@@ -63,7 +63,7 @@ class ReconstructionAudit:
     def baseline(self) -> np.ndarray:
         """PSNR in dB that a reconstruction must exceed to show anything: the best of the baselines, `float64 (n,)`."""
         best = np.fmax(self.mean_color, self.nearest_retained)
-        return np.fmax(best, np.fmax.reduce(self.non_member_psnr, initial=-np.inf))
+        return np.fmax(best, np.fmax.reduce(self.non_members, initial=-np.inf))
 
     @property
     def recovered(self) -> np.ndarray:
@@ -79,7 +79,7 @@ class ReconstructionAudit:
     def p_value(self) -> float:
         """Of the one-sided Mann-Whitney U test against "it is no more like the forget set than like images never trained
         on", by SSIM; with one record at least `1 / (m + 1)`. NaN without such images."""
-        members, others = (values[~np.isnan(values)] for values in (self.ssim, self.non_member_ssim))
+        members, others = (values[~np.isnan(values)] for values in (self.ssim, self.non_members_ssim))
         if not len(members) or not len(others):
             return float("nan")
         return float(mannwhitneyu(members, others, alternative="greater").pvalue)
@@ -115,10 +115,10 @@ class ReconstructionAudit:
         said = f"No image is recovered above the baseline by {self.route} ({self._numbers(worst)})."
         if self.outcome == "nothing_found":
             return f"{said} {caveat}"
-        auc = statistics.auc(self.ssim, self.non_member_ssim).value
+        auc = statistics.auc(self.ssim, self.non_members_ssim).value
         return (
             f"{said} But the reconstruction betrays what was forgotten: it is more like the forget set than like images never "
-            f"trained on (AUC {auc:.2f} of SSIM, n = {len(self.ssim)} and {len(self.non_member_ssim)}, p = {self.p_value:.2g})."
+            f"trained on (AUC {auc:.2f} of SSIM, n = {len(self.ssim)} and {len(self.non_members_ssim)}, p = {self.p_value:.2g})."
         )
 
     def _numbers(self, record: int) -> str:
@@ -131,10 +131,10 @@ class ReconstructionAudit:
         """Plain types for JSON: numbers and words, no image."""
         shown = {"route": self.route, "outcome": self.outcome, "sentence": self.sentence, "reason": self.reason}
         shown |= {"n": len(self.psnr), "recovered": np.flatnonzero(self.recovered).tolist(), "p_value": self.p_value}
-        shown["auc_ssim"] = statistics.auc(self.ssim, self.non_member_ssim).as_dict()
+        shown["auc_ssim"] = statistics.auc(self.ssim, self.non_members_ssim).as_dict()
         known = self.found[~np.isnan(self.found)]
         shown["found"] = statistics.rate(int(known.sum()), len(known)).as_dict()
-        names = ("psnr", "ssim", "chance", "mean_color", "nearest_retained", "non_member_psnr", "non_member_ssim")
+        names = ("psnr", "ssim", "chance", "mean_color", "nearest_retained", "non_members", "non_members_ssim")
         shown |= {name: statistics.mean(getattr(self, name)).as_dict() for name in names}
         if self.details is not None:
             shown["details"] = self.details.as_dict()
@@ -225,8 +225,8 @@ def compare_reconstructions(
         chance=chance,
         mean_color=psnr(np.broadcast_to(forget.mean(axis=(2, 3), keepdims=True), forget.shape), forget),
         nearest_retained=missing if kept is None else nearest_psnr(forget, kept),
-        non_member_psnr=_best(psnr, distinct, others),
-        non_member_ssim=_best(ssim, distinct, others),
+        non_members=_best(psnr, distinct, others),
+        non_members_ssim=_best(ssim, distinct, others),
         recovered_db=recovered_db,
         details=details,
     )

@@ -128,7 +128,9 @@ def table(results: dict[str, list[tuple[ReconstructionAudit, float]]]) -> str:
     for name, found in results.items():
         audits, losses = zip(*found, strict=True)
         psnr, ssim = (np.concatenate([getattr(audit, of) for audit in audits]) for of in ("psnr", "ssim"))
-        count = {of: sum(audit.outcome == of for audit in audits) for of in ("recovered", "partly_recovered", "betrayed")}
+        count = {
+            of: sum(audit.outcome == of for audit in audits) for of in ("recovered", "partly_recovered", "betrayed")
+        }
         person = sum(int(np.nansum(audit.found)) for audit in audits)
         cells = [name, f"{np.mean(losses):.1f}"]
         if np.isnan(psnr).all():

@@ -157,14 +157,15 @@ def test_every_distinct_text_is_read_once_and_every_shared_prompt_once():
         stem = ids[: next(t for t, label in enumerate(labels) if label != -100) - 1]
         stems.setdefault(stem, []).append(len(ids) - len(stem) - 1)  # the last token is predicted, but not read
     once = sum((len(stem) if len(rest) > 1 else len(stem) * len(rest)) + sum(rest) for stem, rest in stems.items())
-    assert sum(p["real"] for p in run) == once < 0.6 * separately
+    # Beginnings of answers that are alike are read once, too.
+    assert 0.8 * once < sum(p["real"] for p in run) <= once < 0.6 * separately
 
 
 def test_sharing_reads_fewer_tokens_than_not_sharing(monkeypatch):
     model = tiny_gpt2()
     with counted(model) as shared:
         score(model, TOKENIZER, EXAMPLES)
-    monkeypatch.setattr(batching, "WORTH_SHARING", 10**9)
+    monkeypatch.setattr(batching, "WORTH_SHARING", 0)
     with counted(model) as separate:
         score(model, TOKENIZER, EXAMPLES)
     real, padded = ([sum(p[kind] for p in run) for run in (shared, separate)] for kind in ("real", "padded"))
@@ -218,8 +219,8 @@ def test_texts_after_one_long_prefix_share_it():
         (answers(0, 1) + answers(1, 1), 1),  # nothing to share
         ([{"prompt": "Q:", "completion": f" {i}"} for i in range(8)], 1),  # a reading would cost more than it saves
         ([f"Text {i}." for i in range(8)], 1),
-        (answers(0, 8), 2),  # one reading, one pass of eight
-        (answers(0, 8) * 5, 2),
+        (answers(0, 8), 1),  # one pass of eight costs less than a reading and a pass
+        (answers(0, 8) * 5, 1),
         (answers(0, 20), 4),  # one reading, three passes
     ],
 )
@@ -280,7 +281,8 @@ def test_the_sets_of_an_audit_share_one_pass():
     texts = [(r["prompt"], c) for r in forget for c in (r["completion"], r["paraphrased_completion"])]
     texts += [(r["prompt"], c) for r in forget for c in r["perturbed_completions"]]
     n_all = sum(len(encode({"prompt": p, "completion": c}, TOKENIZER)["input_ids"]) for p, c in texts)
-    assert sum(p["real"] for p in run) == n_all - 42 - 6 * n_prompts  # the last token of each is not read
+    most = n_all - 42 - 6 * n_prompts  # the last token of each is not read
+    assert 0.8 * most < sum(p["real"] for p in run) <= most
 
 
 # --- memory ---

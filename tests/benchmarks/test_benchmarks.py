@@ -52,16 +52,19 @@ def test_separate_batches_hold_the_rows_of_the_fused_one_with_less_padding():
     assert retain["labels"].tolist() == [[7, 7, 7, 7], [7, 7, 7, 0]]
 
 
-def test_one_pass_gives_the_eight_metrics_of_the_textbook():
+def test_the_suite_gives_the_values_of_the_textbook():
     import audit
+    import audit_textbook
 
-    model, tokenizer, examples, rows = audit.setting(20, 101, prompt=(1, 9), answer=(1, 12))
-    found, expected = audit.ours(model, tokenizer, examples), audit.textbook(model, rows, examples)
+    given = audit.suite(8, 402, header=6, question=(2, 5), answer=(3, 12), layers=1)
+    rows = audit.encoded(given)
+    found, expected = audit.likelihoods(given), audit_textbook.likelihoods(given, rows, 4)
     audit.check_identical(found, expected)
-    assert len(found) == 8
-    # The examples must tell right from wrong: some answers are known, most are not.
-    assert 0 < found["verbatim_extracted"].mean() < 1
-    assert len(np.unique(found["extraction_strength"])) > 3
+    said = audit.generations(given), audit_textbook.generations(given, rows, 4, audit.MAX_NEW_TOKENS)
+    audit.check_identical(*said)
+    assert audit.utility(found | said[0]) == pytest.approx(audit.utility(expected | said[1]), rel=1e-5)
+    # The examples must tell right from wrong: some answers are known, others are not.
+    assert {0, 1} < set(found["extraction_strength"])
 
 
 def test_another_value_of_one_example_is_noticed():
