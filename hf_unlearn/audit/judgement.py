@@ -129,8 +129,8 @@ def _baseline(sets: Mapping[str, Any], seed: int):
 def _checks(baseline, verdicts: Sequence[Verdict], tables: Tables) -> list[dict[str, Any]]:
     checks = []
     if baseline is not None:
-        checks.append({"check": "blind_baseline", **baseline.as_dict(), "warns": not baseline.exchangeable})
-        if not baseline.exchangeable:
+        checks.append({"check": "blind_baseline", **baseline.as_dict(), "warns": baseline.shift is True})
+        if baseline.shift is True:
             checks[-1]["says"] = (
                 "Forget set and holdout differ in kind: a classifier that never saw a model tells them apart. An attack "
                 "that compares them may find that difference and not what was trained on; only the difference to the "
