@@ -44,7 +44,7 @@ from hf_unlearn.data.text import encode
 
 
 # Vocabulary and questions a set: forget, holdout, retain; real authors and world facts have a quarter, as in TOFU.
-SETTINGS = ((1_000, 24), (32_000, 8))
+SETTINGS = ((1_000, 16), (8_000, 8), (32_000, 6))
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 80
 WORDS_A_CHAIN = 80
