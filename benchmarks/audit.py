@@ -259,7 +259,7 @@ def main():
     for vocab_size, n in SETTINGS:
         given = suite(n, vocab_size)
         n_texts = sum(map(len, given.rows.values()))
-        seconds = measure(given, encoded(given), args.repetitions)
+        seconds = in_turn(given, encoded(given), args.repetitions)
         for part, fast, slow in PARTS:
             sums = [
                 [sum(turn) for turn in zip(*(seconds[name] for name in names), strict=True)] for names in (fast, slow)
@@ -278,7 +278,7 @@ PARTS = (
 )
 
 
-def measure(given: Suite, ids: dict[str, list[dict]], repetitions: int) -> dict[str, list[float]]:
+def in_turn(given: Suite, ids: dict[str, list[dict]], repetitions: int) -> dict[str, list[float]]:
     """CPU seconds of each part, in turn; the values must be the same."""
     forms = {
         "likelihoods": lambda: likelihoods(given),

@@ -1,96 +1,81 @@
-"""What an audit costs in CPU time and memory, by the number of examples and the size of the vocabulary.
+"""Time and peak memory of scoring against the number of examples and the size of the vocabulary, as a table and a plot.
 
-    python benchmarks/audit_cost.py docs/audit_cost.svg
-
-Ours is the whole table, from which all likelihood metrics are read. The textbook is one metric alone, Min-K%++ from the
-logits of whole batches, which a collection of metrics computes beside its others. Every point is a process of its own.
+python benchmarks/audit_cost.py --output docs/audit_cost.svg
 """
 
 from __future__ import annotations
 
 import argparse
 
-import audit_textbook
 import torch
-from audit import BATCH_SIZE, suite
-from measure import cpu_seconds, in_own_process, markdown_table, peak_growth
+from audit import BATCH_SIZE, word_tokenizer
+from measure import cpu_seconds, in_own_process, markdown_table, peak_growth, tiny_llama
 
-from hf_unlearn.audit import min_k_plus_plus, score
-from hf_unlearn.data.text import encode
-
-
-EXAMPLES, AT_VOCABULARY = (50, 100, 200, 400), 8_000
-VOCABULARIES, AT_EXAMPLES = (1_000, 8_000, 32_000, 128_000), 50
+from hf_unlearn.audit import score
 
 
-def point(form: str, n: int, vocab_size: int, **size) -> tuple[float, float]:
-    """CPU seconds, and MiB on top of the model and its texts."""
-    torch.set_num_threads(1)
-    given = suite(n, vocab_size, **size)
-    examples = given.rows["holdout"]
-    rows = [encode(example, given.tokenizer) for example in examples]
-    run = {
-        "ours": lambda: min_k_plus_plus(score(given.model, given.tokenizer, examples, BATCH_SIZE, sampling=())),
-        "textbook": lambda: audit_textbook.min_k_plus_plus(given.model, rows, BATCH_SIZE),
-    }[form]
-    seconds = 0.0
-
-    def timed():
-        nonlocal seconds
-        _, seconds = cpu_seconds(run)
-
-    mib = peak_growth(timed)
-    return seconds, mib
+EXAMPLES, VOCABULARIES = (50, 100, 200, 400), (1_000, 8_000, 32_000, 131_072)
+# What the other axis is held at.
+FIXED_EXAMPLES, FIXED_VOCABULARY = 50, 8_000
 
 
-def measured(points: list[tuple[int, int]]) -> dict[str, list[tuple[float, float]]]:
-    return {form: [in_own_process(point, form, *at) for at in points] for form in ("ours", "textbook")}
-
-
-def table(name: str, along, found: dict[str, list[tuple[float, float]]]) -> str:
-    columns = [name, "ours, CPU s", "textbook, CPU s", "ours, peak MiB", "textbook, peak MiB"]
-    rows = [
-        [f"{x:,}", *(f"{found[form][k][what]:.{2 - 2 * what}f}" for what in (0, 1) for form in ("ours", "textbook"))]
-        for k, x in enumerate(along)
+def examples(n: int, vocab_size: int) -> list[dict[str, str]]:
+    """Prompts of 32 and answers of 32 tokens, no two alike."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(2, vocab_size, (n, 64), generator=generator).tolist()
+    return [
+        {"prompt": " ".join(f"w{w}" for w in row[:32]), "completion": "".join(f" w{w}" for w in row[32:])}
+        for row in words
     ]
-    return markdown_table(columns, rows)
 
 
-def plot(path: str, by_examples, by_vocabulary):
+def cost(n: int, vocab_size: int) -> tuple[float, float]:
+    """CPU seconds, and MiB on top of the model and the rows."""
+    model, tokenizer = tiny_llama(vocab_size, layers=2), word_tokenizer(vocab_size)
+    rows = examples(n, vocab_size)
+    seconds = []
+    memory = peak_growth(
+        lambda: seconds.append(cpu_seconds(lambda: score(model, tokenizer, rows, BATCH_SIZE, sampling=()))[1])
+    )
+    return seconds[0], memory
+
+
+def draw(of_examples, of_vocabulary, path: str) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "audit", "font.size": 9})
-    from matplotlib import pyplot
+    import matplotlib.pyplot as plt
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(8, 5.5), sharex="col", layout="constrained")
-    panels = (
-        (EXAMPLES, by_examples, f"examples (vocabulary of {AT_VOCABULARY:,})"),
-        (VOCABULARIES, by_vocabulary, f"vocabulary ({AT_EXAMPLES} examples)"),
-    )
-    names = {"ours": "the whole table", "textbook": "textbook, one metric alone"}
-    for column, (along, found, name) in enumerate(panels):
-        for line, unit in enumerate(("CPU seconds", "peak memory, MiB")):
-            axis = axes[line, column]
-            for form, style in (("ours", "o-"), ("textbook", "s--")):
-                axis.plot(along, [values[line] for values in found[form]], style, label=names[form])
-            axis.set(xscale="log", yscale="log", ylabel=unit, xlabel=name if line else None)
-            axis.set_xticks(along, [f"{x:,}" for x in along])
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-    axes[0, 0].legend()
-    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.rcParams["svg.hashsalt"] = "hf_unlearn"
+    figure, panels = plt.subplots(2, 2, figsize=(8, 5.5), squeeze=False)
+    sides = (("examples", EXAMPLES, of_examples), ("vocabulary", VOCABULARIES, of_vocabulary))
+    for column, (label, x, found) in enumerate(sides):
+        for row, unit in enumerate(("CPU seconds", "peak MiB")):
+            panel = panels[row][column]
+            panel.plot(x, [values[row] for values in found], marker="o")
+            panel.set(xlabel=label, ylabel=unit, ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main():
-    parser = argparse.ArgumentParser(description="CPU seconds and peak memory of an audit, and a plot of them.")
-    parser.add_argument("plot", nargs="?", help="SVG to write")
-    path = parser.parse_args().plot
-    by_examples = measured([(n, AT_VOCABULARY) for n in EXAMPLES])
-    by_vocabulary = measured([(AT_EXAMPLES, vocab_size) for vocab_size in VOCABULARIES])
-    print(table("examples", EXAMPLES, by_examples), table("vocabulary", VOCABULARIES, by_vocabulary), sep="\n\n")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", help="file for the plot, such as docs/audit_cost.svg")
+    path = parser.parse_args().output
+    torch.set_num_threads(1)
+    of_examples = [in_own_process(cost, n, FIXED_VOCABULARY) for n in EXAMPLES]
+    of_vocabulary = [in_own_process(cost, FIXED_EXAMPLES, size) for size in VOCABULARIES]
+    rows = [
+        [f"{n}", f"{FIXED_VOCABULARY:,}", f"{s:.2f}", f"{m:.0f}"]
+        for n, (s, m) in zip(EXAMPLES, of_examples, strict=True)
+    ]
+    rows += [
+        [f"{FIXED_EXAMPLES}", f"{size:,}", f"{s:.2f}", f"{m:.0f}"]
+        for size, (s, m) in zip(VOCABULARIES, of_vocabulary, strict=True)
+    ]
+    print(markdown_table(["examples", "vocabulary", "CPU s", "peak MiB"], rows))
     if path:
-        plot(path, by_examples, by_vocabulary)
+        draw(of_examples, of_vocabulary, path)
 
 
 if __name__ == "__main__":
