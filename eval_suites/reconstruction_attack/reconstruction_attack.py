@@ -139,7 +139,7 @@ def _summary(audit, seed):
         "above_baseline_rate": rate(int(audit.above_baseline[known].sum()), int(known.sum())),
         "psnr_mean_color": mean(audit.mean_color, seed=seed),
     }
-    for name, values in (("nearest_retained", audit.nearest_retained), ("non_members", audit.non_member_psnr)):
+    for name, values in (("nearest_retained", audit.nearest_retained), ("non_members", audit.non_members)):
         if not np.isnan(values).all():
             estimates[f"psnr_{name}"] = mean(values, seed=seed)
     results = {}
