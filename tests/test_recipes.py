@@ -25,7 +25,7 @@ BRIEF = ["--audit_max_rows", 8, "--audit_max_new_tokens", 8]
 
 
 def run(launcher, recipe, *arguments, cwd, ok=True):
-    arguments = [*arguments, *([] if recipe == "finetune" else BRIEF)]
+    arguments = [*arguments, *([] if recipe in ("finetune", "compare") else BRIEF)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     done = subprocess.run(
         [*launcher, str(RECIPES / f"{recipe}.py"), *map(str, arguments)],
