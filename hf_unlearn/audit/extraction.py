@@ -52,7 +52,7 @@ def extraction_strength(scores: Scores, variant: str = "paper") -> np.ndarray:
     np.maximum.at(given, examples[missed], place[missed])
     if variant == "open-unlearning":
         given = np.minimum(given, length - 1)
-    return 1 - given / np.where(length > 0, length, np.nan)
+    return 1 - given / np.where((length > 0) & scores.valid, length, np.nan)
 
 
 def verbatim_extracted(scores: Scores) -> np.ndarray:

@@ -81,7 +81,8 @@ def invert_gradient(
     def mismatch(pixels: Tensor) -> Tensor:
         out = target_logits(model, {"pixel_values": pixels, "labels": labels})
         loss = out.sequence_mean(-out.sequence_log_probs)
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        # Weight decay also moves what the loss does not read.
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         dot = sum((g * step).sum() for g, step in zip(gradients, change.values(), strict=True))
         return 1 - dot / (length * torch.sqrt(sum(g.square().sum() for g in gradients)))
 

@@ -165,7 +165,7 @@ def reconstruct_from_weights(before, after, processor=None) -> Reconstruction:
         if np.array_equal(a, b)
     ]
     if same:
-        reason = f"The {' and the '.join(same)} are bit for bit the same in both models, and this route needs a change of both."
+        reason = f"In both models these are bit for bit the same: {' and '.join(same)}. This route needs a change of both tables."
         return Reconstruction("nothing_changed", reason, n_patches=n_patches)
 
     solutions = [_solve(old, new, decay) for decay in (_decay(old, new), 0.0)]
@@ -208,7 +208,7 @@ def _solve(old: PatchTables, new: PatchTables, decay: float) -> tuple[np.ndarray
     d_positions = (new.positions - (1 - decay) * old.positions)[-new.n_patches :]
     left, values, right = np.linalg.svd(d_positions, full_matrices=False)
     explained = right @ d_weight
-    unexplained, noise = np.linalg.norm(d_weight - right.T @ explained), _noise(old, new)
+    unexplained, noise = np.linalg.norm(d_weight - right.T @ explained), _noise(new)
     # What no image explains shows how large the errors are in the part that one does explain. With fewer hidden units than
     # patches nothing is left over, and the errors are those of rounding.
     left_over = (len(d_weight) - len(values)) * d_weight.shape[1]
@@ -220,15 +220,16 @@ def _solve(old: PatchTables, new: PatchTables, decay: float) -> tuple[np.ndarray
     return patches, int((values > noise).sum()), float(condition), float(share), decay
 
 
-def _noise(old: PatchTables, new: PatchTables) -> float:
+def _noise(new: PatchTables) -> float:
     """The largest singular value that rounding gives the change of the positions.
 
-    The error of a rounded number is uniform, with a standard deviation of about a fifth of the distance to the next one;
-    here are two. A random matrix of that many rows and columns has no singular value above the sum of their roots.
+    The error of a rounded number is uniform, with a standard deviation of about a fifth of the distance to the next one. A
+    random matrix of that many rows and columns has no singular value above the sum of their roots. The weights before the
+    edit are where it started from, and count as exact.
     """
-    n, d = old.positions.shape
+    n, d = new.positions.shape
     scale = np.sqrt(np.square(new.positions).mean())
-    return float(max(old.rounding, new.rounding) / 4 * scale * (np.sqrt(n) + np.sqrt(d)))
+    return float(new.rounding / 4 * scale * (np.sqrt(n) + np.sqrt(d)))
 
 
 def _assemble(patches: np.ndarray, grid: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:

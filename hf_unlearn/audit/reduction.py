@@ -30,5 +30,5 @@ def mean_by_example(scores: Scores, values: np.ndarray, keep: np.ndarray | None 
     An example without such a target is NaN: it cannot be scored, which is not the same as scoring 0.
     """
     counts = sum_by_example(scores, np.ones(len(scores.log_prob)), keep)
-    counts[counts == 0] = np.nan
+    counts[(counts == 0) | ~scores.valid] = np.nan
     return sum_by_example(scores, values, keep) / counts

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from peft import LoraConfig
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
-from hf_unlearn.audit.image_similarity import class_token
-from hf_unlearn.audit.reconstruction import ReconstructionAudit, reconstruction_audit
+from hf_unlearn.audit.estimate import plain
+from hf_unlearn.audit.image_similarity import class_token, image_chunks, ssim
+from hf_unlearn.audit.reconstruction import LEVEL, ReconstructionAudit, reconstruction_audit
 from hf_unlearn.data import encode_dataset, load_rows
 from hf_unlearn.methods import METHODS
 
@@ -100,46 +102,73 @@ def forget(model, processor, edit: Edit, forget_rows, retain_rows):
     return before, after.eval()
 
 
+class Outcome(NamedTuple):
+    """What became of a portrait.
+
+    Attributes:
+        audit ([`ReconstructionAudit`]).
+        loss (`float`): on the portrait after the edit, in nats.
+        false_alarms (`float`): share of portraits of other people, which the model was trained on and has not forgotten,
+            that the same test calls betrayed by the same reconstruction; NaN without one.
+    """
+
+    audit: ReconstructionAudit
+    loss: float
+    false_alarms: float
+
+
 def reconstruct(
     model, processor, train: list[dict], test: list[dict], index: int, edit: Edit, embed: Callable | None = None
-) -> tuple[ReconstructionAudit, float]:
-    """Forget one row of the training set and audit it; and the loss on it after the edit, in nats.
+) -> Outcome:
+    """Forget one row of the training set and audit it.
 
     Args:
         train, test (`list[dict]`): encoded rows.
         embed (`Callable`, *optional*): features to find the person by.
     """
     record = train[index]
-    gone = [i for i, row in enumerate(train) if row["labels"] == record["labels"]] if edit.whole_person else [index]
+    same_person = [i for i, row in enumerate(train) if row["labels"] == record["labels"]]
+    gone = same_person if edit.whole_person else [index]
     kept = [row for i, row in enumerate(train) if i not in gone]
     before, after = forget(model, processor, edit, [train[i] for i in gone], kept)
     audit = reconstruction_audit(before, after, [record], processor, retain=kept, non_members=test, embed=embed)
     with torch.no_grad():
         logits = after.float()(pixel_values=record["pixel_values"][None]).logits
-    return audit, float(torch.nn.functional.cross_entropy(logits, torch.tensor([record["labels"]])))
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor([record["labels"]]))
+    return Outcome(audit, float(loss), _false_alarms(audit, processor, kept, record["labels"]))
 
 
-def table(results: dict[str, list[tuple[ReconstructionAudit, float]]]) -> str:
+def _false_alarms(audit: ReconstructionAudit, processor, kept: list[dict], label: int) -> float:
+    if audit.details.image is None:
+        return float("nan")
+    others = np.concatenate(list(image_chunks([row for row in kept if row["labels"] != label], processor)))
+    ahead = (audit.non_members_ssim >= ssim(audit.details.image, others)[:, None]).sum(axis=1)
+    return float(np.mean((1 + ahead) / (1 + len(audit.non_members_ssim)) <= LEVEL))
+
+
+def table(results: dict[str, list[Outcome]]) -> str:
     """One line an edit, in Markdown: means over portraits, the range of PSNR, and how many portraits."""
     lines = [
-        "| edit | loss after | PSNR, dB | SSIM | recovered | partly | betrayed | person found |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| edit | loss after | PSNR, dB | SSIM | recovered | partly | betrayed | person found | false alarms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, found in results.items():
-        audits, losses = zip(*found, strict=True)
-        psnr, ssim = (np.concatenate([getattr(audit, of) for audit in audits]) for of in ("psnr", "ssim"))
-        count = {
-            of: sum(audit.outcome == of for audit in audits) for of in ("recovered", "partly_recovered", "betrayed")
-        }
-        person = sum(int(np.nansum(audit.found)) for audit in audits)
+        audits, losses, false_alarms = zip(*found, strict=True)
+        psnr, likeness = (np.concatenate([getattr(audit, of) for audit in audits]) for of in ("psnr", "ssim"))
+        outcomes = ("recovered", "partly_recovered", "betrayed")
         cells = [name, f"{np.mean(losses):.1f}"]
         if np.isnan(psnr).all():
-            cells += ["nothing changed", "–", *["0"] * 3, "–"]
+            cells += ["nothing changed", *["–"] * 6]
         else:
-            cells += [f"{psnr.mean():.1f} ({psnr.min():.1f} to {psnr.max():.1f})", f"{ssim.mean():.2f}"]
-            cells += [*map(str, count.values()), str(person)]
+            cells += [f"{psnr.mean():.1f} ({psnr.min():.1f} to {psnr.max():.1f})", f"{likeness.mean():.2f}"]
+            cells += [str(sum(audit.outcome == outcome for audit in audits)) for outcome in outcomes]
+            cells += [str(sum(int(np.nansum(audit.found)) for audit in audits)), f"{np.mean(false_alarms):.1%}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _as_dict(outcome: Outcome) -> dict:
+    return plain({**outcome.audit.as_dict(), "loss_after": outcome.loss, "false_alarms": outcome.false_alarms})
 
 
 def main():
@@ -162,15 +191,14 @@ def main():
     results = {}
     for name, edit in EDITS.items():
         results[name] = [reconstruct(model, processor, train, test, i, edit, embed) for i in chosen]
-        print(results[name][0][0].sentence)
-    audits = [audit for found in results.values() for audit, _ in found][: len(chosen)]
+        print(results[name][0].audit.sentence, flush=True)
     print(table(results))
     for of in ("mean_color", "nearest_retained", "chance"):
-        values = np.concatenate([getattr(audit, of) for audit in audits])
+        values = np.concatenate([getattr(outcome.audit, of) for outcome in results[name]])
         print(f"{of}: {values.mean():.3f} ({values.min():.3f} to {values.max():.3f})")
     if arguments.output:
-        rows = {name: [{**a.as_dict(), "loss_after": loss} for a, loss in found] for name, found in results.items()}
-        Path(arguments.output).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        shown = {name: [_as_dict(outcome) for outcome in found] for name, found in results.items()}
+        Path(arguments.output).write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -121,3 +121,10 @@ def test_queries_needed_is_the_smallest_sufficient_number(probability, p):
 def test_queries_needed_refuses_what_is_no_probability(probability, p):
     with pytest.raises(ValueError):
         queries_needed(probability, p)
+
+
+def test_logits_that_are_no_numbers_are_missing_and_no_miss():
+    scores = table([[-0.1, np.nan], [-0.1, -0.2]], hits=[[True, False], [True, False]])
+    for metric in (exact_memorization, extraction_strength):
+        found = metric(scores)
+        assert np.isnan(found[0]) and not np.isnan(found[1])
