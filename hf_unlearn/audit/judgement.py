@@ -116,7 +116,12 @@ def _reconstruction(audit) -> tuple[dict[str, Any], dict[str, Any]]:
         "tested": ["reconstruction_from_weights"],
         "wording": audit.sentence,
     }
-    return surface, {"check": "reconstruction", **shown, "warns": recovered or audit.outcome == "betrayed", "says": audit.sentence}
+    return surface, {
+        "check": "reconstruction",
+        **shown,
+        "warns": recovered or audit.outcome == "betrayed",
+        "says": audit.sentence,
+    }
 
 
 def _baseline(sets: Mapping[str, Any], seed: int):
