@@ -38,8 +38,8 @@ from hf_unlearn.audit import (
     score,
     truth_ratio,
 )
-from hf_unlearn.audit.generation import texts_of
-from hf_unlearn.audit.text_overlap import rouge_l
+from hf_unlearn.audit.generation.generate import texts_of
+from hf_unlearn.audit.generation.text_overlap import rouge_l
 from hf_unlearn.data.text import encode
 
 

@@ -36,8 +36,8 @@ from hf_unlearn.audit import (
     score,
     verbatim_extracted,
 )
-from hf_unlearn.audit.margins import Margins
-from hf_unlearn.audit.verdict import Verdict, adjust, judge, judge_auc, reference_warning
+from hf_unlearn.audit.verdicts.margins import Margins
+from hf_unlearn.audit.verdicts.verdict import Verdict, adjust, judge, judge_auc, reference_warning
 from hf_unlearn.data.pairing import UnlearningCollator
 from hf_unlearn.data.registry import make_registry, tokenizer_texts
 from hf_unlearn.data.registry_model import make_tokenizer

@@ -13,8 +13,8 @@ from hf_unlearn.audit import (
     truth_ratio,
 )
 from hf_unlearn.audit.findings import MEMORY, UTILITY, Statistic
-from hf_unlearn.audit.statistics import N_RESAMPLES
-from hf_unlearn.audit.text_overlap import answer_rouge
+from hf_unlearn.audit.generation.text_overlap import answer_rouge
+from hf_unlearn.audit.statistics.intervals import N_RESAMPLES
 from hf_unlearn.metrics import loaded
 from hf_unlearn.suites import FOLDED, TRUE_BETTER, folded_truth_ratio, of_test, read_rows, result, results, score_once
 

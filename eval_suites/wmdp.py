@@ -5,7 +5,7 @@ import numpy as np
 from evaluate.evaluation_suite import SubTask
 
 from hf_unlearn.audit.findings import Statistic
-from hf_unlearn.audit.reduction import sum_by_example
+from hf_unlearn.audit.scoring.reduction import sum_by_example
 from hf_unlearn.metrics import loaded
 from hf_unlearn.suites import read_rows, results, score_once
 

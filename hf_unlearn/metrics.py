@@ -10,7 +10,7 @@ from typing import Any
 import evaluate
 import numpy as np
 
-from hf_unlearn.audit.statistics import Estimate
+from hf_unlearn.audit.statistics.intervals import Estimate
 
 
 _INSIDE = Path(__file__).parent / "eval_suites"

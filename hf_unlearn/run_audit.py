@@ -24,9 +24,9 @@ from hf_unlearn.arguments import (
     split_data,
 )
 from hf_unlearn.audit.auditing import DEFAULT_THREATS, audit
-from hf_unlearn.audit.cache import ScoreCache
 from hf_unlearn.audit.cost import cost_ratios
 from hf_unlearn.audit.report import AuditReport
+from hf_unlearn.audit.scoring.cache import ScoreCache
 from hf_unlearn.audit.threats import THREATS, AuditConfig, check_threats
 from hf_unlearn.data import EmptyTargetError, encode, encode_dataset, has_images
 from hf_unlearn.evidence.result import print_table, to_table, write_result

@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_unlearn.audit import Scores, score
 from hf_unlearn.audit.findings import Statistic
-from hf_unlearn.audit.statistics import Estimate, KolmogorovSmirnov
+from hf_unlearn.audit.statistics.intervals import Estimate, KolmogorovSmirnov
 
 
 def score_once(

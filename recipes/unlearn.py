@@ -23,7 +23,8 @@ from hf_unlearn.arguments import (
     save_plain,
     split_data,
 )
-from hf_unlearn.audit import membership, score
+from hf_unlearn.audit import score
+from hf_unlearn.audit.metrics import membership
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods import METHODS
 from hf_unlearn.request import split

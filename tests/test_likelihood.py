@@ -12,7 +12,7 @@ from torch import nn
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from hf_unlearn.audit.scores import Sampling
+from hf_unlearn.audit.scoring.scores import Sampling
 from hf_unlearn.data import UnlearningCollator
 from hf_unlearn.likelihood import IGNORE_INDEX, TargetLogits, scored_positions, target_logits, target_statistics
 

@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import mean, score
-from hf_unlearn.audit.exposure import exposure, fitted_exposure
+from hf_unlearn.audit.metrics.exposure import exposure, fitted_exposure
 from hf_unlearn.metrics import AuditModule, flat
 
 

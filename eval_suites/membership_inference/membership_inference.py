@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import ATTACKS, CLASS_ATTACKS, auc, paired_auc_difference, score, tpr_at_fpr
-from hf_unlearn.audit.exchangeability import blind_baseline
+from hf_unlearn.audit.statistics.exchangeability import blind_baseline
 from hf_unlearn.metrics import AuditModule, flat, loaded
 
 

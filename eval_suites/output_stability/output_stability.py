@@ -99,7 +99,7 @@ class OutputStability(AuditModule):
     def _from_model(
         self, examples, model, processing_class, retrained=None, zrf=False, batch_size=8, truncate=False, seed=0
     ):
-        from hf_unlearn.audit import stability
+        from hf_unlearn.audit.metrics import stability
 
         if retrained is None:
             raise ValueError(
@@ -125,7 +125,7 @@ class OutputStability(AuditModule):
     def _compute(self, predictions, references, seed=0):
         import torch
 
-        from hf_unlearn.audit.stability import _names, divergences
+        from hf_unlearn.audit.metrics.stability import _names, divergences
 
         ours, theirs = ([np.asarray(row, dtype=np.float64) for row in side] for side in (predictions, references))
         of_images = all(row.ndim == 1 for row in ours)

@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import Estimate, Scores, corpus_perplexity, mean, perplexity, score
-from hf_unlearn.audit.statistics import N_RESAMPLES
+from hf_unlearn.audit.statistics.intervals import N_RESAMPLES
 from hf_unlearn.metrics import AuditModule, flat, loaded
 
 

@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import mean, rate
-from hf_unlearn.audit.reconstruction import compare_reconstructions, reconstruction_audit
+from hf_unlearn.audit.images.reconstruction import compare_reconstructions, reconstruction_audit
 from hf_unlearn.metrics import AuditModule, flat
 
 

@@ -8,7 +8,13 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import answer_probability, exact_memorization, extraction_strength, mean
-from hf_unlearn.audit.relearning_curves import RelearningCurve, anamnesis_index, area_between, steps_to, strongest
+from hf_unlearn.audit.attacks.relearning_curves import (
+    RelearningCurve,
+    anamnesis_index,
+    area_between,
+    steps_to,
+    strongest,
+)
 from hf_unlearn.metrics import AuditModule, flat, loaded
 
 
@@ -141,7 +147,7 @@ class Relearning(AuditModule):
         seed=0,
         share=0.9,
     ):
-        from hf_unlearn.audit.relearning import relearn_grid
+        from hf_unlearn.audit.attacks.relearning import relearn_grid
 
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")

@@ -7,7 +7,7 @@ import importlib
 
 # Lazily: what reads a table needs no torch, and a reader of numbers not all the rest.
 _MODULES = {
-    "aggregates": [
+    "metrics.aggregates": [
         "average_gap",
         "memorization_score",
         "overall_score",
@@ -18,12 +18,12 @@ _MODULES = {
         "utility_score",
     ],
     "auditing": ["audit", "compare"],
-    "cache": ["ScoreCache"],
-    "classifiers": ["CLASS_ATTACKS", "forget_efficacy", "salun_row", "svc_attack", "top_k_correct"],
+    "scoring.cache": ["ScoreCache"],
+    "metrics.classifiers": ["CLASS_ATTACKS", "forget_efficacy", "salun_row", "svc_attack", "top_k_correct"],
     "cost": ["cost_ratios"],
-    "differences": ["Difference", "paired_auc_difference", "paired_difference"],
-    "exposure": ["fitted_exposure", "make_canaries"],
-    "extraction": [
+    "statistics.differences": ["Difference", "paired_auc_difference", "paired_difference"],
+    "metrics.exposure": ["fitted_exposure", "make_canaries"],
+    "metrics.extraction": [
         "exact_memorization",
         "extraction_probability",
         "extraction_strength",
@@ -31,10 +31,10 @@ _MODULES = {
         "queries_needed",
         "verbatim_extracted",
     ],
-    "generation": ["greedy", "sample"],
-    "guidance": ["guided_extraction", "likelihood_drop"],
+    "generation.generate": ["greedy", "sample"],
+    "attacks.guidance": ["guided_extraction", "likelihood_drop"],
     "likelihoods": ["score_sets"],
-    "membership": [
+    "metrics.membership": [
         "ATTACKS",
         "dc_pdd",
         "further_passes",
@@ -46,8 +46,8 @@ _MODULES = {
         "reference_loss",
         "zlib_ratio",
     ],
-    "probing": ["layer_probe", "logit_lens"],
-    "quality": [
+    "attacks.probing": ["layer_probe", "logit_lens"],
+    "metrics.quality": [
         "Aggregate",
         "answer_probability",
         "corpus_perplexity",
@@ -61,19 +61,28 @@ _MODULES = {
         "true_better",
         "truth_ratio",
     ],
-    "patching": ["patching_depth"],
-    "perturbation": ["averaged", "noised", "pruned"],
-    "quantization": ["WEIGHT_ATTACKS", "quantized", "recovered_share"],
-    "relearning": ["relearn", "relearn_grid", "split_in_half"],
-    "relearning_curves": ["RelearningCurve", "anamnesis_index", "area_between", "steps_to", "strongest"],
+    "attacks.patching": ["patching_depth"],
+    "attacks.perturbation": ["averaged", "noised", "pruned"],
+    "attacks.quantization": ["WEIGHT_ATTACKS", "quantized", "recovered_share"],
+    "attacks.relearning": ["relearn", "relearn_grid", "split_in_half"],
+    "attacks.relearning_curves": ["RelearningCurve", "anamnesis_index", "area_between", "steps_to", "strongest"],
     "report": ["AuditReport"],
-    "scores": ["DEFAULT_SAMPLING", "Sampling", "Scores"],
-    "scoring": ["score"],
-    "shadow": ["lira", "logit_confidence", "rmia"],
-    "stability": ["distances", "null_band", "pairwise_distances", "table_distances", "zrf"],
-    "statistics": ["Estimate", "KolmogorovSmirnov", "OperatingPoint", "auc", "ks", "mean", "rate", "tpr_at_fpr"],
+    "scoring.scores": ["DEFAULT_SAMPLING", "Sampling", "Scores"],
+    "scoring.score": ["score"],
+    "metrics.shadow": ["lira", "logit_confidence", "rmia"],
+    "metrics.stability": ["distances", "null_band", "pairwise_distances", "table_distances", "zrf"],
+    "statistics.intervals": [
+        "Estimate",
+        "KolmogorovSmirnov",
+        "OperatingPoint",
+        "auc",
+        "ks",
+        "mean",
+        "rate",
+        "tpr_at_fpr",
+    ],
     "threats": ["THREATS", "AuditConfig"],
-    "verdict": ["Margins"],
+    "verdicts.verdict": ["Margins"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from . import membership
 from .findings import Statistic, row
 from .likelihoods import Tables, further_rows, likelihood_findings, score_sets
+from .metrics import membership
 from .models import Models
 from .report import AuditReport
 from .threats import (
@@ -19,6 +19,7 @@ from .threats import (
     Curve,
     Found,
     Subjects,
+    by_statistic,
     check_threats,
     distance_to_retrained,
 )
@@ -61,7 +62,7 @@ def audit(
             quantizes, prunes), `"relearning"` (trains it further), `"both_checkpoints"` (has the original too).
         processing_class (*optional*): tokenizer or image processor; by default that of the model, if it is a name.
         config ([`AuditConfig`], *optional*): how much of what is tried.
-        margins ([`~hf_unlearn.audit.verdict.Margins`], *optional*): how far from the retrained model still counts as equal.
+        margins ([`~hf_unlearn.audit.verdicts.verdict.Margins`], *optional*): how far from the retrained model still counts as equal.
         cache ([`ScoreCache`], *optional*): keeps the tables of models that were scored before.
         load, device (*optional*): how a name becomes a model, and where it runs; see [`Models`].
         groups (`(n,)`, *optional*): whose a forget row is; rows of one person are not independent.
@@ -196,15 +197,6 @@ def compare(
                 "larger learning_rate or a larger forget_weight."
             )
     return report
-
-
-def by_statistic(found: Mapping[str, Found]) -> dict[Statistic, dict[str, Any]]:
-    """The same the other way round: a statistic, and its values by model."""
-    values: dict[Statistic, dict[str, Any]] = {}
-    for role, of_role in found.items():
-        for statistic, of_records in of_role.values.items():
-            values.setdefault(statistic, {})[role] = of_records
-    return values
 
 
 def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:

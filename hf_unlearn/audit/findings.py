@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from . import statistics
-from .statistics import Difference, Estimate
+from .statistics import intervals
+from .statistics.intervals import Difference, Estimate
 
 
 MEMORY = "higher = more memorized"
@@ -40,19 +40,19 @@ class Statistic:
     def estimate(self, values, seed: int = 0, groups=None) -> Estimate:
         """The value with its interval; with `groups`, whose a record is, that of drawing persons and not rows."""
         if self.kind == "auc":
-            return statistics.auc(*values, seed=seed, groups=groups)
+            return intervals.auc(*values, seed=seed, groups=groups)
         values = np.asarray(values, dtype=np.float64)
         if self.kind == "mean" or groups is not None:
-            return statistics.mean(values, seed=seed, groups=groups)
+            return intervals.mean(values, seed=seed, groups=groups)
         known = values[~np.isnan(values)]
-        estimate = statistics.rate(int(known.sum()), len(known))
+        estimate = intervals.rate(int(known.sum()), len(known))
         return replace(estimate, n_missing=len(values) - len(known))
 
     def difference(self, first, second, seed: int = 0, groups=None) -> Difference:
         """The first model minus the second, record by record."""
         if self.kind == "auc":
-            return statistics.paired_auc_difference(*first, *second, seed=seed, groups=groups)
-        return statistics.paired_difference(first, second, seed=seed, groups=groups)
+            return intervals.paired_auc_difference(*first, *second, seed=seed, groups=groups)
+        return intervals.paired_difference(first, second, seed=seed, groups=groups)
 
     def groups_of(self, groups, values) -> Any:
         """The groups as these values need them: none where they are not of the whole forget set."""

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .auditing import by_statistic
-from .exchangeability import blind_baseline
 from .findings import Statistic
 from .likelihoods import Tables, control_findings, likelihood_findings
 from .models import ROLES
 from .report import AuditReport
-from .threats import SURFACES_OF, AuditConfig, Found
-from .verdict import (
+from .statistics.exchangeability import blind_baseline
+from .threats import SURFACES_OF, AuditConfig, Found, by_statistic
+from .verdicts.verdict import (
     SURFACES,
     Margins,
     Verdict,

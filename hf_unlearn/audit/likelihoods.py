@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from . import membership, quality, statistics
-from .extraction import (
+from .findings import FIT, MEMBER, MEMORY, UTILITY, Statistic, row_of
+from .metrics import membership, quality
+from .metrics.extraction import (
     exact_memorization,
     extraction_probability,
     extraction_strength,
     queries_needed,
     verbatim_extracted,
 )
-from .findings import FIT, MEMBER, MEMORY, UTILITY, Statistic, row_of
-from .scores import Scores
+from .scoring.scores import Scores
+from .statistics import intervals
 
 
 def extractable(scores: Scores, samples: int = 100) -> np.ndarray:
@@ -101,7 +102,7 @@ def score_sets(
     """
     from hf_unlearn.data.images import has_images
 
-    from .scores import score
+    from .scoring.scores import score
 
     sets = {key: rows for key, rows in sets.items() if rows is not None}
     if has_images(sets["forget"]):
@@ -182,7 +183,7 @@ def _membership(tables: Tables, of_labels: bool) -> dict[Statistic, dict[str, An
     names = LABEL_ATTACKS if of_labels else tuple(membership.ATTACKS)
     attacks = {name: lambda of, key, attack=membership.ATTACKS[name]: attack(of[key]) for name in names}
     if of_labels and all(scores.class_log_probs is not None for scores in tables["unlearned"].values()):
-        from .classifiers import CLASS_ATTACKS
+        from .metrics.classifiers import CLASS_ATTACKS
 
         # The confidence is the loss again.
         class_attacks = {name: attack for name, attack in CLASS_ATTACKS.items() if name != "confidence"}
@@ -226,7 +227,7 @@ def further_rows(tables: Tables, seed: int = 0) -> list[dict[str, Any]]:
         for fpr in (0.01, 0.05):
             statistic = Statistic(f"membership_tpr_at_{fpr:.0%}_fpr", "forget against holdout", MEMBER)
             rows.append(
-                row_of(statistic, {role: statistics.tpr_at_fpr(*pair, fpr).tpr for role, pair in scores.items()})
+                row_of(statistic, {role: intervals.tpr_at_fpr(*pair, fpr).tpr for role, pair in scores.items()})
             )
     if "forget_paraphrased" in sets:
         ratios = {

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .extraction import exact_memorization, extraction_strength
 from .findings import MEMORY, Statistic
-from .quality import answer_probability
-from .scores import Scores, score
+from .metrics.extraction import exact_memorization, extraction_strength
+from .metrics.quality import answer_probability
+from .scoring.scores import Scores, score
 
 
 if TYPE_CHECKING:
-    from .reconstruction import ReconstructionAudit
+    from .images.reconstruction import ReconstructionAudit
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,15 @@ class Found:
     values: dict[Statistic, Any] = field(default_factory=dict)
     curves: dict[Curve, np.ndarray] = field(default_factory=dict)
     reconstruction: ReconstructionAudit | None = None
+
+
+def by_statistic(found: Mapping[str, Found]) -> dict[Statistic, dict[str, Any]]:
+    """The same the other way round: a statistic, and its values by model."""
+    values: dict[Statistic, dict[str, Any]] = {}
+    for role, of_role in found.items():
+        for statistic, of_records in of_role.values.items():
+            values.setdefault(statistic, {})[role] = of_records
+    return values
 
 
 class Subjects:
@@ -151,8 +160,8 @@ _NOT_ASKED = {"prompt": "", "completion": ""}
 
 def asked_otherwise(model, subjects: Subjects) -> Found:
     """Other prompts for the same answers, and alternatives to the answers where the rows have them."""
-    from .leakage import alternative_leakage, span_leakage
-    from .prompts import attack_prompts, over_prompts
+    from .generation.leakage import alternative_leakage, span_leakage
+    from .generation.prompts import attack_prompts, over_prompts
 
     if subjects.of_images or not subjects.has_column("prompt"):
         return Found()
@@ -181,7 +190,7 @@ def asked_otherwise(model, subjects: Subjects) -> Found:
 
 def generated(model, subjects: Subjects) -> Found:
     """ROUGE-L recall of the greedy answer, on forget and retain set."""
-    from .text_overlap import answer_rouge
+    from .generation.text_overlap import answer_rouge
 
     found = Found()
     if subjects.of_images or not subjects.has_column("prompt"):
@@ -203,7 +212,7 @@ def generated(model, subjects: Subjects) -> Found:
 
 def in_the_layers(model, subjects: Subjects) -> Found:
     """What the layers hold: the logit lens, and a linear probe that tells the forget set from the holdout."""
-    from .probing import layer_probe, logit_lens
+    from .attacks.probing import layer_probe, logit_lens
 
     found, config = Found(), subjects.config
     forget, holdout = subjects.rows("forget"), subjects.rows("holdout")
@@ -231,7 +240,7 @@ def in_the_layers(model, subjects: Subjects) -> Found:
 
 def after_weight_attacks(model, subjects: Subjects) -> Found:
     """The forget set after the weights were quantized, pruned or disturbed, which can bring back what an edit hid."""
-    from .quantization import WEIGHT_ATTACKS
+    from .attacks.quantization import WEIGHT_ATTACKS
 
     found, rows = Found(), subjects.rows("forget")
     for name in subjects.config.weight_attacks:
@@ -249,7 +258,7 @@ def after_relearning(model, subjects: Subjects) -> Found:
     Protocols: `related` trains on as many rows of the retain set, `half` on one half of the forget set to recover the
     other, `unrelated` on the set of that name, where there is one.
     """
-    from .relearning import relearn_grid, split_in_half, strongest
+    from .attacks.relearning import relearn_grid, split_in_half, strongest
 
     found, config = Found(), subjects.config
     forget = subjects.rows("forget")
@@ -292,7 +301,7 @@ def _first(rows, n: int):
 
 def guided(before, after, subjects: Subjects) -> Found:
     """An adversary with the model before and after adds up what changed: extraction under guidance."""
-    from .guidance import guided_extraction
+    from .attacks.guidance import guided_extraction
 
     if subjects.of_images:
         return Found()
@@ -317,7 +326,7 @@ def guided(before, after, subjects: Subjects) -> Found:
 
 def read_off_the_weights(before, after, subjects: Subjects) -> Found:
     """Images of the forget set from the difference of the weights, which publishing both checkpoints gives away."""
-    from .reconstruction import reconstruction_audit
+    from .images.reconstruction import reconstruction_audit
 
     if not subjects.of_images:
         return Found()
@@ -336,7 +345,7 @@ def read_off_the_weights(before, after, subjects: Subjects) -> Found:
 
 def distance_to_retrained(model, retrained, subjects: Subjects) -> Found:
     """Output stability: how far the predictions are from those of the retrained model, on every set."""
-    from .stability import distances
+    from .metrics.stability import distances
 
     found, config = Found(), subjects.config
     for name in ("forget", "retain", "holdout"):

@@ -12,10 +12,10 @@ from reconstruct import EDITS, forget
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
-from hf_unlearn.audit import statistics
-from hf_unlearn.audit.class_inversion import invert_class
-from hf_unlearn.audit.gradient_inversion import invert_gradient
-from hf_unlearn.audit.reconstruction import compare_reconstructions
+from hf_unlearn.audit.images.class_inversion import invert_class
+from hf_unlearn.audit.images.gradient_inversion import invert_gradient
+from hf_unlearn.audit.images.reconstruction import compare_reconstructions
+from hf_unlearn.audit.statistics import intervals
 from hf_unlearn.data import encode_dataset, load_rows
 
 
@@ -29,11 +29,11 @@ def class_inversion(models: dict, processor, train: list[dict], label: int, eval
     found = {}
     for name, model in models.items():
         found[name] = invert_class(model, label, processor, portraits, evaluator)
-        sure = statistics.mean(found[name].evaluator_confidence)
+        sure = intervals.mean(found[name].evaluator_confidence)
         cells = f"{sure.value:.3f} [{sure.low:.3f}, {sure.high:.3f}]"
         print(f"| {name} | {cells} | {found[name].nearest_psnr.mean():.1f} | {found[name].nearest_ssim.mean():.2f} |")
     sides = (found[name].evaluator_confidence for name in ("unlearned", "retrained"))
-    difference = statistics.paired_difference(*sides).estimate()
+    difference = intervals.paired_difference(*sides).estimate()
     print(f"unlearned - retrained: {difference.value:.3f} [{difference.low:.3f}, {difference.high:.3f}]")
 
 

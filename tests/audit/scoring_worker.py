@@ -11,8 +11,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_unlearn.audit import score
-from hf_unlearn.audit.cache import ScoreCache, digest_of_model
-from hf_unlearn.audit.scores import TARGET_COLUMNS
+from hf_unlearn.audit.scoring.cache import ScoreCache, digest_of_model
+from hf_unlearn.audit.scoring.scores import TARGET_COLUMNS
 
 
 TEXTS = [

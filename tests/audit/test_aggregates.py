@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from hf_unlearn.audit import truth_ratio
-from hf_unlearn.audit.aggregates import (
+from hf_unlearn.audit.metrics.aggregates import (
     average_gap,
     memorization_score,
     overall_score,
@@ -18,7 +18,7 @@ from hf_unlearn.audit.aggregates import (
     tug_of_war,
     utility_score,
 )
-from hf_unlearn.audit.quality import harmonic_mean
+from hf_unlearn.audit.metrics.quality import harmonic_mean
 
 
 # A study of 150 published checkpoints (TOFU forget10, 1B): overall, Mem, Priv, Priv by attacks, Priv by depth, Util,

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from transformers import ViTImageProcessorPil as Processor
 
 from hf_unlearn.audit import Sampling, Scores, reference_loss, score
-from hf_unlearn.audit.cache import ScoreCache, digest_of_model
+from hf_unlearn.audit.scoring.cache import ScoreCache, digest_of_model
 from hf_unlearn.data import encode
 
 
@@ -289,7 +289,7 @@ import sys
 import numpy as np
 from score_table import table
 from test_cache import lora
-from hf_unlearn.audit.cache import ScoreCache, digest_of_model
+from hf_unlearn.audit.scoring.cache import ScoreCache, digest_of_model
 
 print(digest_of_model(lora()))
 cache = ScoreCache(sys.argv[1])

@@ -6,9 +6,9 @@ import torch
 from tiny import tiny_vit
 from transformers import ViTImageProcessorPil
 
-from hf_unlearn.audit.class_inversion import invert_class
-from hf_unlearn.audit.gradient_inversion import random_pixels
-from hf_unlearn.audit.image_similarity import psnr
+from hf_unlearn.audit.images.class_inversion import invert_class
+from hf_unlearn.audit.images.gradient_inversion import random_pixels
+from hf_unlearn.audit.images.image_similarity import psnr
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16})

@@ -12,9 +12,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import SVC
 from tiny import tiny_vit
 
-from hf_unlearn.audit import auc, classifiers, score
-from hf_unlearn.audit.aggregates import average_gap
-from hf_unlearn.audit.classifiers import (
+from hf_unlearn.audit import auc, score
+from hf_unlearn.audit.metrics import classifiers
+from hf_unlearn.audit.metrics.aggregates import average_gap
+from hf_unlearn.audit.metrics.classifiers import (
     CLASS_ATTACKS,
     FEATURES,
     confidence,

@@ -20,8 +20,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hf_unlearn.audit.image_similarity import psnr
-from hf_unlearn.audit.inversion import PatchTables, reconstruct_from_weights
+from hf_unlearn.audit.images.image_similarity import psnr
+from hf_unlearn.audit.images.inversion import PatchTables, reconstruct_from_weights
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16})

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from hf_unlearn.audit.distributions import distance_band, distribution_difference
+from hf_unlearn.audit.verdicts.distributions import distance_band, distribution_difference
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40))

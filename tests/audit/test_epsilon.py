@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom
 
-from hf_unlearn.audit.epsilon import many_models_epsilon, one_run_bound, one_run_epsilon, one_run_p_value
+from hf_unlearn.audit.statistics.epsilon import many_models_epsilon, one_run_bound, one_run_epsilon, one_run_p_value
 
 
 def randomized_response(m, epsilon, seed):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_unlearn.audit.differences import paired_auc_difference, paired_difference
-from hf_unlearn.audit.equivalence import equivalence, records_needed, smallest_detectable, standard_error
-from hf_unlearn.audit.paired_rates import paired_rates
+from hf_unlearn.audit.statistics.differences import paired_auc_difference, paired_difference
+from hf_unlearn.audit.statistics.equivalence import equivalence, records_needed, smallest_detectable, standard_error
+from hf_unlearn.audit.statistics.paired_rates import paired_rates
 
 
 def changes(n=100, mean=0.0, std=0.1, seed=0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_unlearn.audit.exchangeability import blind_baseline, image_features, text_features
+from hf_unlearn.audit.statistics.exchangeability import blind_baseline, image_features, text_features
 
 
 WORDS = [f"word{i}" for i in range(200)]

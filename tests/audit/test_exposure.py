@@ -6,7 +6,7 @@ from score_table import table
 from tiny import tiny_llama, tiny_tokenizer
 
 from hf_unlearn.audit import score
-from hf_unlearn.audit.exposure import exposure, fitted_exposure, make_canaries
+from hf_unlearn.audit.metrics.exposure import exposure, fitted_exposure, make_canaries
 
 
 CANDIDATES = np.arange(1.0, 8)  # with the canary, 8 fillings
@@ -63,7 +63,7 @@ def test_fitted_exposure_goes_beyond_the_number_of_candidates_and_stays_finite()
 
 
 def test_far_out_the_tail_of_a_normal_fit_is_that_of_a_normal_distribution():
-    from hf_unlearn.audit.exposure import _skewnorm_log_cdf
+    from hf_unlearn.audit.metrics.exposure import _skewnorm_log_cdf
 
     z = np.array([-50.0, -40.0, -30.0, -5.0, 0.0, 3.0])
     np.testing.assert_allclose(_skewnorm_log_cdf(z, 0.0), norm.logcdf(z), rtol=1e-6, atol=1e-12)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hf_unlearn.audit.margins import Margins
-from hf_unlearn.audit.verdict import adjust, judge, judge_auc
+from hf_unlearn.audit.verdicts.margins import Margins
+from hf_unlearn.audit.verdicts.verdict import adjust, judge, judge_auc
 
 
 N_SEEDS, N_RECORDS = 200, 30

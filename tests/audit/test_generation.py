@@ -9,9 +9,9 @@ from tiny import BOS, EOS, TURN_END, tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import GenerationConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from hf_unlearn.audit import extraction_probability, score, verbatim_extracted
-from hf_unlearn.audit.decoding import continued
-from hf_unlearn.audit.generation import end_tokens, greedy, matches_greedily, sample, split_answer, texts_of
-from hf_unlearn.audit.scores import Sampling
+from hf_unlearn.audit.generation.decoding import continued
+from hf_unlearn.audit.generation.generate import end_tokens, greedy, matches_greedily, sample, split_answer, texts_of
+from hf_unlearn.audit.scoring.scores import Sampling
 from hf_unlearn.data import encode
 
 
@@ -113,7 +113,7 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(build, passes, monk
     assert greedy(model, None, ids, 10, ends=()) == expected
     assert passes[:2] == [(1, n_shared), (4, max(map(len, ids)) - n_shared)] and set(passes[2:]) == {(4, 1)}
     # One is the beginning of the other: of both at least a token is left to read.
-    monkeypatch.setattr("hf_unlearn.audit.decoding.WORTH_SHARING", 1)
+    monkeypatch.setattr("hf_unlearn.audit.generation.decoding.WORTH_SHARING", 1)
     passes.clear()
     assert greedy(model, None, [ids[0], ids[0][:n_shared]], 10, ends=())[0] == expected[0]
     assert passes[0] == (1, n_shared - 1)
@@ -123,7 +123,7 @@ def test_a_sliding_window_slides_over_real_tokens(monkeypatch, passes):
     config = tiny_llama().config.to_dict() | {"sliding_window": 8}
     config = MistralConfig(**{k: v for k, v in config.items() if k in MistralConfig().to_dict() and k != "model_type"})
     model = MistralForCausalLM(config).double().eval()
-    monkeypatch.setattr("hf_unlearn.audit.decoding.WORTH_SHARING", 1)
+    monkeypatch.setattr("hf_unlearn.audit.generation.decoding.WORTH_SHARING", 1)
     ids = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
     expected = by_generate(model, ids, 12, set())
     assert greedy(model, None, ids, 12, ends=()) == expected

@@ -9,13 +9,13 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_vit
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_unlearn.audit.gradient_inversion import (
+from hf_unlearn.audit.images.gradient_inversion import (
     invert_gradient,
     optimize_pixels,
     random_pixels,
     total_variation,
 )
-from hf_unlearn.audit.image_similarity import psnr
+from hf_unlearn.audit.images.image_similarity import psnr
 
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 8, "width": 8})

@@ -9,9 +9,10 @@ from cases import image_rows, text_rows
 from scipy.special import log_softmax
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
-from hf_unlearn.audit import loss, score, streaming
-from hf_unlearn.audit.extraction import extraction_strength, first_mismatch, verbatim_extracted
-from hf_unlearn.audit.guidance import guided, guided_extraction, guided_scores, likelihood_drop
+from hf_unlearn.audit import loss, score
+from hf_unlearn.audit.attacks.guidance import guided, guided_extraction, guided_scores, likelihood_drop
+from hf_unlearn.audit.metrics.extraction import extraction_strength, first_mismatch, verbatim_extracted
+from hf_unlearn.audit.scoring import streaming
 from hf_unlearn.data import encode, encode_dataset
 from hf_unlearn.data.pairing import UnlearningCollator
 from hf_unlearn.likelihood import target_logits

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import tiny_vit
 from transformers import ViTImageProcessorPil
 
-from hf_unlearn.audit.image_similarity import (
+from hf_unlearn.audit.images.image_similarity import (
     class_token,
     image_chunks,
     nearest_psnr,

@@ -11,8 +11,8 @@ from peft import LoraConfig
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_unlearn.audit import audit
-from hf_unlearn.audit.inversion import reconstruct_from_weights
-from hf_unlearn.audit.reconstruction import reconstruction_audit
+from hf_unlearn.audit.images.inversion import reconstruct_from_weights
+from hf_unlearn.audit.images.reconstruction import reconstruction_audit
 from hf_unlearn.data import encode_dataset
 from hf_unlearn.data.pairing import UnlearningCollator
 from hf_unlearn.likelihood import target_logits

@@ -6,8 +6,8 @@ import torch
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from hf_unlearn.audit import answer_probability, extraction_probability, score
-from hf_unlearn.audit.generation import sample, texts_of
-from hf_unlearn.audit.leakage import (
+from hf_unlearn.audit.generation.generate import sample, texts_of
+from hf_unlearn.audit.generation.leakage import (
     alternative_leakage,
     alternatives_by_embedding,
     find_spans,

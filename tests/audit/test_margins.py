@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_unlearn.audit.margins import Margins, seed_band
+from hf_unlearn.audit.verdicts.margins import Margins, seed_band
 
 
 def test_default_margins_by_hand():

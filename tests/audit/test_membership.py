@@ -5,8 +5,9 @@ import pytest
 from score_table import table
 from tiny import BOS, tiny_gpt2, tiny_llama, tiny_tokenizer
 
-from hf_unlearn.audit import ATTACKS, auc, loss, membership, min_k, min_k_plus_plus, reference_loss, score, zlib_ratio
-from hf_unlearn.audit.membership import (
+from hf_unlearn.audit import ATTACKS, auc, loss, min_k, min_k_plus_plus, reference_loss, score, zlib_ratio
+from hf_unlearn.audit.metrics import membership
+from hf_unlearn.audit.metrics.membership import (
     dc_pdd,
     further_passes,
     lowercase_ratio,

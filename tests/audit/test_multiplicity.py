@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_unlearn.audit.multiplicity import holm
+from hf_unlearn.audit.statistics.multiplicity import holm
 
 
 def closed_testing(p):

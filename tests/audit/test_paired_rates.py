@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, multinomial
 
-from hf_unlearn.audit.paired_rates import PairedRates, paired_rates
+from hf_unlearn.audit.statistics.paired_rates import PairedRates, paired_rates
 
 
 @pytest.mark.parametrize(("n", "slack"), [(5, 0.015), (12, 0.008), (25, 0.003)])

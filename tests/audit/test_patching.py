@@ -9,8 +9,8 @@ from cases import image_rows, text_rows
 from scipy.special import log_softmax
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
-from hf_unlearn.audit import streaming
-from hf_unlearn.audit.patching import patching_depth
+from hf_unlearn.audit.attacks.patching import patching_depth
+from hf_unlearn.audit.scoring import streaming
 from hf_unlearn.data import encode
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.audit import score
-from hf_unlearn.audit.perturbation import PERTURBATIONS, averaged, linear_modules, noised, plain_copy, pruned
+from hf_unlearn.audit.attacks.perturbation import PERTURBATIONS, averaged, linear_modules, noised, plain_copy, pruned
 
 
 MODELS = {

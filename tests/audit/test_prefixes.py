@@ -4,8 +4,8 @@ from score_table import table
 from tiny import EOS, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from hf_unlearn.audit import extraction_strength, score
-from hf_unlearn.audit.generation import greedy
-from hf_unlearn.audit.prefixes import generated_prefix_curve, prefix_curve
+from hf_unlearn.audit.generation.generate import greedy
+from hf_unlearn.audit.generation.prefixes import generated_prefix_curve, prefix_curve
 
 
 TOKENIZER = tiny_tokenizer()
@@ -107,7 +107,7 @@ def test_the_prompt_is_cut_by_position_and_as_much_is_generated_as_is_missing(mo
         seen.update(prompts=prompts, limits=max_new_tokens, ends=ends)
         return [[] for _ in prompts]
 
-    monkeypatch.setattr("hf_unlearn.audit.generation.greedy", fake)
+    monkeypatch.setattr("hf_unlearn.audit.generation.generate.greedy", fake)
     text = TOKENIZER("Ada lives in Paris with Boris")["input_ids"]
     row = {"prompt": "Q:", "completion": " Ada lives in Paris"}
     of_row = TOKENIZER("Q: Ada lives in Paris")["input_ids"]

@@ -16,9 +16,10 @@ from sklearn.preprocessing import StandardScaler
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from hf_unlearn.audit import exact_memorization, loss, score, streaming
-from hf_unlearn.audit.layers import blocks_of
-from hf_unlearn.audit.probing import layer_probe, logit_lens
+from hf_unlearn.audit import exact_memorization, loss, score
+from hf_unlearn.audit.attacks.layers import blocks_of
+from hf_unlearn.audit.attacks.probing import layer_probe, logit_lens
+from hf_unlearn.audit.scoring import streaming
 from hf_unlearn.data import encode
 
 

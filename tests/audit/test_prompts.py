@@ -5,7 +5,7 @@ import pytest
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from hf_unlearn.audit import answer_probability, extraction_strength, score
-from hf_unlearn.audit.prompts import (
+from hf_unlearn.audit.generation.prompts import (
     PROMPT_ATTACKS,
     attack_prompts,
     likelihood_under_prompts,
@@ -13,7 +13,7 @@ from hf_unlearn.audit.prompts import (
     rouge_under_prompts,
     with_examples,
 )
-from hf_unlearn.audit.text_overlap import answer_rouge
+from hf_unlearn.audit.generation.text_overlap import answer_rouge
 from hf_unlearn.data import encode
 from hf_unlearn.data.registry import make_registry
 

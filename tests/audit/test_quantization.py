@@ -9,8 +9,8 @@ from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, BitsAndBytesConfig
 
 from hf_unlearn.audit import score
-from hf_unlearn.audit.perturbation import linear_modules
-from hf_unlearn.audit.quantization import SCHEMES, WEIGHT_ATTACKS, quantized, recovered_share, round_to_nearest
+from hf_unlearn.audit.attacks.perturbation import linear_modules
+from hf_unlearn.audit.attacks.quantization import SCHEMES, WEIGHT_ATTACKS, quantized, recovered_share, round_to_nearest
 
 
 CONFIGS = {

@@ -9,9 +9,9 @@ from PIL import Image
 from tiny import tiny_vit
 from transformers import ViTImageProcessorPil
 
-from hf_unlearn.audit import statistics
-from hf_unlearn.audit.image_similarity import psnr, ssim
-from hf_unlearn.audit.reconstruction import compare_reconstructions, reconstruction_audit
+from hf_unlearn.audit.images.image_similarity import psnr, ssim
+from hf_unlearn.audit.images.reconstruction import compare_reconstructions, reconstruction_audit
+from hf_unlearn.audit.statistics import intervals
 
 
 SIZE = (3, 16, 16)
@@ -125,7 +125,7 @@ def test_people_are_looked_for_among_the_retained_images():
     )
     np.testing.assert_array_equal(audit.found, [1, 0, np.nan])
     np.testing.assert_array_equal(audit.chance, [0.25, 0.25, 0])
-    assert audit.as_dict()["found"] == statistics.rate(1, 2).as_dict()
+    assert audit.as_dict()["found"] == intervals.rate(1, 2).as_dict()
 
 
 def test_the_closed_form_is_audited_from_models():

@@ -14,9 +14,7 @@ from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, ViTImageProcessorPil
 
 from hf_unlearn.audit import Scores, score, verbatim_extracted
-from hf_unlearn.audit.membership import loss
-from hf_unlearn.audit.quality import answer_probability
-from hf_unlearn.audit.relearning import (
+from hf_unlearn.audit.attacks.relearning import (
     RelearningCurve,
     anamnesis_index,
     area_between,
@@ -26,6 +24,8 @@ from hf_unlearn.audit.relearning import (
     steps_to,
     strongest,
 )
+from hf_unlearn.audit.metrics.membership import loss
+from hf_unlearn.audit.metrics.quality import answer_probability
 from hf_unlearn.data import UnlearningCollator, encode
 from hf_unlearn.likelihood import target_logits
 
@@ -179,7 +179,7 @@ def test_what_is_hidden_comes_back_and_what_was_never_there_does_not():
 
 
 def test_a_grid_scores_the_start_once_and_keeps_all_curves(monkeypatch):
-    from hf_unlearn.audit import relearning
+    from hf_unlearn.audit.attacks import relearning
 
     calls = []
     monkeypatch.setattr(relearning, "score", lambda *a, **k: calls.append(1) or score(*a, **k))

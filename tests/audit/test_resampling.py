@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_unlearn.audit.differences import paired_difference
-from hf_unlearn.audit.resampling import group_codes, resampled_counts
+from hf_unlearn.audit.statistics.differences import paired_difference
+from hf_unlearn.audit.statistics.resampling import group_codes, resampled_counts
 
 
 @pytest.mark.parametrize("n", [3, 7, 12, 40, 300])

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom, norm
 
-from hf_unlearn.audit.sampling import distribution_band, leakage_bounds
-from hf_unlearn.audit.statistics import rate
+from hf_unlearn.audit.statistics.intervals import rate
+from hf_unlearn.audit.statistics.sampling import distribution_band, leakage_bounds
 
 
 # Scores in [0, 1] as a model might give them: sampler, true mean and standard deviation, distribution function.

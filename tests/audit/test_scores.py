@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import EOS, tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.audit import Scores, score
-from hf_unlearn.audit.scores import DEFAULT_SAMPLING, TARGET_COLUMNS, Sampling
+from hf_unlearn.audit.scoring.scores import DEFAULT_SAMPLING, TARGET_COLUMNS, Sampling
 from hf_unlearn.data import encode
 
 

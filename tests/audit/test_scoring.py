@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from hf_unlearn import audit
-from hf_unlearn.audit import batching, passes, score, score_sets
-from hf_unlearn.audit.scores import TARGET_COLUMNS
+from hf_unlearn.audit import score, score_sets
+from hf_unlearn.audit.scoring import batching, passes
+from hf_unlearn.audit.scoring.scores import TARGET_COLUMNS
 from hf_unlearn.data import encode
 from hf_unlearn.likelihood import empty_cache
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_unlearn.audit.processes import gathered, of_the_first, rank_and_world
+from hf_unlearn.audit.scoring.processes import gathered, of_the_first, rank_and_world
 
 
 HERE = Path(__file__).parent

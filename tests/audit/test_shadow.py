@@ -7,7 +7,7 @@ from score_table import table
 from sklearn.metrics import roc_auc_score
 
 from hf_unlearn.audit import auc, loss
-from hf_unlearn.audit.shadow import lira, logit_confidence, rmia, tune_a
+from hf_unlearn.audit.metrics.shadow import lira, logit_confidence, rmia, tune_a
 
 
 RNG = np.random.default_rng(0)

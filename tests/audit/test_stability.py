@@ -16,8 +16,8 @@ from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from torchmetrics import KLDivergence
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_unlearn.audit import score, streaming
-from hf_unlearn.audit.stability import (
+from hf_unlearn.audit import score
+from hf_unlearn.audit.metrics.stability import (
     distances,
     divergences,
     null_band,
@@ -26,6 +26,7 @@ from hf_unlearn.audit.stability import (
     untrained,
     zrf,
 )
+from hf_unlearn.audit.scoring import streaming
 from hf_unlearn.data import encode
 
 
@@ -269,7 +270,7 @@ def test_long_texts_are_read_in_parts(build, monkeypatch):
         largest.append(len(logits))
         return divergences(logits, reference_logits, names)
 
-    monkeypatch.setattr("hf_unlearn.audit.stability.divergences", watched)
+    monkeypatch.setattr("hf_unlearn.audit.metrics.stability.divergences", watched)
     parts = distances(model, reference, tokenizer, examples)
     assert max(largest) == 5 and len(largest) > len(examples)
     for name in NAMES:

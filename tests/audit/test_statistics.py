@@ -9,9 +9,9 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from hf_unlearn.audit import auc, ks, mean, paired_auc_difference, paired_difference, rate, tpr_at_fpr
-from hf_unlearn.audit.differences import difference_in_differences
-from hf_unlearn.audit.ranking import Ranking
-from hf_unlearn.audit.resampling import resampled_counts
+from hf_unlearn.audit.statistics.differences import difference_in_differences
+from hf_unlearn.audit.statistics.ranking import Ranking
+from hf_unlearn.audit.statistics.resampling import resampled_counts
 
 
 def two_groups(n=60, m=80, shift=0.5, decimals=None, seed=0):

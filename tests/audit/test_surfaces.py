@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_unlearn.audit.surfaces import SURFACES, surface_verdict, surface_verdicts
+from hf_unlearn.audit.verdicts.surfaces import SURFACES, surface_verdict, surface_verdicts
 
 
 def row(verdict, reason=None, statistic="loss", surface="membership"):

@@ -8,8 +8,8 @@ from data_dir import DATA
 from rouge_score import rouge_scorer
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
-from hf_unlearn.audit.generation import greedy, texts_of
-from hf_unlearn.audit.text_overlap import (
+from hf_unlearn.audit.generation.generate import greedy, texts_of
+from hf_unlearn.audit.generation.text_overlap import (
     answer_rouge,
     corpus_bleu,
     exact_match,
@@ -206,7 +206,7 @@ class Answers:
             self.prompts, self.limit = list(prompts), max_new_tokens
             return [TOKENIZER(text, add_special_tokens=False)["input_ids"][:max_new_tokens] for text in texts]
 
-        monkeypatch.setattr("hf_unlearn.audit.generation.greedy", fake)
+        monkeypatch.setattr("hf_unlearn.audit.generation.generate.greedy", fake)
 
 
 def test_a_continuation_that_goes_on_as_the_text_did_has_verbatim_memorization_one(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from hf_unlearn.audit.thresholds import at_original_threshold, balanced_accuracy, best_threshold
+from hf_unlearn.audit.statistics.thresholds import at_original_threshold, balanced_accuracy, best_threshold
 
 
 def accuracy(members, others, threshold):

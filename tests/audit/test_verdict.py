@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from hf_unlearn.audit.margins import Margins
-from hf_unlearn.audit.multiplicity import holm
-from hf_unlearn.audit.verdict import VERDICTS, adjust, judge, judge_auc, reference_warning
+from hf_unlearn.audit.statistics.multiplicity import holm
+from hf_unlearn.audit.verdicts.margins import Margins
+from hf_unlearn.audit.verdicts.verdict import VERDICTS, adjust, judge, judge_auc, reference_warning
 
 
 N = 300

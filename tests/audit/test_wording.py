@@ -3,9 +3,9 @@ import re
 import numpy as np
 import pytest
 
-from hf_unlearn.audit.surfaces import surface_verdict
-from hf_unlearn.audit.verdict import adjust, judge, judge_auc
-from hf_unlearn.audit.wording import CAVEAT, FLAGS, REASONS, wording
+from hf_unlearn.audit.verdicts.surfaces import surface_verdict
+from hf_unlearn.audit.verdicts.verdict import adjust, judge, judge_auc
+from hf_unlearn.audit.verdicts.wording import CAVEAT, FLAGS, REASONS, wording
 
 
 NEVER = re.compile(r"eras|remov|delet|guarant|anonym|complian|comply|certif|prove[dns]", re.IGNORECASE)
@@ -62,7 +62,7 @@ def test_every_reason_and_flag_has_words_and_none_claims_too_much():
 
 
 def _documented(name):
-    from hf_unlearn.audit.decision import Verdict
+    from hf_unlearn.audit.verdicts.decision import Verdict
 
     entry = re.search(rf"{name} \([^\n]*\): (.*?)\n        \w+[\w, ]* \(", Verdict.__doc__, re.DOTALL)
     return entry.group(1)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from hf_unlearn.audit.worst_records import worst_records
+from hf_unlearn.audit.verdicts.worst_records import worst_records
 
 
 def test_the_planted_records_come_first():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hf_unlearn.audit import mean, score
-from hf_unlearn.audit.exposure import Canaries, exposure, fitted_exposure
+from hf_unlearn.audit.metrics.exposure import Canaries, exposure, fitted_exposure
 from hf_unlearn.metrics import load_metric
 
 

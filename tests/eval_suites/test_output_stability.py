@@ -7,7 +7,7 @@ from scipy.stats import entropy
 from tiny import tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.audit import mean
-from hf_unlearn.audit.stability import distances, null_band, pairwise_distances, zrf
+from hf_unlearn.audit.metrics.stability import distances, null_band, pairwise_distances, zrf
 from hf_unlearn.metrics import load_metric
 
 

@@ -7,7 +7,7 @@ from cases import text_rows
 from tiny import tiny_llama, tiny_tokenizer
 
 from hf_unlearn.audit import exact_memorization, mean, score
-from hf_unlearn.audit.relearning import relearn
+from hf_unlearn.audit.attacks.relearning import relearn
 from hf_unlearn.metrics import load_metric
 
 

@@ -21,7 +21,7 @@ from transformers import ViTImageProcessorPil
 import hf_unlearn.suites
 from hf_unlearn.audit import loss, min_k, paired_difference, privleak, score, truth_ratio
 from hf_unlearn.audit.findings import Statistic
-from hf_unlearn.audit.reduction import sum_by_example
+from hf_unlearn.audit.scoring.reduction import sum_by_example
 from hf_unlearn.data.registry import make_registry
 from hf_unlearn.metrics import EVAL_SUITES, load_suite, suite_names
 from hf_unlearn.suites import read_rows, score_once
@@ -199,7 +199,7 @@ def test_the_interval_of_model_utility_holds_the_value_and_repeats(tofu):
 
 
 def test_tofu_costs_one_pass_over_the_answers_and_one_generation(tofu, passes):
-    from hf_unlearn.audit.text_overlap import answer_rouge
+    from hf_unlearn.audit.generation.text_overlap import answer_rouge
 
     tokenizer, model = tiny_tokenizer(), passes["watch"](tiny_llama())
     load_suite("tofu").run(model, tokenizer, data=str(tofu), forget="forget01", max_new_tokens=3)

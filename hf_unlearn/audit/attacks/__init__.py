@@ -1,0 +1,1 @@
+"""What an adversary with the weights does: look inside, change them, train on."""

@@ -1,0 +1,219 @@
+"""An adversary with two checkpoints: what the model before and the model after give away together.
+
+What changed between them points to what was forgotten, whichever way it was: even a model that was retrained without the
+forget set gives it away beside the original (Wu et al., arXiv 2505.24379). So the pair (original, retrained) is always the
+yardstick of the pair (original, unlearned), and the original alone, weight 1, what the adversary has anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_unlearn.data.images import ImageRows
+from hf_unlearn.likelihood import target_statistics
+
+from ..metrics.extraction import exact_memorization, extraction_strength, verbatim_extracted
+from ..metrics.membership import loss, reference_loss
+from ..scoring.scores import Scores
+from ..scoring.streaming import (
+    Rows,
+    by_record,
+    check_comparable,
+    encode_examples,
+    in_memory,
+    n_end_of,
+    side_by_side,
+    split_by_row,
+    targets_of,
+    warn_of_broken,
+)
+
+
+# From the model after (0) to the model before (1) and beyond, where the attack of the paper is.
+WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+_COLUMNS = ("log_prob", "hit", "rank", "mean", "std", "margin")
+
+
+@dataclass(frozen=True)
+class GuidedExtraction:
+    """What greedy decoding under guidance reproduces, for `w` weights and `n` records; **higher = more extracted**.
+
+    Attributes:
+        weights (`tuple` of `w`): 0 is the model after, 1 the model before.
+        verbatim (`float64 (w, n)`): 1 where the whole answer comes out, 0 where not.
+        extraction_strength (`float64 (w, n)`): share of the answer that comes out by itself, in [0, 1].
+        exact_memorization (`float64 (w, n)`): share of targets that are the most likely token, in [0, 1].
+        log_prob (`float64 (w, n)`): mean log-probability of a target under the guided distribution, in nats.
+
+    NaN for a record without targets or with NaN logits.
+    """
+
+    weights: tuple[float, ...]
+    verbatim: np.ndarray
+    extraction_strength: np.ndarray
+    exact_memorization: np.ndarray
+    log_prob: np.ndarray
+
+
+def guided_extraction(
+    before,
+    after,
+    processing_class,
+    examples: Iterable,
+    weights: Sequence[float] = WEIGHTS,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    truncate: bool = False,
+) -> GuidedExtraction:
+    """How much of each answer comes out when the model after is guided by what changed since the model before.
+
+    Args:
+        before, after, processing_class, examples, weights, batch_size, max_length, truncate: as for [`guided_scores`].
+    """
+    tables = guided_scores(
+        before,
+        after,
+        processing_class,
+        examples,
+        weights,
+        batch_size=batch_size,
+        max_length=max_length,
+        truncate=truncate,
+    )
+
+    def stacked(metric) -> np.ndarray:
+        of_weights = [np.where(table.valid, metric(table), np.nan) for table in tables]
+        return np.array(of_weights, dtype=np.float64)
+
+    return GuidedExtraction(
+        weights=tuple(weights),
+        verbatim=stacked(verbatim_extracted),
+        extraction_strength=stacked(extraction_strength),
+        exact_memorization=stacked(exact_memorization),
+        log_prob=-stacked(loss),
+    )
+
+
+def guided_scores(
+    before,
+    after,
+    processing_class,
+    examples: Iterable,
+    weights: Sequence[float] = WEIGHTS,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    truncate: bool = False,
+) -> list[Scores]:
+    """The table of scores under the guided distribution, for each weight: any metric of a table can be read from them.
+
+    The guided log-probabilities are `ln p_after + w (ln p_before - ln p_after)`, normalized. Which token is the most
+    likely one depends on what precedes it alone, so greedy decoding under guidance need not be run: it reproduces a
+    target exactly where every `hit` is true. Each model reads each example once, whatever the number of weights.
+
+    Args:
+        before, after (`PreTrainedModel`, `str` or callable): the original, and the unlearned model (or the retrained one,
+            for the yardstick), with one tokenizer; both are in memory together. Names and functions are loaded.
+        processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`, *optional*): needed for text, and for images.
+        examples (iterable of `n`): as for [`score`].
+        weights (sequence of `float`, *optional*): 0 is the model after, 1 the model before, and more than 1 goes on in
+            the same direction.
+        batch_size, max_length, truncate (*optional*): as for [`score`].
+
+    Returns:
+        `list` of [`Scores`], one a weight, without sampling schemes and sizes of texts. A target that one of the models
+        rules out (a logit of `-inf`) and guidance makes certain has no distribution: its record counts as missing.
+
+    Raises:
+        ValueError: there are no weights, the models have different vocabularies or classes, or an example cannot be
+            encoded.
+    """
+    weights = tuple(float(weight) for weight in weights)
+    if not weights or not np.isfinite(weights).all():
+        raise ValueError(f"Give at least one weight, and finite ones, such as {WEIGHTS}, not {weights}.")
+    with in_memory(before, after) as models:
+        check_comparable(models)
+        rows = encode_examples(models, processing_class, examples, max_length, truncate)
+
+        def of_batch(inputs: dict[str, Tensor]) -> list[np.ndarray]:
+            parts, of_rows = [], []
+            for (earlier, later), targets, of_row in side_by_side(models, inputs):
+                parts.append(np.stack([_columns(guided(earlier, later, w), targets) for w in weights]))
+                of_rows.append(of_row)
+            columns, of_row = np.concatenate(parts, axis=-1), np.concatenate(of_rows)
+            return split_by_row(columns, of_row, len(inputs["labels"]))
+
+        found = by_record(models, rows, batch_size, of_batch, "Guiding one model by another")
+    tables = [_table(rows, [None if of is None else of[k] for of in found]) for k in range(len(weights))]
+    warn_of_broken(np.where([table.not_finite for table in tables], np.nan, 0.0), rows)
+    return tables
+
+
+def guided(before: Tensor, after: Tensor, weight: float) -> Tensor:
+    """Logits `(t, outputs)` of the guided distribution; those of the models themselves where the weight is 1 or 0."""
+    if weight == 0:
+        return after
+    if weight == 1:
+        return before
+    mixed = (1 - weight) * after + weight * before
+    # What both rule out stays out: beyond 1 the infinities would cancel to NaN.
+    return mixed.masked_fill((before == -torch.inf) & (after == -torch.inf), -torch.inf)
+
+
+def likelihood_drop(before_scores: Scores, after_scores: Scores) -> np.ndarray:
+    """Membership from both checkpoints: by how much a record became less likely, mean of `ln p_before - ln p_after`.
+
+    Records of the forget set lose most, those of the holdout little. Compare the AUC with that of the pair (original,
+    retrained).
+
+    Args:
+        before_scores, after_scores ([`Scores`]): the same examples, in the same order, under both models.
+
+    Returns:
+        `float64 (n,)` in nats a target, higher = more likely to be what was forgotten; NaN without targets.
+
+    Raises:
+        ValueError: the two tables do not hold the same targets.
+    """
+    return reference_loss(before_scores, after_scores)
+
+
+def _columns(logits: Tensor, targets: Tensor) -> np.ndarray:
+    """The numbers of each target: `float64 (columns, t)`."""
+    found = target_statistics(logits, targets)
+    return np.stack([getattr(found, name).cpu().numpy().astype(np.float64) for name in _COLUMNS])
+
+
+def _table(rows: Rows, found: Sequence[np.ndarray | None]) -> Scores:
+    """One table from the columns of each row, `(columns, t)`; `None` for a row without targets."""
+    targets = targets_of(rows)
+    lengths = np.array([len(of) for of in targets], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    kept = [of for of in found if of is not None]
+    values = np.concatenate(kept, axis=1) if kept else np.zeros((len(_COLUMNS), 0))
+    columns = dict(zip(_COLUMNS, values, strict=True))
+    # No value of a record with a broken target is kept: a metric that reads only some of them must be NaN as well.
+    of_target = np.repeat(np.arange(len(lengths)), lengths)
+    broken = np.isin(of_target, of_target[np.isnan(columns["log_prob"])])
+    for name in ("log_prob", "mean", "std", "margin"):
+        columns[name] = np.where(broken, np.nan, columns[name])
+    of_images = isinstance(rows, ImageRows) or any("pixel_values" in row for row in rows if row)
+    is_end = np.zeros(offsets[-1], dtype=bool)
+    is_end[offsets[1:][n_end_of(rows) > 0] - 1] = True
+    return Scores(
+        offsets=offsets,
+        target_ids=np.concatenate([np.zeros(0), *targets]).astype(np.int32),
+        log_prob=columns["log_prob"],
+        hit=(columns["hit"] > 0) & ~broken,
+        rank=columns["rank"].astype(np.int32),
+        mean=columns["mean"],
+        std=columns["std"],
+        margin=columns["margin"],
+        is_end=is_end,
+        zlib_size=np.zeros(len(lengths), dtype=np.int32),
+        meta={"targets": "label" if of_images else "tokens"},
+    )

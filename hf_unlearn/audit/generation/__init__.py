@@ -1,0 +1,1 @@
+"""Answers of a model, greedy and sampled, and how much of the truth is in them."""

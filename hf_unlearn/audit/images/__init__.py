@@ -1,0 +1,1 @@
+"""Images that can be read off weights and gradients."""

@@ -1,0 +1,1 @@
+"""A model over texts or images, once: batches, passes, processes, and the table that is left."""

@@ -1,0 +1,1 @@
+"""From differences with intervals to verdicts, and the sentences that may be said."""

@@ -1,0 +1,196 @@
+"""The decision table: from paired differences to a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+
+from ..statistics.differences import Difference
+from ..statistics.equivalence import records_needed, smallest_detectable
+from ..statistics.estimate import Estimate, plain
+from ..statistics.paired_rates import PairedRates
+from .distributions import DistributionDifference
+from .margins import Margins, SeedBand
+
+
+#: From the worst to the best; `not_tested` stands apart.
+VERDICTS = ("residual", "over_forgotten", "inconclusive", "no_baseline", "no_trace_found", "not_tested")
+
+PairedTest = Difference | PairedRates | DistributionDifference
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a verdict is made from, before the correction for other tests."""
+
+    original: PairedTest | None
+    unlearned: PairedTest | None
+    margin: float | None
+    band: SeedBand | None
+    n_retrained: int
+    cancels_seeds: bool
+    exchangeable: bool | None
+    reference_auc: Estimate | None
+    same_as_original: bool | None
+    margins: Margins
+
+    @property
+    def has_reference(self) -> bool:
+        return self.n_retrained > 0
+
+    @property
+    def alarm(self) -> float:
+        """What a difference must exceed to be called one: the margin, or what other seeds of retraining explain."""
+        return max(self.margin or 0.0, 0.0 if self.band is None else self.band.band)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said about one statistic, and why.
+
+    Attributes:
+        statistic, kind, surface (`str`): what was measured.
+        verdict (`str` or `None`): one of [`VERDICTS`]; `None` where the statistic has no margin and only informs.
+        reason (`str` or `None`): `no_reference`, `not_exchangeable`, `no_signal_before`, `no_original`, `underpowered`,
+            `seed_noise` (not beyond what other seeds of retraining do), `near_margin`, `not_measurable`, `no_records`,
+            `no_margin`.
+        flags (`tuple[str, ...]`): `created_by_edit` and `over` (without a signal before, the edit made one, up or down;
+            `over` also where an AUC is below that of the retrained model, whatever the verdict), `leans_residual` and
+            `leans_over` (no verdict, but the difference is not 0), `not_exchangeable`, `no_reference`, `one_retrained` (the
+            noise of seeds is unknown).
+        margin (`float`): the equivalence margin; NaN if there is none.
+        seed_band (`float`): what a further retrained model exceeds by chance; NaN with fewer than two.
+        unlearned (`Estimate` or `None`): unlearned minus retrained with its 90 % interval (1 - 2 alpha). Without a
+            retrained model: AUC minus one half.
+        original (`Estimate` or `None`): original minus retrained, likewise.
+        share_left (`float`): share of the original signal that is left, the first over the second; NaN without a signal.
+        p_residual, p_over_forgotten (`float`): one-sided p-values beyond the margin, corrected by Holm in [`adjust`].
+        family (`int`): how many tests they were corrected for.
+        detectable (`float`): the true difference that would have been found with 80 % power in that family.
+        records_needed (`float`): how many records (groups) a side would show equivalence with 80 % power.
+        n_retrained (`int`): retrained models that were compared with.
+    """
+
+    statistic: str
+    kind: str
+    surface: str | None
+    verdict: str | None
+    reason: str | None
+    flags: tuple[str, ...]
+    margin: float
+    seed_band: float
+    unlearned: Estimate | None
+    original: Estimate | None
+    share_left: float
+    p_residual: float
+    p_over_forgotten: float
+    family: int
+    detectable: float
+    records_needed: float
+    n_retrained: int
+    evidence: Evidence = field(repr=False, compare=False)
+
+    def as_dict(self) -> dict:
+        """Plain types for JSON; NaN becomes `None`."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "evidence"}
+        for name in ("unlearned", "original"):
+            shown[name] = None if shown[name] is None else asdict(shown[name])
+        return plain(shown)
+
+
+def p_values(e: Evidence) -> tuple[float, float, float, float]:
+    """Beyond the margin above and below, and beyond 0 above and below; NaN where there is no such test."""
+    if e.unlearned is None or (e.has_reference and e.margin is None):
+        return (math.nan,) * 4
+    alarm = e.alarm if e.has_reference else 0.0
+    test = e.unlearned
+    return test.p_greater(alarm), test.p_less(-alarm), test.p_greater(), test.p_less()
+
+
+def decide(names, e: Evidence, p: Sequence[float], family: int) -> Verdict:
+    """The verdict on a statistic (name, kind, surface) from its evidence and its p-values, corrected for the family."""
+    statistic, kind, surface = names
+    alpha, level = e.margins.alpha, 1 - 2 * e.margins.alpha
+    after = None if e.unlearned is None else e.unlearned.estimate(level)
+    before = None if e.original is None else e.original.estimate(level)
+    signal = before is not None and before.low > e.alarm
+    verdict, reason, flags = _rules(kind, e, p, after, before)
+    if e.exchangeable is False:
+        flags.append("not_exchangeable")
+    if e.n_retrained == 1 and not e.cancels_seeds:
+        flags.append("one_retrained")
+    known = after is not None and not math.isnan(after.low)
+    detectable = smallest_detectable(e.unlearned, e.margins.power, alpha / max(family, 1)) if known else math.nan
+    return Verdict(
+        statistic=statistic,
+        kind=kind,
+        surface=surface,
+        verdict=verdict,
+        reason=reason,
+        flags=tuple(flags),
+        margin=math.nan if e.margin is None else e.margin,
+        seed_band=math.nan if e.band is None else e.band.band,
+        unlearned=after,
+        original=before,
+        share_left=after.value / before.value if signal and known else math.nan,
+        p_residual=p[0],
+        p_over_forgotten=p[1],
+        family=family,
+        detectable=detectable,
+        records_needed=_needed(e) if known and e.margin else math.nan,
+        n_retrained=e.n_retrained,
+        evidence=e,
+    )
+
+
+def _rules(
+    kind: str, e: Evidence, p: Sequence[float], after: Estimate | None, before: Estimate | None
+) -> tuple[str | None, str | None, list[str]]:
+    """The rows of the decision table, tried in order: verdict, reason, flags."""
+    alpha = e.margins.alpha
+    if not e.has_reference:
+        return _without_reference(e, p)
+    if min(after.n) == 0:
+        return "not_tested", "no_records", []
+    if e.margin is None:
+        return None, "no_margin", []
+    if math.isnan(after.low) or math.isnan(after.high) or (before is not None and math.isnan(before.low)):
+        return "inconclusive", "not_measurable", []
+    flags = []
+    lower = (kind == "auc" and p[3] < alpha) or (kind == "unbounded" and after.value < -e.alarm)
+    if lower:
+        flags.append("over")
+    inside = -e.margin < after.low and after.high < e.margin
+    above = after.low > e.alarm and p[0] < alpha
+    below = after.high < -e.alarm and p[1] < alpha
+    if before is not None and before.low <= e.alarm:
+        flags += ["created_by_edit"] * above + ["over"] * (below and not lower)
+        return "no_baseline", "no_signal_before", flags
+    if inside:
+        return ("no_baseline", "no_original", flags) if before is None else ("no_trace_found", None, flags)
+    if above:
+        return "residual", None, flags
+    if below:
+        return "over_forgotten", None, flags
+    flags += ["leans_residual"] * (p[2] < alpha) + ["leans_over"] * (p[3] < alpha)
+    if _needed(e) > e.unlearned.n_units:
+        return "inconclusive", "underpowered", flags
+    beyond = after.low > e.margin or after.high < -e.margin
+    return "inconclusive", "seed_noise" if beyond and e.alarm > e.margin else "near_margin", flags
+
+
+def _needed(e: Evidence) -> float:
+    return records_needed(e.unlearned, e.margin, e.margins.power, e.margins.alpha)
+
+
+def _without_reference(e: Evidence, p: Sequence[float]) -> tuple[str, str | None, list[str]]:
+    if e.exchangeable is False:
+        return "no_baseline", "not_exchangeable", []
+    if e.unlearned is None or not e.exchangeable:
+        return "no_baseline", "no_reference", []
+    interval = e.unlearned.estimate(0.95)
+    if interval.low > 0 and p[0] < e.margins.alpha:
+        return "residual", None, ["no_reference"]
+    over = interval.high < 0 and p[1] < e.margins.alpha
+    return "no_baseline", "no_reference", ["over"] * over
