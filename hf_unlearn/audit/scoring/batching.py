@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
-from os.path import commonprefix
 from typing import TypeVar
 
 from hf_unlearn.likelihood import IGNORE_INDEX
@@ -18,6 +18,8 @@ COST_OF_A_PASS = 128
 WORTH_SHARING = 0.9
 # Rows that may share, in batches of rows. It is one piece of work, which one process does.
 BATCHES_A_PIECE = 8
+# Each costs a plan of the piece to try, and rows share something at two or three of them.
+DEPTHS_TO_TRY = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +76,6 @@ def n_targets(row: Sequence[int]) -> int:
     return sum(symbol & 1 for symbol in row)
 
 
-def prompt_of(row: Sequence[int]) -> Sequence[int]:
-    """What precedes the answer, without its last token: that one predicts the first target."""
-    return row[: next(t for t, symbol in enumerate(row) if t and symbol & 1) - 1]
-
-
 def plan(rows: Sequence[Sequence[int]], batch_size: int, max_targets: int, max_depth: int) -> list[Batch]:
     """Cut rows into pieces of work.
 
@@ -96,16 +93,16 @@ def plan(rows: Sequence[Sequence[int]], batch_size: int, max_targets: int, max_d
 
     def cut(spans: list[Span]) -> list[list[Span]]:
         spans = sorted(spans, key=lambda span: (-len(span), span.row))
-        return passes(spans, [n_targets(rows[s.row][s.start + 1 : s.end + 1]) for s in spans], batch_size, max_targets)
+        return passes(spans, [counts[s.row][s.end] - counts[s.row][s.start] for s in spans], batch_size, max_targets)
 
     whole = [Span(i, 0, len(row) - 1) for i, row in enumerate(rows)]
-    fit = {i for i, row in enumerate(rows) if max_depth > 0 and prompt_of(row) and counts[i][-1] <= max_targets}
+    fit = {i for i in range(len(rows)) if max_depth > 0 and counts[i][-1] <= max_targets}
     alone = [span for span in whole if span.row not in fit]
     rest = sorted(fit, key=lambda i: rows[i])
     batches: list[Batch] = []
     for k in range(0, len(rest), BATCHES_A_PIECE * batch_size):
         members = rest[k : k + BATCHES_A_PIECE * batch_size]
-        batch = _cheapest(members, rows, cut, max_depth)
+        batch = _cheapest(*_shared(members, rows, COST_OF_A_PASS / batch_size), cut, max_depth)
         with_others = [span for spans in batch.last for span in spans if span.parent is not None]
         batch = replace(batch, last=[spans for spans in batch.last if spans[0].parent is not None])
         if batch.cost <= WORTH_SHARING * Batch(cut([whole[span.row] for span in with_others])).cost:
@@ -128,13 +125,86 @@ def passes(items: Sequence[T], targets: Sequence[int], batch_size: int, max_targ
     return found
 
 
-def _cheapest(members: list[int], rows: Sequence[Sequence[int]], cut: Callable, max_depth: int) -> Batch:
-    """Share what is common to rows, at the depths at which that pays."""
-    shared, last = _tree(members, rows)
+@dataclass(eq=False)
+class _Beginning:
+    """What some rows have in common: the tokens before `end`, and the one at `end`, which they predict.
+
+    Attributes:
+        row, end (`int`): the tokens are those of this row. It is a whole row, without its last token, where nothing
+            goes on from it.
+        n_after (`int`): number of spans that will begin where this one ends, and each read it if it is not shared.
+        parent ([`_Beginning`], *optional*): the longest that is a beginning of this one.
+        is_shared (`bool`): whether it is read once, as a span.
+    """
+
+    row: int
+    end: int
+    n_after: int = 0
+    parent: _Beginning | None = None
+    is_shared: bool = False
+
+
+def _beginnings(members: Sequence[int], rows: Sequence[Sequence[int]]) -> list[_Beginning]:
+    """The tree of all that rows, sorted by their tokens, have in common, children first; the root is left out.
+
+    Sorted rows have most in common with their neighbours, so each token is compared once.
+    """
+    found: list[_Beginning] = []
+    path = [_Beginning(members[0], 0)]  # from the root to the last row
+
+    def close(end: int, row: int) -> None:
+        """Leave all that is longer than what the last row and the next one have in common."""
+        while path[-1].end > end:
+            child = path.pop()
+            if path[-1].end < end:
+                path.append(_Beginning(row, end))
+            child.parent = path[-1]
+            found.append(child)
+
+    previous = members[0]
+    for row in members:
+        if row != previous:
+            close(_end_in_common(rows[previous], rows[row]), previous)
+        path.append(_Beginning(row, len(rows[row]) - 1))
+        previous = row
+    close(0, previous)
+    return found
+
+
+def _end_in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Where to stop reading for both rows: they have the next token in common, and each keeps one to go on with."""
+    shorter = min(len(one), len(other))
+    common = next((t for t, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), shorter)
+    return max(0, min(common - 1, shorter - 2))
+
+
+def _shared(members: Sequence[int], rows: Sequence[Sequence[int]], cost: float) -> tuple[list[Span], list[Span]]:
+    """The beginnings that are worth `cost` tokens more than reading them again and again, parents first, and what is
+    left of each row."""
+    tree = _beginnings(members, rows)
+    for node in tree:
+        n_after, start = max(1, node.n_after), node.parent.end
+        node.is_shared = (n_after - 1) * (node.end - start) > cost
+        node.parent.n_after += 1 if node.is_shared else n_after
+    shared, last = [], []
+    read: dict[_Beginning, Span | None] = {}
+    for node in reversed(tree):
+        before = read.get(node.parent)
+        read[node] = before
+        if node.is_shared or node.n_after == 0:
+            span = Span(node.row, before.end if before else 0, node.end, before)
+            (shared if node.is_shared else last).append(span)
+            read[node] = span
+    return shared, last
+
+
+def _cheapest(shared: list[Span], last: list[Span], cut: Callable, max_depth: int) -> Batch:
+    """Share at the depths at which that pays: passes are for spans of one depth, and may be nearly empty."""
+    shared, last = _only(_most_saving(shared, last), shared, last)
     best = _batch(shared, last, cut)
     while shared:
         depths = range(1 + max(span.depth for span in shared))
-        trials = [_without(depth, shared, last) for depth in depths]
+        trials = [_only({*depths} - {depth}, shared, last) for depth in depths]
         batches = [_batch(*trial, cut) for trial in trials]
         least = min(depths, key=lambda depth: batches[depth].cost)
         if len(depths) <= max_depth and best.cost <= batches[least].cost:
@@ -143,55 +213,31 @@ def _cheapest(members: list[int], rows: Sequence[Sequence[int]], cut: Callable, 
     return best
 
 
+def _most_saving(shared: list[Span], last: list[Span]) -> set[int]:
+    """The depths at which most tokens are saved: few enough to try which of them pay."""
+    after = Counter(span.parent for span in (*shared, *last))
+    saved: Counter[int] = Counter()
+    for span in shared:
+        saved[span.depth] += (after[span] - 1) * len(span)
+    return {depth for depth, _ in saved.most_common(DEPTHS_TO_TRY)}
+
+
+def _only(depths: Set[int], shared: list[Span], last: list[Span]) -> tuple[list[Span], list[Span]]:
+    """The same with shared spans of these depths alone: those that go on from others begin where these began."""
+    now: dict[Span | None, Span | None] = {None: None}
+
+    def moved(span: Span) -> Span:
+        before = now[span.parent]
+        return Span(span.row, before.end if before else 0, span.end, before)
+
+    for span in shared:
+        now[span] = moved(span) if span.depth in depths else now[span.parent]
+    return [now[span] for span in shared if span.depth in depths], [moved(span) for span in last]
+
+
 def _batch(shared: list[Span], last: list[Span], cut: Callable) -> Batch:
     def by_depth(spans: list[Span]) -> list[list[list[Span]]]:
         spans = sorted(spans, key=lambda span: span.depth)
         return [cut(list(group)) for _, group in groupby(spans, key=lambda span: span.depth)]
 
     return Batch([spans for passes in by_depth(last) for spans in passes], by_depth(shared))
-
-
-def _tree(members: list[int], rows: Sequence[Sequence[int]]) -> tuple[list[Span], list[Span]]:
-    """All that rows, sorted by their tokens, have in common, parents first, and what is left of each.
-
-    First comes what all prompts begin with, then each prompt, and then what some of its answers begin with.
-    """
-    shared, last = [], []
-
-    def share(row: int, end: int, parent: Span | None) -> Span | None:
-        start = 0 if parent is None else parent.end
-        if end > start:
-            shared.append(Span(row, start, end, parent))
-            return shared[-1]
-        return parent
-
-    def grow(members: list[int], parent: Span | None) -> None:
-        if len(members) == 1:
-            last.append(Span(members[0], 0 if parent is None else parent.end, len(rows[members[0]]) - 1, parent))
-            return
-        # They are sorted, so what the first and the last have in common all have. Each row keeps a token to go on with.
-        common = len(commonprefix([rows[members[0]], rows[members[-1]]]))
-        parent = share(members[0], min(common - 1, min(len(rows[i]) for i in members) - 2), parent)
-        for _, group in groupby(members, key=lambda i: rows[i][common] if len(rows[i]) > common else None):
-            grow(list(group), parent)
-
-    prompts = {i: prompt_of(rows[i]) for i in members}
-    common = len(commonprefix([prompts[members[0]], prompts[members[-1]]]))
-    header = share(members[0], min(common, min(map(len, prompts.values())) - 1), None)
-    for prompt, group in groupby(members, key=prompts.__getitem__):
-        group = list(group)
-        grow(group, header if len(group) == 1 else share(group[0], len(prompt), header))
-    return shared, last
-
-
-def _without(depth: int, shared: list[Span], last: list[Span]) -> tuple[list[Span], list[Span]]:
-    """The same with no shared spans of one depth: those that go on from them begin where they began."""
-    now: dict[Span | None, Span | None] = {None: None}
-
-    def moved(span: Span) -> Span:
-        gone = span.parent is not None and span.parent.depth == depth
-        return replace(span, start=span.parent.start if gone else span.start, parent=now[span.parent])
-
-    for span in shared:
-        now[span] = now[span.parent] if span.depth == depth else moved(span)
-    return [now[span] for span in shared if span.depth != depth], [moved(span) for span in last]
