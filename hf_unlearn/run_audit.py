@@ -167,7 +167,7 @@ def audit_checkpoints(
         for name, surface in report.surfaces.items():
             if name not in untested:
                 print(f"\n{name.upper()}: {surface['verdict'].replace('_', ' ')}\n{surface['wording']}")
-        print(f"\nNot tested: {', '.join(untested)}.")
+        print(f"\nNot tested: {', '.join(untested)}. Nothing is said about these.\n\n{report.caveat}")
         for note in report.notes:
             print(f"\n{note}")
         print(f"\nWritten to {output_dir}/result.json and {output_dir}/RESULT.md.")

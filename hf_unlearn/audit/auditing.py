@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from .canaries import canary_sets, with_coins
 from .findings import Statistic, row
-from .likelihoods import Tables, further_rows, likelihood_findings, score_sets
+from .likelihoods import likelihood_findings, score_sets
+from .memberships import Tables, lira_finding
 from .metrics import membership
 from .models import Models
 from .report import AuditReport
+from .scoring.score import score
+from .summaries import summary_rows
 from .threats import (
     ONE_MODEL,
     TWO_MODELS,
@@ -42,6 +46,8 @@ def audit(
     load=None,
     device=None,
     groups=None,
+    canaries=None,
+    shadows: Sequence = (),
 ) -> AuditReport:
     """Audit an unlearned model: what an adversary finds in it, beside the original and a retrained model.
 
@@ -66,6 +72,11 @@ def audit(
         cache ([`ScoreCache`], *optional*): keeps the tables of models that were scored before.
         load, device (*optional*): how a name becomes a model, and where it runs; see [`Models`].
         groups (`(n,)`, *optional*): whose a forget row is; rows of one person are not independent.
+        canaries ([`~hf_unlearn.audit.metrics.exposure.Canaries`], *optional*): what was planted in the training data of the
+            original, from `make_canaries`: their exposure, and a lower bound of epsilon.
+        shadows (sequence, *optional*): at least two models or names, trained on the forget set with other seeds and then
+            unlearned like the audited one (U-LiRA), or not (LiRA). They are compared with the retrained models but the
+            first, of which there must be at least three in all.
 
     Returns:
         [`AuditReport`]
@@ -76,14 +87,15 @@ def audit(
     from .judgement import judged
 
     config = config or AuditConfig()
-    models = Models(model, original, retrained, load, device)
+    models = Models(model, original, retrained, load, device, shadows)
     threats = tuple(threat_model)
     check_threats(threats, models.roles)
+    check_shadows(models)
     sets = sets_of(split)
     if processing_class is None and models.name("unlearned") is not None:
         processing_class = _processing_class_of(models.name("unlearned"))
     subjects = Subjects(sets, processing_class, config, groups)
-    tables, found = _run(models, subjects, threats, cache)
+    tables, found = _run(models, subjects, threats, cache, canaries)
     return judged(
         compare(tables, config.seed, found, groups), tables, found, threats, subjects.sets, margins, config, groups
     )
@@ -105,6 +117,20 @@ def sets_of(split) -> dict[str, Any]:
     return sets
 
 
+def check_shadows(models: Models) -> None:
+    """Find out before hours of work that there are too few models for LiRA.
+
+    Raises:
+        ValueError: with how many are needed.
+    """
+    if models.shadows and (len(models.shadows) < 2 or len(models.further_retrained) < 2):
+        raise ValueError(
+            f"LiRA compares the spread of models trained on the forget set with that of models that were not, but you gave "
+            f"{len(models.shadows)} shadows and {len(models.further_retrained)} retrained models beside the first. Either "
+            "give at least two of each, or leave the shadows out."
+        )
+
+
 def _processing_class_of(name: str):
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
@@ -118,11 +144,14 @@ def _processing_class_of(name: str):
 FoundByRole = dict[str, Found]
 
 
-def _run(models: Models, subjects: Subjects, threats: Sequence[str], cache) -> tuple[Tables, FoundByRole]:
+def _run(
+    models: Models, subjects: Subjects, threats: Sequence[str], cache, canaries=None
+) -> tuple[Tables, FoundByRole]:
     """One model after the other, and then the original beside each of the others."""
     config, sets = subjects.config, subjects.sets
     scored = {name: rows for name, rows in sets.items() if name != "unrelated"}
-    lengths = {"max_length": config.max_length, "truncate": config.truncate}
+    scored |= {} if canaries is None else canary_sets(canaries)
+    options = {"max_length": config.max_length, "truncate": config.truncate, "cache": cache}
     tables: dict[str, Any] = {}
     found: FoundByRole = {role: Found() for role in models.roles}
     for role in models.roles:
@@ -133,18 +162,27 @@ def _run(models: Models, subjects: Subjects, threats: Sequence[str], cache) -> t
                 scored,
                 config.batch_size,
                 name=f"{role.replace('_', ' ')} model",
-                cache=cache,
-                **lengths,
+                **options,
             )
+            if canaries is not None:
+                tables[role]["canaries"] = with_coins(tables[role]["canaries"], canaries)
             for threat in threats:
                 for audit_of_one in ONE_MODEL[threat]:
                     _add(found[role], audit_of_one(model, subjects))
     for threat in threats:
         for audit_of_two in TWO_MODELS.get(threat, ()):
             with models.use("original") as before:
-                for role in models.roles:
+                for role in [role for role in models.roles if role != "original"]:
                     with models.use(role) as after:
                         _add(found[role], audit_of_two(before, after, subjects))
+    if models.shadows:
+        shadows = []
+        for role in models.shadows:
+            with models.use(role) as model:
+                shadows.append(score(model, subjects.processing_class, sets["forget"], config.batch_size, **options))
+        for statistic, values in lira_finding(tables, shadows).items():
+            for role, of_role in values.items():
+                found[role].values[statistic] = of_role
     if config.stability and "retrained" in models.roles:
         with models.use("retrained") as retrained:
             for role in models.roles:
@@ -178,8 +216,10 @@ def compare(
     roles = list(tables)
     values = likelihood_findings(tables) | by_statistic(found or {})
     rows = [row(statistic, dict.fromkeys(roles) | of_roles, seed, groups) for statistic, of_roles in values.items()]
-    rows += further_rows(tables, seed)
-    sets = {name: len(table) for name, table in tables["unlearned"].items() if not name.endswith("_lowercase")}
+    rows += summary_rows(tables, seed, groups)
+    sets = {
+        name: len(table) for name, table in tables["unlearned"].items() if not name.endswith(("_lowercase", "_recall"))
+    }
     report = AuditReport(rows, roles, sets, curves=_curves(found or {}, seed))
     if "retrained" not in roles:
         report.notes.append(

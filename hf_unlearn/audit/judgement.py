@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from .findings import Statistic
-from .likelihoods import Tables, control_findings, likelihood_findings
+from .likelihoods import FURTHER_PASSES, control_findings, likelihood_findings
+from .memberships import Tables
+from .metrics.membership import too_short
 from .models import ROLES
 from .report import AuditReport
+from .scoring.scores import Scores
 from .statistics.exchangeability import blind_baseline
 from .threats import SURFACES_OF, AuditConfig, Found, by_statistic
 from .verdicts.verdict import (
@@ -24,6 +27,8 @@ from .verdicts.verdict import (
     surface_verdicts,
     wording,
 )
+from .verdicts.wording import CAVEAT
+from .verdicts.worst_records import worst_records
 
 
 WORST = 10
@@ -65,7 +70,8 @@ def judged(
         report.checks.append(of_images)
     report.checks += _checks(baseline, verdicts, tables)
     report.notes += [check["says"] for check in report.checks if check.get("warns")]
-    report.worst = worst_records(values, len(tables["unlearned"]["forget"]))
+    report.worst = _worst(values, len(tables["unlearned"]["forget"]))
+    report.caveat = CAVEAT
     return report
 
 
@@ -82,6 +88,7 @@ def _verdict(statistic: Statistic, of_roles, control, baseline, margins, seed, g
         "exchangeable": None if baseline is None else baseline.exchangeable,
         "margins": margins,
         "seed": seed,
+        "beside_original": statistic.surface == "two-checkpoint",
     }
     if statistic.kind == "auc":
         arguments["groups"] = statistic.groups_of(groups, of_roles["unlearned"])
@@ -153,7 +160,7 @@ def _checks(baseline, verdicts: Sequence[Verdict], tables: Tables) -> list[dict[
         f"{role}, {name}": int((~scores.valid).sum())
         for role, of_role in tables.items()
         for name, scores in of_role.items()
-        if not scores.valid.all()
+        if not scores.valid.all() and not name.endswith(FURTHER_PASSES)
     }
     if missing:
         says = ", ".join(f"{n} of the {name}" for name, n in missing.items())
@@ -166,13 +173,32 @@ def _checks(baseline, verdicts: Sequence[Verdict], tables: Tables) -> list[dict[
                 "missing in every number, and in no total silently.",
             }
         )
-    return checks
+    return checks + _too_short(tables["unlearned"])
 
 
-def worst_records(values: Mapping[Statistic, Mapping[str, Any]], n: int, k: int = WORST) -> list[dict[str, Any]]:
-    """Positions in the forget set of the records that show most, against the retrained model: averages hide them.
+def _too_short(sets: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """How many texts have so few tokens that Min-K reads a single one; of labels there is no Min-K."""
+    if sets["forget"].meta.get("targets") == "label":
+        return []
+    counts = {name: int(too_short(sets[name]).sum()) for name in ("forget", "holdout") if name in sets}
+    if not any(counts.values()):
+        return []
+    says = ", ".join(f"{n} of the {name} set" for name, n in counts.items())
+    return [
+        {
+            "check": "too_short_for_min_k",
+            "counts": counts,
+            "warns": True,
+            "says": f"Some texts have fewer than five tokens to score ({says}). For these Min-K and Min-K++ read the least "
+            "likely token alone, which is a larger share than the 20 % of the others.",
+        }
+    ]
 
-    Of statistics over all `n` records of it; others know only positions in a part.
+
+def _worst(values: Mapping[Statistic, Mapping[str, Any]], n: int) -> list[dict[str, Any]]:
+    """The records that show most against the retrained model, for each statistic over all `n` of the forget set.
+
+    Others know only positions in a part. Averages hide single leaks.
     """
     found = []
     for statistic, of_roles in values.items():
@@ -181,9 +207,17 @@ def worst_records(values: Mapping[Statistic, Mapping[str, Any]], n: int, k: int 
             continue
         if len(unlearned) != n:
             continue
-        excess = np.asarray(unlearned, dtype=np.float64) - np.asarray(retrained, dtype=np.float64)
-        order = [int(i) for i in np.argsort(-np.nan_to_num(excess, nan=-np.inf), kind="stable")[:k] if excess[i] > 0]
+        further = [of_roles[role] for role in of_roles if role.startswith("retrained_")]
+        worst = worst_records(unlearned, retrained, WORST, further)
+        shown = [(int(i), round(float(x), 6)) for i, x in zip(worst.indices, worst.excess, strict=True) if x > 0]
         found.append(
-            {"measure": statistic.name, "records": order, "excess": [round(float(excess[i]), 6) for i in order]}
+            {
+                "measure": statistic.name,
+                "records": [i for i, _ in shown],
+                "excess": [excess for _, excess in shown],
+                "share_above": worst.share_above.as_dict(),
+                "limit": None if np.isnan(worst.limit) else worst.limit,
+                "n_missing": worst.n_missing,
+            }
         )
     return found

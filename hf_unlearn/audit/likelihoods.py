@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .findings import FIT, MEMBER, MEMORY, UTILITY, Statistic, row_of
+from .canaries import canary_findings
+from .findings import FIT, MEMORY, UTILITY, Statistic
+from .memberships import Tables, membership_findings
 from .metrics import membership, quality
 from .metrics.extraction import (
     exact_memorization,
@@ -18,7 +20,6 @@ from .metrics.extraction import (
     verbatim_extracted,
 )
 from .scoring.scores import Scores
-from .statistics import intervals
 
 
 def extractable(scores: Scores, samples: int = 100) -> np.ndarray:
@@ -77,8 +78,8 @@ LABEL_MEASURES = tuple(
     for measure in MEASURES
     if measure.statistic.name in ("next_token_accuracy", "answer_probability", "loss")
 )
-# A label has no text to compress and no least likely part, so the other attacks are this one again, or made for text.
-LABEL_ATTACKS = ("loss",)
+#: How the names of sets end that are those of others, changed for one attack.
+FURTHER_PASSES = ("_lowercase", "_recall")
 #: Sets of texts that are written for the rows of another set, and scored with them.
 TRUTH_RATIO_COLUMNS = {"prompt", "paraphrased_completion", "perturbed_completions"}
 
@@ -93,16 +94,19 @@ def score_sets(
             for a request about a class, `"test"` (never trained on, outside the request) and `"siblings"` (never trained
             on, of classes like those to forget). Where the forget rows have the columns `paraphrased_completion` and
             `perturbed_completions`, these are scored as answers to the same prompts, for the truth ratio; texts of forget
-            set and holdout are scored in lower case as well, for the membership attack of that name.
+            set and holdout are scored in lower case as well, and behind a few texts of the holdout, for the membership attacks
+            lowercase and ReCaLL.
         kwargs: passed to [`score`].
 
     Returns:
-        `dict[str, Scores]`, with `"forget_paraphrased"`, `"forget_perturbed"`, `"forget_lowercase"` and
-        `"holdout_lowercase"` beside the sets where they exist.
+        `dict[str, Scores]`, with `"forget_paraphrased"`, `"forget_perturbed"`, and `"forget_lowercase"`, `"forget_recall"`
+        and the same of the holdout beside the sets where they exist.
     """
     from hf_unlearn.data.images import has_images
+    from hf_unlearn.data.text import context_length
 
-    from .scoring.scores import score
+    from .conditioning import recall_rows
+    from .scoring.score import score
 
     sets = {key: rows for key, rows in sets.items() if rows is not None}
     if has_images(sets["forget"]):
@@ -113,12 +117,17 @@ def score_sets(
         }
     examples: dict[str, list] = {key: list(rows) for key, rows in sets.items()}
     examples |= _written_for(examples)
+    limit = kwargs.get("max_length") or context_length(model)
+    conditioned, prefix_rows = recall_rows(examples, processing_class, limit)
+    examples |= conditioned
     everything = [row for rows in examples.values() for row in rows]
     table = score(model, processing_class, everything, batch_size, description=f"Scoring the {name}", **kwargs)
     tables, start = {}, 0
     for key, rows in examples.items():
         tables[key] = table[start : start + len(rows)]
         start += len(rows)
+    for key in conditioned:
+        tables[key] = replace(tables[key], meta={**tables[key].meta, "prefix_rows": str(prefix_rows)})
     return tables
 
 
@@ -140,10 +149,6 @@ def _written_for(examples: Mapping[str, list]) -> dict[str, list]:
     return found
 
 
-#: A table a set, by the role of the model: `tables["unlearned"]["forget"]`.
-Tables = Mapping[str, Mapping[str, Scores]]
-
-
 def likelihood_findings(tables: Tables) -> dict[Statistic, dict[str, Any]]:
     """Every statistic of the tables, with its values under each model: see [`findings.Values`]."""
     roles, sets = list(tables), tables["unlearned"]
@@ -162,7 +167,9 @@ def likelihood_findings(tables: Tables) -> dict[Statistic, dict[str, Any]]:
             for role in roles
         }
     if "holdout" in sets and len(sets["holdout"]):
-        found |= _membership(tables, of_labels)
+        found |= membership_findings(tables)
+    if "canaries" in sets:
+        found |= canary_findings(tables)
     return found
 
 
@@ -177,71 +184,3 @@ def control_findings(tables: Tables) -> dict[Statistic, dict[str, np.ndarray]]:
         for measure in (LABEL_MEASURES if of_labels else MEASURES)
         if measure.statistic.surface is not None
     }
-
-
-def _membership(tables: Tables, of_labels: bool) -> dict[Statistic, dict[str, Any]]:
-    names = LABEL_ATTACKS if of_labels else tuple(membership.ATTACKS)
-    attacks = {name: lambda of, key, attack=membership.ATTACKS[name]: attack(of[key]) for name in names}
-    if of_labels and all(scores.class_log_probs is not None for scores in tables["unlearned"].values()):
-        from .metrics.classifiers import CLASS_ATTACKS
-
-        # The confidence is the loss again.
-        class_attacks = {name: attack for name, attack in CLASS_ATTACKS.items() if name != "confidence"}
-        attacks |= {name: lambda of, key, attack=attack: attack(of[key]) for name, attack in class_attacks.items()}
-    for further in membership.further_passes():
-        if f"holdout_{further.name}" in tables["unlearned"]:
-            attacks[further.name] = lambda of, key, further=further: further.combine(
-                of[key], of[f"{key}_{further.name}"]
-            )
-    found = {
-        _against_holdout(name): {role: (of(sets, "forget"), of(sets, "holdout")) for role, sets in tables.items()}
-        for name, of in attacks.items()
-    }
-    if "retrained" in tables:
-        reference = tables["retrained"]
-        # Against itself the retrained model scores 0 everywhere: an AUC of 0.5 by definition, not by measurement. Where
-        # there is another one, of another seed, its AUC is what a model that never saw the forget set gets.
-        others = {role: sets for role, sets in tables.items() if role != "retrained"}
-        values = {
-            role: tuple(membership.reference_loss(sets[key], reference[key]) for key in ("forget", "holdout"))
-            for role, sets in others.items()
-        }
-        values["retrained"] = values.get("retrained_2")
-        found[_against_holdout("reference", "membership-ref")] = values
-    return found
-
-
-def _against_holdout(attack: str, surface: str = "membership") -> Statistic:
-    return Statistic(f"membership_auc_{attack}", "forget against holdout", MEMBER, surface, "auc")
-
-
-def further_rows(tables: Tables, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows beside those of the statistics: rates at a fixed false positive rate, truth ratio and forget quality."""
-    rows, sets = [], tables["unlearned"]
-    roles = list(tables)
-    if "holdout" in sets and len(sets["holdout"]):
-        scores = {
-            role: tuple(membership.negative_loss(of[key]) for key in ("forget", "holdout"))
-            for role, of in tables.items()
-        }
-        for fpr in (0.01, 0.05):
-            statistic = Statistic(f"membership_tpr_at_{fpr:.0%}_fpr", "forget against holdout", MEMBER)
-            rows.append(
-                row_of(statistic, {role: intervals.tpr_at_fpr(*pair, fpr).tpr for role, pair in scores.items()})
-            )
-    if "forget_paraphrased" in sets:
-        ratios = {
-            role: quality.truth_ratio(tables[role]["forget_paraphrased"], tables[role]["forget_perturbed"])
-            for role in roles
-        }
-        estimates = {role: quality.forget_truth_ratio_aggregate(ratio, seed=seed) for role, ratio in ratios.items()}
-        rows.append(row_of(Statistic("truth_ratio", "forget", "as retrained is best"), estimates))
-        if "retrained" in roles:
-            row = {"measure": "forget_quality", "set": "forget", "direction": "p of a KS test; high = not told apart"}
-            row["retrained"] = None  # against itself it is 1 by definition
-            for role in roles:
-                if role != "retrained":
-                    test = quality.forget_quality(ratios[role], ratios["retrained"])
-                    row[role] = {"value": test.p, **test.as_dict()}
-            rows.append(row)
-    return rows

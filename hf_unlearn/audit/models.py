@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,28 +22,34 @@ class Models:
         original (*optional*): the model before the edit.
         retrained (*optional*): trained without the forget set; several, of different seeds, as a list: the first is the
             reference, and the others show how far retrained models differ from each other.
+        shadows (sequence, *optional*): models trained on the forget set with other seeds, for LiRA; they are not audited.
         load (`Callable[[str], PreTrainedModel]`, *optional*): how a name becomes a model; by default from the Hub or a
             folder, in float32.
         device (*optional*): where a model that was loaded by its name runs; one that was given stays where it is.
     """
 
     def __init__(
-        self, unlearned, original=None, retrained=None, load: Callable[[str], Any] | None = None, device=None
+        self,
+        unlearned,
+        original=None,
+        retrained=None,
+        load: Callable[[str], Any] | None = None,
+        device=None,
+        shadows: Sequence = (),
     ):
         first, *others = retrained if isinstance(retrained, (list, tuple)) and retrained else [retrained]
         named = {"original": original, "unlearned": unlearned, "retrained": first}
         named |= {f"retrained_{i}": other for i, other in enumerate(others, 2)}
         self.given = {role: model for role, model in named.items() if model is not None}
+        self.roles = list(self.given)
+        self.shadows = [f"shadow_{i}" for i, _ in enumerate(shadows, 1)]
+        self.given |= dict(zip(self.shadows, shadows, strict=True))
         self.device = device
         self._load = load or _by_name
 
     @property
-    def roles(self) -> list[str]:
-        return list(self.given)
-
-    @property
     def further_retrained(self) -> list[str]:
-        return [role for role in self.given if role.startswith("retrained_")]
+        return [role for role in self.roles if role.startswith("retrained_")]
 
     def name(self, role: str) -> str | None:
         """The name a model was given by, `None` where it is an object."""

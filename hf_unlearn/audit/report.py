@@ -22,9 +22,11 @@ class AuditReport:
         checks (`list[dict]`): of the audit itself: whether forget set and holdout can be compared, whether the retrained
             model has seen the forget set.
         worst (`list[dict]`): for every statistic of records the positions in the forget set of those that show most,
-            against the retrained model: averages hide single leaks.
+            against the retrained model, and the share of records above what retrained models reach: averages hide
+            single leaks.
         notes (`list[str]`): what a reader must know.
         threats (`list[str]`): against whom it was tested.
+        caveat (`str`): what no test of this kind can show; belongs beside the verdicts.
         cost (`dict`): what the edit cost beside retraining, where both are known.
     """
 
@@ -37,6 +39,7 @@ class AuditReport:
     checks: list[dict[str, Any]] = field(default_factory=list)
     worst: list[dict[str, Any]] = field(default_factory=list)
     threats: list[str] = field(default_factory=list)
+    caveat: str = ""
     cost: dict[str, Any] = field(default_factory=dict)
 
     def value(self, measure: str, set: str = "forget", model: str = "unlearned") -> float:

@@ -300,13 +300,17 @@ def _first(rows, n: int):
 
 
 def guided(before, after, subjects: Subjects) -> Found:
-    """An adversary with the model before and after adds up what changed: extraction under guidance."""
+    """An adversary with the model before and after adds up what changed: how much more comes out than from the original.
+
+    What the original gives away by itself this adversary has anyway, so only the gain counts. The retrained model beside
+    the original is the yardstick.
+    """
     from .attacks.guidance import guided_extraction
 
     if subjects.of_images:
         return Found()
     config, rows = subjects.config, subjects.rows("forget")
-    weights = config.guidance_weights
+    weights = tuple(sorted({*config.guidance_weights, 1.0}))
     result = guided_extraction(
         before,
         after,
@@ -316,11 +320,11 @@ def guided(before, after, subjects: Subjects) -> Found:
         batch_size=config.batch_size,
         **subjects.lengths,
     )
-    found = Found()
-    statistic = Statistic("extraction_strength_best_guidance", "forget", MEMORY, "two-checkpoint")
-    found.values[statistic] = np.max(result.extraction_strength, axis=0)
-    curve = Curve("guidance, extraction strength", "forget", "weight", tuple(weights))
-    found.curves[curve] = result.extraction_strength
+    found, strength = Found(), result.extraction_strength
+    statistic = Statistic("extraction_strength_gained_by_guidance", "forget", MEMORY, "two-checkpoint")
+    found.values[statistic] = np.max(strength, axis=0) - strength[weights.index(1.0)]
+    curve = Curve("guidance, extraction strength", "forget", "weight", weights)
+    found.curves[curve] = strength
     return found
 
 

@@ -132,7 +132,7 @@ def _verdicts(audit: dict[str, Any]) -> list[str]:
     untested = [name for name in surfaces if name not in tested]
     if untested:
         lines += ["", f"**Not tested:** {', '.join(untested)}. Nothing is said about these."]
-    return lines
+    return lines + ["", audit["caveat"]]
 
 
 def curve_table(curve: dict[str, Any]) -> list[list[str]]:

@@ -14,8 +14,10 @@ from PIL import Image as PILImage
 from tiny import tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import AutoModelForCausalLM, ViTImageProcessorPil
 
-from hf_unlearn.audit import AuditConfig, ScoreCache, audit
+from hf_unlearn.audit import AuditConfig, ScoreCache, auc, audit, dc_pdd, make_canaries, recall, score
+from hf_unlearn.audit.metrics.membership import token_frequencies, with_prefix
 from hf_unlearn.audit.models import Models
+from hf_unlearn.audit.summaries import PRIVACY_ATTACKS
 from hf_unlearn.audit.threats import SURFACES_OF, THREATS
 from hf_unlearn.data import encode_dataset
 from hf_unlearn.data.pairing import UnlearningCollator
@@ -99,8 +101,9 @@ def test_every_threat_model(case):
     )
     assert {"relearn", "quantised", "latent", "two-checkpoint"} <= tested
     for curve in report.curves:
-        for role in ("original", "unlearned", "retrained"):
-            assert len(curve[role]) == len(curve["x"])
+        # Beside itself the original changes in nothing.
+        roles = ("unlearned", "retrained") + (() if curve["name"].startswith("guidance") else ("original",))
+        assert all(len(curve[role]) == len(curve["x"]) for role in roles)
     json.dumps(report.as_dict(), allow_nan=False)
 
 
@@ -227,8 +230,127 @@ def test_images_under_every_threat_model():
         deepcopy(original), original, tiny_vit(seed=2), split, THREATS, processing_class=processor, config=config
     )
     tested = {name for name, surface in report.surfaces.items() if surface["verdict"] != "not_tested"}
-    assert tested == {"knowledge", "membership", "latent", "quantised", "relearn", "inversion"}
+    assert tested == {"knowledge", "membership", "latent", "quantised", "relearn", "inversion", "two-checkpoint"}
     # Nothing changed, so nothing can be read off the change; which proves nothing, and is not called a success.
     assert report.surfaces["inversion"]["reason"] == "not_applicable"
     assert report.verdict("inversion") == "inconclusive"
     json.dumps(report.as_dict(), allow_nan=False)
+
+
+def row_of(report, measure, of="forget against holdout"):
+    (row,) = [row for row in report.rows if row["measure"] == measure and row["set"] == of]
+    return row
+
+
+def test_every_likelihood_attack_is_in_one_report(case):
+    report = run(case, case.original, retrained=[*case.retrained, case.another], threat_model=["membership"])
+    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus", "lowercase", "recall", "dc_pdd", "reference", "rmia"):
+        row = row_of(report, f"membership_auc_{attack}")
+        assert row["surface"] == ("membership-ref" if attack in ("reference", "rmia") else "membership")
+        assert row["original"]["value"] == row["unlearned"]["value"], attack
+        assert row["verdict"]["verdict"] is not None
+        assert row["unlearned"]["value"] > 0.8 or attack in ("lowercase", "dc_pdd"), attack
+        assert row["retrained"]["value"] < 0.8, attack
+    # Some records of the holdout serve as a prefix, or as a population, and are not attacked.
+    assert row_of(report, "membership_auc_recall")["unlearned"]["n"] == [N_FORGET, N_HOLDOUT - 2]
+    assert row_of(report, "membership_auc_recall")["unlearned"]["n_missing"] == 2
+    assert row_of(report, "membership_auc_rmia")["unlearned"]["n"] == [N_FORGET, N_HOLDOUT // 2]
+    assert report.verdict("membership-ref") == "residual"
+
+
+def test_recall_and_dc_pdd_are_those_of_the_model_run_by_hand(case):
+    report = run(case, case.original, original=None, retrained=None, threat_model=["membership"])
+    forget, holdout, retain = (list(getattr(case.split, name)) for name in ("forget", "holdout", "retain"))
+    prefix = "\n".join(row["prompt"] + row["completion"] for row in holdout[:2]) + "\n"  # a third does not fit
+
+    def conditioned(rows):
+        return recall(
+            score(case.original, TOKENIZER, rows),
+            score(case.original, TOKENIZER, with_prefix(rows, prefix, TOKENIZER)),
+        )
+
+    expected = auc(conditioned(forget), conditioned(holdout[2:])).value
+    assert row_of(report, "membership_auc_recall")["unlearned"]["value"] == pytest.approx(expected, abs=1e-9)
+    scores = {
+        name: score(case.original, TOKENIZER, rows) for name, rows in (("f", forget), ("h", holdout), ("r", retain))
+    }
+    frequencies = token_frequencies(scores["r"].target_ids, max(of.target_ids.max() for of in scores.values()) + 1)
+    expected = auc(*(dc_pdd(scores[name], frequencies) for name in "fh")).value
+    assert row_of(report, "membership_auc_dc_pdd")["unlearned"]["value"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_published_aggregates_stand_beside_their_parts(case):
+    report = run(case, case.another, retrained=case.retrained[0], threat_model=["membership"])
+    loss = {role: row_of(report, "membership_auc_loss")[role]["value"] for role in ("original", "retrained")}
+    frozen = row_of(report, "tpr_at_threshold_of_original", "forget")
+    assert frozen["original"]["value"] == loss["original"] == 1
+    assert frozen["unlearned"]["value"] < 0.5 and frozen["retrained"]["value"] < 0.5
+    assert row_of(report, "fpr_at_threshold_of_original", "holdout")["original"]["value"] < 0.5
+    privleak = row_of(report, "privleak")
+    assert privleak["retrained"] is None and privleak["original"]["value"] < -50 < privleak["unlearned"]["value"]
+    privacy = row_of(report, "privacy_score", "forget")
+    assert privacy["retrained"]["value"] == 1 and set(privacy["unlearned"]["parts"]) == set(PRIVACY_ATTACKS)
+    assert privacy["original"]["value"] < privacy["unlearned"]["value"]
+    utility = row_of(report, "utility_score", "retain")
+    assert utility["original"]["value"] == 1 and 0.5 < utility["unlearned"]["value"] <= 1
+    json.dumps(report.as_dict(), allow_nan=False)
+
+
+def test_canaries_have_the_exposure_they_must_have(case):
+    canaries = make_canaries({"prompt": "The code is", "completion": " ####."}, 24, n_candidates=255, seed=3)
+    planted = learned([*case.split.forget, *case.split.retain, *canaries.planted], 0)
+    report = run(
+        case, planted, original=planted, retrained=case.retrained, threat_model=["extraction"], canaries=canaries
+    )
+    bits = row_of(report, "exposure_in_bits", "planted canaries")
+    assert bits["unlearned"]["value"] == 8 and bits["unlearned"]["n"] == [int(canaries.included.sum())]
+    # Of a canary that was never seen the mean is 1.44 bits.
+    assert bits["retrained"]["low"] < 1.44 < bits["retrained"]["high"]
+    assert row_of(report, "exposure_share", "planted canaries")["verdict"]["verdict"] == "residual"
+    epsilon = row_of(report, "epsilon_lower_bound", "canaries")
+    assert epsilon["unlearned"]["value"] > 0.5 and epsilon["retrained"]["value"] == 0
+    assert "canaries" in report.sets and report.verdict("verbatim") == "residual"
+
+
+def test_lira_needs_shadow_models_and_enough_of_them(case):
+    retrained = [*case.retrained, case.another]
+    with pytest.raises(ValueError, match="at least two of each"):
+        run(case, case.original, shadows=[case.original], retrained=retrained)
+    everything = [*case.split.forget, *case.split.retain]
+    shadows = [learned(everything, seed) for seed in (11, 12)]
+    report = run(case, case.original, retrained=retrained, threat_model=["membership"], shadows=shadows)
+    row = row_of(report, "lira_says_member", "forget")
+    assert row["unlearned"]["value"] > 0.9 and row["retrained"]["value"] < 0.2
+    assert row["verdict"]["verdict"] == "residual" and row["surface"] == "membership-ref"
+    assert set(report.models) == {"original", "unlearned", "retrained", "retrained_2", "retrained_3"}
+
+
+def test_what_both_checkpoints_show_is_held_against_retraining(case):
+    report = run(case, case.another, retrained=case.retrained[0], threat_model=["both_checkpoints"])
+    drop = row_of(report, "membership_auc_likelihood_drop")
+    # A retrained model betrays the forget set beside the original, and that is no sign that it saw it.
+    assert drop["retrained"]["value"] > 0.7 and drop["unlearned"]["value"] > 0.7 and drop["original"] is None
+    assert not any(check["check"] == "reference_saw_forget_set" for check in report.checks)
+    assert drop["verdict"]["verdict"] in ("no_trace_found", "inconclusive")
+    gained = row_of(report, "extraction_strength_gained_by_guidance", "forget")
+    assert gained["unlearned"]["value"] >= 0 and gained["original"] is None
+    kept = run(case, case.original, retrained=case.retrained[0], threat_model=["both_checkpoints"])
+    # What was not edited does not stand out beside itself. That is less than retraining shows, and no harm.
+    drop = row_of(kept, "membership_auc_likelihood_drop")
+    assert drop["unlearned"]["value"] == 0.5 and drop["verdict"]["verdict"] == "no_trace_found"
+
+
+def test_texts_too_short_for_min_k_are_counted(case):
+    short = Dataset.from_list([{"prompt": "A", "completion": " b"}, *case.split.forget])
+    split = {"forget": short, "holdout": case.split.holdout}
+    report = audit(case.original, split=split, processing_class=TOKENIZER, config=SMALL, threat_model=["membership"])
+    (check,) = [check for check in report.checks if check["check"] == "too_short_for_min_k"]
+    assert check["counts"] == {"forget": 1, "holdout": 0} and check["says"] in report.notes
+
+
+def test_the_worst_records_and_how_many_are_above_what_retraining_reaches(case):
+    report = run(case, case.original, retrained=case.retrained[0], threat_model=["extraction"])
+    (worst,) = [worst for worst in report.worst if worst["measure"] == "answer_probability"]
+    assert worst["share_above"]["value"] == 1 and len(worst["records"]) == 10
+    assert worst["excess"] == sorted(worst["excess"], reverse=True)
+    assert "Testing by attack is fragile" in report.caveat

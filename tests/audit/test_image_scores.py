@@ -108,11 +108,18 @@ def test_the_report_has_what_means_something_for_a_label(tables):
         for measure in ("next_token_accuracy", "loss")
         + (("answer_probability",) if name in ("forget", "retain") else ())
     }
-    attacks = ["auc_loss", "tpr_at_1%_fpr", "tpr_at_5%_fpr", "auc_reference"]
+    attacks = ["auc_loss", "tpr_at_1%_fpr", "tpr_at_5%_fpr", "auc_reference", "auc_rmia", "auc_likelihood_drop"]
     attacks += [f"auc_{name}" for name in CLASS_ATTACKS if name != "confidence"]  # that one is the loss again
     of_attacks = {(f"membership_{name}", "forget against holdout") for name in attacks}
-    assert {(row["measure"], row["set"]) for row in report.rows} == of_sets | of_attacks
-    assert len(report.rows) == len(of_sets | of_attacks)
+    of_attacks |= {
+        ("tpr_at_threshold_of_original", "forget"),
+        ("fpr_at_threshold_of_original", "holdout"),
+        ("balanced_accuracy_at_threshold_of_original", "forget against holdout"),
+    }
+    salun = {"ua": "forget", "ra": "retain", "ta": "test", "mia": "forget", "average_gap": "all"}
+    expected = of_sets | of_attacks | {(f"salun_{column}", of) for column, of in salun.items()}
+    assert {(row["measure"], row["set"]) for row in report.rows} == expected
+    assert len(report.rows) == len(expected)
     assert report.sets == {name: len(rows) for name, rows in SETS.items()}
 
 

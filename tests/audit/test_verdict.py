@@ -153,6 +153,19 @@ def test_a_memorizer_is_residual_in_every_kind():
     assert all(verdict.family == 6 for verdict in found)
 
 
+def test_beside_the_original_only_more_than_under_retraining_counts():
+    more, less = scores(2, seed=2), scores(-2, seed=2)
+    # The retrained model beside the original betrays the records too, so no original has to show that there is a signal.
+    known = {"surface": "two-checkpoint", "beside_original": True}
+    assert judge_auc("drop", None, scores(0, seed=2), RETRAINED, **known).verdict == "no_trace_found"
+    assert judge_auc("drop", None, more, RETRAINED, **known).verdict == "residual"
+    found = judge_auc("drop", None, less, RETRAINED, **known)
+    assert (found.verdict, found.flags[0]) == ("no_trace_found", "beside_original") and "over" not in found.flags
+    assert judge_auc("drop", None, less, RETRAINED).verdict == "over_forgotten"
+    # An AUC of 1 there is no sign that the reference was trained on the forget set.
+    assert reference_warning([judge_auc("drop", None, ORIGINAL, ORIGINAL, **known)]) is None
+
+
 # Corrections, seeds, scales.
 
 
@@ -182,6 +195,16 @@ def test_what_other_seeds_explain_is_no_trace_of_the_records():
     assert judge("p", "share", shares(0.69), shares(0.69), r, [other, third]).verdict == "residual"
     # A wide band is no licence: equivalence is still shown within the margin alone.
     assert several.margin == 0.02
+
+
+def test_two_retrained_models_do_not_hide_what_the_original_memorized():
+    original, retrained, other = shares(0.3), shares(0, seed=1), shares(0.05, seed=2)
+    found = judge("share", "share", original, original, retrained, [other])
+    # Two models bound a third so badly that nothing is beyond it, but that there was a signal is beyond doubt.
+    assert found.seed_band > 0.3 and (found.verdict, found.reason) == ("inconclusive", "seed_noise")
+    assert found.share_left == 1
+    within = judge("share", "share", shares(0.04, seed=4), original, retrained, [other])
+    assert within.reason == "no_signal_before"
 
 
 def test_less_the_holdout_a_better_seed_is_no_trace_either():

@@ -32,6 +32,7 @@ def every_verdict():
         judge_auc("attack", o, o, None, exchangeable=True),
         judge_auc("attack", o, o, None, exchangeable=False),
         judge_auc("attack", o, u, None),
+        judge_auc("drop", None, scores(-3, 4), r, surface="two-checkpoint", beside_original=True),
         judge("loss", "unbounded", None, u[0], r[0]),
         judge("share", "share", np.ones(9), np.full(9, np.nan), np.zeros(9)),
         judge("share", "share", [0.9], [0.5], [0.4]),

@@ -34,6 +34,7 @@ class Evidence:
     reference_auc: Estimate | None
     same_as_original: bool | None
     margins: Margins
+    beside_original: bool = False
 
     @property
     def has_reference(self) -> bool:
@@ -43,6 +44,15 @@ class Evidence:
     def alarm(self) -> float:
         """What a difference must exceed to be called one: the margin, or what other seeds of retraining explain."""
         return max(self.margin or 0.0, 0.0 if self.band is None else self.band.band)
+
+    @property
+    def signal(self) -> float:
+        """What the original must exceed to have shown something: the margin, or what retrained models differ in.
+
+        Not the alarm. With two retrained models that is a bound on what is not known about a third, and as wide as any
+        signal: what the original memorized would count as no signal.
+        """
+        return max(self.margin or 0.0, 0.0 if self.band is None else self.band.largest)
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ class Verdict:
             `no_margin`.
         flags (`tuple[str, ...]`): `created_by_edit` and `over` (without a signal before, the edit made one, up or down;
             `over` also where an AUC is below that of the retrained model, whatever the verdict), `leans_residual` and
-            `leans_over` (no verdict, but the difference is not 0), `not_exchangeable`, `no_reference`, `one_retrained` (the
+            `leans_over` (no verdict, but the difference is not 0), `beside_original` (an attack on both checkpoints, where less
+            than under retraining is no harm), `not_exchangeable`, `no_reference`, `one_retrained` (the
             noise of seeds is unknown).
         margin (`float`): the equivalence margin; NaN if there is none.
         seed_band (`float`): what a further retrained model exceeds by chance; NaN with fewer than two.
@@ -114,7 +125,7 @@ def decide(names, e: Evidence, p: Sequence[float], family: int) -> Verdict:
     alpha, level = e.margins.alpha, 1 - 2 * e.margins.alpha
     after = None if e.unlearned is None else e.unlearned.estimate(level)
     before = None if e.original is None else e.original.estimate(level)
-    signal = before is not None and before.low > e.alarm
+    signal = before is not None and before.low > e.signal
     verdict, reason, flags = _rules(kind, e, p, after, before)
     if e.exchangeable is False:
         flags.append("not_exchangeable")
@@ -159,16 +170,18 @@ def _rules(
         return "inconclusive", "not_measurable", []
     flags = []
     lower = (kind == "auc" and p[3] < alpha) or (kind == "unbounded" and after.value < -e.alarm)
-    if lower:
+    if lower and not e.beside_original:
         flags.append("over")
-    inside = -e.margin < after.low and after.high < e.margin
+    flags += ["beside_original"] * e.beside_original
+    inside = after.high < e.margin and (e.beside_original or -e.margin < after.low)
     above = after.low > e.alarm and p[0] < alpha
     below = after.high < -e.alarm and p[1] < alpha
-    if before is not None and before.low <= e.alarm:
+    if before is not None and before.low <= e.signal:
         flags += ["created_by_edit"] * above + ["over"] * (below and not lower)
         return "no_baseline", "no_signal_before", flags
     if inside:
-        return ("no_baseline", "no_original", flags) if before is None else ("no_trace_found", None, flags)
+        unproven = before is None and not e.beside_original
+        return ("no_baseline", "no_original", flags) if unproven else ("no_trace_found", None, flags)
     if above:
         return "residual", None, flags
     if below:

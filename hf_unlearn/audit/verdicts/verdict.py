@@ -54,6 +54,7 @@ def judge(
     groups=None,
     margins: Margins = DEFAULT_MARGINS,
     seed: int = 0,
+    beside_original: bool = False,
 ) -> Verdict:
     """Judge a number a record of the forget set, under the original, the unlearned and the retrained model.
 
@@ -73,6 +74,9 @@ def judge(
         groups (*optional*): a label a record, or a tuple of labels for each of the two sets; groups are resampled.
         margins ([`Margins`], *optional*): what matters, and at what level.
         seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
+        beside_original (`bool`, *optional*, defaults to `False`): the adversary has the original too. Then nothing else has
+            to show that the attack sees the records, since the retrained model beside the original betrays them as well;
+            and less than that is no harm, so that only more is tested for.
 
     Returns:
         [`Verdict`] of this test alone. Correct it for the others with [`adjust`].
@@ -111,6 +115,7 @@ def judge(
         cancels_seeds=with_holdout,
         exchangeable=exchangeable,
         margins=margins,
+        beside_original=beside_original,
     )
 
 
@@ -125,6 +130,7 @@ def judge_auc(
     groups=None,
     margins: Margins = DEFAULT_MARGINS,
     seed: int = 0,
+    beside_original: bool = False,
 ) -> Verdict:
     """Judge an attack that tells the forget set from the holdout, by its AUC.
 
@@ -136,7 +142,7 @@ def judge_auc(
         original, unlearned, retrained (`tuple` of `float (n,)` and `float (m,)`): scores of the forget set and of the
             holdout under each model, **higher = more member-like**; `None` where there is no such model.
         groups (`tuple` of two, *optional*): labels of the forget set and of the holdout.
-        further_retrained, surface, exchangeable, margins, seed: as for [`judge`].
+        further_retrained, surface, exchangeable, margins, seed, beside_original: as for [`judge`].
     """
     retrained_models = [model for model in (retrained, *further_retrained) if model is not None]
 
@@ -155,7 +161,9 @@ def judge_auc(
         cancels_seeds=True,
         exchangeable=exchangeable,
         margins=margins,
-        reference_auc=aucs[0] if aucs else None,
+        beside_original=beside_original,
+        # Beside the original the retrained model shows the forget set by right.
+        reference_auc=aucs[0] if aucs and not beside_original else None,
     )
 
 
@@ -192,7 +200,16 @@ def reference_warning(verdicts: Iterable[Verdict]) -> str | None:
 
 
 def _judge(
-    names, models, compare, without_reference, band, cancels_seeds, exchangeable, margins, reference_auc=None
+    names,
+    models,
+    compare,
+    without_reference,
+    band,
+    cancels_seeds,
+    exchangeable,
+    margins,
+    beside_original,
+    reference_auc=None,
 ) -> Verdict:
     statistic, kind, surface = names
     if surface is not None and surface not in SURFACES:
@@ -216,6 +233,7 @@ def _judge(
         reference_auc=reference_auc,
         same_as_original=_same(original, retrained[0]) if retrained and original is not None else None,
         margins=margins,
+        beside_original=beside_original,
     )
     return decide(names, evidence, p_values(evidence), family=1)
 

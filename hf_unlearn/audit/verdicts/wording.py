@@ -36,6 +36,7 @@ FLAGS = {
     "leans_residual": "The difference leans towards residual memory.",
     "leans_over": "The difference leans towards over-forgetting.",
     "not_exchangeable": "Forget set and holdout differ in kind: only the comparison with the retrained model counts.",
+    "beside_original": "Held against the retrained model beside the original, which betrays the records as well.",
     "no_reference": "There is no retrained model; forget set and holdout look exchangeable.",
     "one_retrained": "There is one retrained model, so that the noise of its seed is unknown.",
 }
@@ -63,8 +64,9 @@ def _of_surface(surface: SurfaceVerdict) -> str:
 
 def _sentence(v: Verdict) -> str:
     if v.verdict == "no_trace_found":
+        shown = "shows no more than" if "beside_original" in v.flags else "is statistically equivalent to"
         return (
-            f"On this test the model is statistically equivalent to one retrained without the records ({_difference(v)}, "
+            f"On this test the model {shown} one retrained without the records ({_difference(v)}, "
             f"margin {v.margin:.3g}). No evidence of residual memory at this power: {_power(v)}. This is evidence, not "
             "proof."
         )
