@@ -94,7 +94,9 @@ def _verdict(statistic: Statistic, of_roles, control, baseline, margins, seed, g
         arguments["groups"] = statistic.groups_of(groups, of_roles["unlearned"])
         return judge_auc(statistic.name, *models, further, **arguments)
     kind = "relearn" if statistic.surface == "relearn" else "rate" if statistic.kind == "rate" else "share"
-    if control is not None and kind == "share":
+    # Where forget set and holdout differ in kind, what a model does on the one says nothing about the other.
+    alike = baseline is None or baseline.exchangeable is not False
+    if control is not None and kind == "share" and alike:
         models = [None if v is None else (v, control[role]) for v, role in zip(models, ROLES, strict=True)]
         further = [(of_roles[role], control[role]) for role in of_roles if role.startswith("retrained_")]
     arguments["groups"] = statistic.groups_of(groups, of_roles["unlearned"])

@@ -354,3 +354,22 @@ def test_the_worst_records_and_how_many_are_above_what_retraining_reaches(case):
     assert worst["share_above"]["value"] == 1 and len(worst["records"]) == 10
     assert worst["excess"] == sorted(worst["excess"], reverse=True)
     assert "Testing by attack is fragile" in report.caveat
+
+
+def test_a_holdout_of_another_kind_is_no_control(case):
+    """A model that lost the holdout looks, less the holdout, as if it had kept the forget set."""
+    sets = {"forget": case.split.forget, "retain": case.split.retain}
+    other = [{"prompt": f"{i} + {i} =", "completion": f" {2 * i}"} for i in range(60)]
+    for holdout, controlled in ((case.split.holdout, True), (Dataset.from_list(other), False)):
+        report = audit(
+            case.another,
+            case.original,
+            case.retrained[0],
+            sets | {"holdout": holdout},
+            ["extraction"],
+            TOKENIZER,
+            SMALL,
+        )
+        verdict = row_of(report, "answer_probability", "forget")["verdict"]
+        assert ("less_holdout" in verdict["flags"]) is controlled
+        assert ("not_exchangeable" in verdict["flags"]) is not controlled

@@ -153,6 +153,34 @@ def test_a_memorizer_is_residual_in_every_kind():
     assert all(verdict.family == 6 for verdict in found)
 
 
+def test_why_a_test_shows_nothing_is_told_apart():
+    one, nothing = np.ones(4), np.zeros(4)
+    few = judge("verbatim", "rate", one, nothing, nothing)
+    assert (few.verdict, few.reason) == ("no_baseline", "signal_unclear")  # everything came out, of four records
+    known = shares(0.4)
+    same = judge("p", "share", known, known, known + 1e-7)
+    assert (same.verdict, same.reason) == ("no_baseline", "same_as_original")
+
+
+def test_few_records_never_show_equality():
+    rng = np.random.default_rng(0)
+    o, r = 0.9 + rng.random(8) / 100, rng.random(8) / 1000
+    found = judge("p", "share", o, r + rng.random(8) / 1000, r)
+    assert found.unlearned.high < found.margin and (found.verdict, found.reason) == ("inconclusive", "underpowered")
+
+
+def test_beyond_the_margin_but_not_after_the_correction():
+    o, r = shares(0.6), shares(0, seed=1)
+    noise = np.random.default_rng(1).normal(0, 0.09, N)
+    u = r + 0.031 + noise - noise.mean()
+    alone = judge("p", "share", o, u, r)
+    assert alone.verdict == "residual"
+    many = adjust(
+        [alone, *[judge("p", "share", o, r + np.random.default_rng(i).normal(0, 0.1, N), r) for i in range(9)]]
+    )
+    assert (many[0].verdict, many[0].reason) == ("inconclusive", "not_after_correction")
+
+
 def test_beside_the_original_only_more_than_under_retraining_counts():
     more, less = scores(2, seed=2), scores(-2, seed=2)
     # The retrained model beside the original betrays the records too, so no original has to show that there is a signal.
@@ -258,7 +286,7 @@ def test_groups_count_instead_of_rows():
     u = np.clip(r + np.repeat(rng.normal(0, 0.03, 10), 30), 0, 1)
     rows, grouped = judge("p", "share", o, u, r), judge("p", "share", o, u, r, groups=people)
     width = [v.unlearned.high - v.unlearned.low for v in (rows, grouped)]
-    assert width[1] > 3 * width[0] and grouped.margin == 0.1
+    assert width[1] > 3 * width[0] and grouped.margin == 0.05
     both = judge_auc("loss", ORIGINAL, scores(0, seed=2), RETRAINED, groups=(people, people))
     assert both.unlearned.method.endswith("groups")
     hits = judge("hit", "rate", np.ones(N), np.zeros(N), np.zeros(N), groups=people)
@@ -289,7 +317,7 @@ def test_missing_records_are_counted_and_none_at_all_is_not_tested():
     empty = judge("p", "share", shares(0.6), np.full(N, np.nan), shares(0, 1))
     assert (empty.verdict, empty.reason) == ("not_tested", "no_records")
     one = judge("p", "share", [0.9], [0.2], [0.3])
-    assert (one.verdict, one.reason) == ("no_baseline", "no_signal_before")
+    assert (one.verdict, one.reason) == ("no_baseline", "signal_unclear")
     infinite = judge("m", "unbounded", np.zeros(20), np.full(20, -np.inf), np.zeros(20), [np.ones(20)])
     assert (infinite.verdict, infinite.reason) == ("inconclusive", "not_measurable")
 

@@ -75,6 +75,14 @@ def test_a_sentence_has_the_numbers():
     assert "100% of the original signal" in said
 
 
+def test_a_trace_within_the_margin_is_called_a_trace():
+    shares = np.random.default_rng(5).random(300) / 2
+    found = judge("p", "share", shares + 0.5, shares + 0.01 + np.random.default_rng(6).normal(0, 0.01, 300), shares)
+    assert found.verdict == "no_trace_found" and found.unlearned.low > 0
+    assert "There is a trace, smaller than that margin" in wording(found)
+    assert "There is a trace" not in wording(judge_auc("attack", scores(3), scores(0, 1), scores(0, 2)))
+
+
 def test_a_surface_names_what_was_tested_and_what_decided():
     o, u, r = scores(3), scores(0, 1), scores(0, 2)
     found = surface_verdict([judge_auc("loss", o, u, r), judge_auc("zlib", o, o, r), judge_auc("min_k", u, u, r)])

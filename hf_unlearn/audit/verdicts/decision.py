@@ -17,6 +17,9 @@ from .margins import Margins, SeedBand
 #: From the worst to the best; `not_tested` stands apart.
 VERDICTS = ("residual", "over_forgotten", "inconclusive", "no_baseline", "no_trace_found", "not_tested")
 
+# Intervals from the spread of fewer records or groups than this are too narrow to show equality.
+MIN_UNITS = 10
+
 PairedTest = Difference | PairedRates | DistributionDifference
 
 
@@ -62,14 +65,16 @@ class Verdict:
     Attributes:
         statistic, kind, surface (`str`): what was measured.
         verdict (`str` or `None`): one of [`VERDICTS`]; `None` where the statistic has no margin and only informs.
-        reason (`str` or `None`): `no_reference`, `not_exchangeable`, `no_signal_before`, `no_original`, `underpowered`,
-            `seed_noise` (not beyond what other seeds of retraining do), `near_margin`, `not_measurable`, `no_records`,
-            `no_margin`.
+        reason (`str` or `None`): `no_reference`, `not_exchangeable`, `no_signal_before`, `signal_unclear` (there may have
+            been one, but there are too few records to tell), `same_as_original` (original and retrained model are equal),
+            `no_original`, `underpowered`, `seed_noise` (not beyond what other seeds of retraining do),
+            `not_after_correction` (beyond the margin, but not after the correction for the number of tests), `near_margin`,
+            `not_measurable`, `no_records`, `no_margin`.
         flags (`tuple[str, ...]`): `created_by_edit` and `over` (without a signal before, the edit made one, up or down;
             `over` also where an AUC is below that of the retrained model, whatever the verdict), `leans_residual` and
             `leans_over` (no verdict, but the difference is not 0), `beside_original` (an attack on both checkpoints, where less
             than under retraining is no harm), `not_exchangeable`, `no_reference`, `one_retrained` (the
-            noise of seeds is unknown).
+            noise of seeds is unknown), `less_holdout` (differences are those of the forget set less those of the holdout).
         margin (`float`): the equivalence margin; NaN if there is none.
         seed_band (`float`): what a further retrained model exceeds by chance; NaN with fewer than two.
         unlearned (`Estimate` or `None`): unlearned minus retrained with its 90 % interval (1 - 2 alpha). Without a
@@ -131,6 +136,8 @@ def decide(names, e: Evidence, p: Sequence[float], family: int) -> Verdict:
         flags.append("not_exchangeable")
     if e.n_retrained == 1 and not e.cancels_seeds:
         flags.append("one_retrained")
+    if e.cancels_seeds and kind != "auc":
+        flags.append("less_holdout")
     known = after is not None and not math.isnan(after.low)
     detectable = smallest_detectable(e.unlearned, e.margins.power, alpha / max(family, 1)) if known else math.nan
     return Verdict(
@@ -178,7 +185,9 @@ def _rules(
     below = after.high < -e.alarm and p[1] < alpha
     if before is not None and before.low <= e.signal:
         flags += ["created_by_edit"] * above + ["over"] * (below and not lower)
-        return "no_baseline", "no_signal_before", flags
+        return "no_baseline", _why_no_signal(e, before), flags
+    if inside and e.unlearned.n_units < MIN_UNITS:
+        return "inconclusive", "underpowered", flags
     if inside:
         unproven = before is None and not e.beside_original
         return ("no_baseline", "no_original", flags) if unproven else ("no_trace_found", None, flags)
@@ -187,10 +196,18 @@ def _rules(
     if below:
         return "over_forgotten", None, flags
     flags += ["leans_residual"] * (p[2] < alpha) + ["leans_over"] * (p[3] < alpha)
+    if after.low > e.alarm or after.high < -e.alarm:
+        return "inconclusive", "not_after_correction", flags
     if _needed(e) > e.unlearned.n_units:
         return "inconclusive", "underpowered", flags
     beyond = after.low > e.margin or after.high < -e.margin
     return "inconclusive", "seed_noise" if beyond and e.alarm > e.margin else "near_margin", flags
+
+
+def _why_no_signal(e: Evidence, before: Estimate) -> str:
+    if e.same_as_original:
+        return "same_as_original"
+    return "signal_unclear" if before.high > e.signal else "no_signal_before"
 
 
 def _needed(e: Evidence) -> float:

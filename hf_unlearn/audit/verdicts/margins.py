@@ -25,9 +25,11 @@ class Margins:
 
     Attributes:
         auc (`float`): of an AUC.
-        share (`float`): of rates and of shares: extraction, exact memorization, probability, TPR at a bounded FPR.
-        share_records (`float`): a share may also differ by this many records, which is more in a small forget set;
-        share_most (`float`): but never by more than this. Without it a handful of records would show anything.
+        share (`float`): of rates (yes or no a record: verbatim extraction) and of means of shares (a number in [0, 1] a
+            record: extraction strength, exact memorization, probability).
+        share_records (`float`): they may also differ by this many records, which is more in a small forget set;
+        rate_most (`float`): but a rate never by more than this: a handful of records would show anything;
+        share_most (`float`): and a mean never by more than this: it has more to show than yes or no.
         relearn (`float`): at a point of a relearning curve, as a share of the value of the original model.
         distribution (`float`): of the distance between two distribution functions.
         alpha (`float`): one-sided level of the tests. At most this share of families has a false `residual`, and at most
@@ -38,7 +40,8 @@ class Margins:
     auc: float = 0.05
     share: float = 0.02
     share_records: float = 4.0
-    share_most: float = 0.1
+    rate_most: float = 0.1
+    share_most: float = 0.05
     relearn: float = 0.05
     distribution: float = 0.15
     alpha: float = 0.05
@@ -55,7 +58,8 @@ class Margins:
         if kind in ("auc", "distribution"):
             return getattr(self, kind)
         if kind in ("rate", "share"):
-            return max(self.share, min(self.share_most, self.share_records / max(n_units, 1)))
+            most = self.rate_most if kind == "rate" else self.share_most
+            return max(self.share, min(most, self.share_records / max(n_units, 1)))
         if kind == "relearn" and original is not None and original != 0:
             return self.relearn * abs(original)
         return None

@@ -25,6 +25,10 @@ SURFACES = (
 )
 
 
+#: Reasons of a test that shows nothing, whatever it finds now.
+NO_SIGNAL = ("no_signal_before", "signal_unclear", "same_as_original")
+
+
 @dataclass(frozen=True)
 class SurfaceVerdict:
     """The worst of the verdicts of one surface.
@@ -60,7 +64,7 @@ def surface_verdict(verdicts: Iterable[Verdict], surface: str | None = None) -> 
     verdicts = tuple(verdicts)
     surface = surface or next((v.surface for v in verdicts if v.surface), "unnamed")
     counted = [v for v in verdicts if v.verdict not in (None, "not_tested")]
-    with_signal = [v for v in counted if v.reason != "no_signal_before"]
+    with_signal = [v for v in counted if v.reason not in NO_SIGNAL]
     counted = with_signal or counted
     if not counted:
         reason = verdicts[0].reason if verdicts else None

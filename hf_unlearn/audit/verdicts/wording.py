@@ -22,9 +22,12 @@ REASONS = {
     "no_reference": "there is no model retrained without the records to compare with",
     "not_exchangeable": "forget set and holdout differ in kind, and there is no retrained model to compare with",
     "no_signal_before": "the attack saw nothing in the original model either, so that it shows nothing now",
+    "signal_unclear": "there are too few records to tell whether the attack saw anything in the original model",
+    "same_as_original": "original and retrained model give the same values: one of them is not what it is called",
     "no_original": "there is no original model to show that the attack sees the records where they are",
     "underpowered": "there are too few records to tell",
     "seed_noise": "the difference is not beyond what other seeds of retraining explain",
+    "not_after_correction": "the difference is beyond the margin, but not after the correction for all tests of the audit",
     "near_margin": "the difference is too close to the margin to tell",
     "not_measurable": "the difference has no interval",
     "no_records": "no record could be scored under both models",
@@ -37,6 +40,7 @@ FLAGS = {
     "leans_over": "The difference leans towards over-forgetting.",
     "not_exchangeable": "Forget set and holdout differ in kind: only the comparison with the retrained model counts.",
     "beside_original": "Held against the retrained model beside the original, which betrays the records as well.",
+    "less_holdout": "Differences are those of the forget set less those of the holdout.",
     "no_reference": "There is no retrained model; forget set and holdout look exchangeable.",
     "one_retrained": "There is one retrained model, so that the noise of its seed is unknown.",
 }
@@ -64,12 +68,7 @@ def _of_surface(surface: SurfaceVerdict) -> str:
 
 def _sentence(v: Verdict) -> str:
     if v.verdict == "no_trace_found":
-        shown = "shows no more than" if "beside_original" in v.flags else "is statistically equivalent to"
-        return (
-            f"On this test the model {shown} one retrained without the records ({_difference(v)}, "
-            f"margin {v.margin:.3g}). No evidence of residual memory at this power: {_power(v)}. This is evidence, not "
-            "proof."
-        )
+        return f"{_equivalence(v)} at this power: {_power(v)}. This is evidence, not proof."
     if v.verdict == "residual":
         left = "" if math.isnan(v.share_left) else f"; {v.share_left:.0%} of the original signal is left"
         return f"The attack distinguishes the model from one that never saw the records ({_difference(v)}){left}."
@@ -78,8 +77,19 @@ def _sentence(v: Verdict) -> str:
             f"The records score lower than under retraining ({_difference(v)}). That itself can reveal which records were "
             "to be forgotten."
         )
-    shown = "" if math.isnan(v.detectable) else f" ({_difference(v)}; {_power(v)})"
+    margin = "" if math.isnan(v.margin) else f", margin {v.margin:.3g}"
+    shown = "" if math.isnan(v.detectable) else f" ({_difference(v)}{margin}; {_power(v)})"
     return f"Nothing is attested here: {REASONS.get(v.reason, 'there is no verdict')}{shown}."
+
+
+def _equivalence(v: Verdict) -> str:
+    """What equality within the margin means; where the interval excludes 0 a trace was found, and is called one."""
+    shown = "shows no more than" if "beside_original" in v.flags else "is statistically equivalent to"
+    said = f"On this test the model {shown} one retrained without the records within the margin ({_difference(v)}, margin "
+    said += f"{v.margin:.3g}). "
+    if v.unlearned.low > 0:
+        return said + "There is a trace, smaller than that margin; no evidence of more residual memory"
+    return said + "No evidence of residual memory"
 
 
 def _difference(v: Verdict) -> str:
