@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, DatasetDict
-from peft import PeftConfig
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoTokenizer,
-)
-from trl import ModelConfig, get_quantization_config
 
-from hf_unlearn.data import load_rows, with_templates
-from hf_unlearn.request import ErasureRequest, Split, split
-from hf_unlearn.training.load import names_image_classifier
+# What loads models and rows is imported where it is used: `--help` and a mistyped option should not take seconds.
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from trl import ModelConfig
+
+    from hf_unlearn.request import ErasureRequest, Split
 
 
 @dataclass
@@ -56,6 +51,8 @@ class DataArguments:
 
 def load_data(arguments: DataArguments) -> DatasetDict:
     """The splits that the arguments name, as `train`, `validation` and `holdout`, templates filled in."""
+    from datasets import DatasetDict
+
     names = {
         "train": arguments.train_split,
         "validation": arguments.validation_split,
@@ -67,6 +64,8 @@ def load_data(arguments: DataArguments) -> DatasetDict:
 
 
 def _load_split(arguments: DataArguments, name: str) -> Dataset:
+    from hf_unlearn.data import load_rows, with_templates
+
     rows = load_rows(arguments.dataset_name, name, arguments.dataset_config)
     return with_templates(rows, arguments.prompt_template, arguments.completion_template)
 
@@ -76,11 +75,15 @@ def load_request(path: str | None) -> ErasureRequest:
         raise ValueError(
             "No erasure request was given, so it is not known what to forget. Set request to a JSON file."
         )
+    from hf_unlearn.request import ErasureRequest
+
     return ErasureRequest.load(path)
 
 
 def split_data(data: DatasetDict, request: ErasureRequest) -> Split:
     """Forget, retain and holdout of a request, with the counts printed."""
+    from hf_unlearn.request import split
+
     parts = split(data, request)
     print(parts)
     return parts
@@ -97,6 +100,8 @@ def audit_sets(
     Raises:
         ValueError: `sibling_values` are given, but the request is not about a class, or there is no holdout.
     """
+    from hf_unlearn.request import ErasureRequest, split
+
     sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
     is_class = request.kind == "class" and "holdout" in data
     if is_class:
@@ -114,16 +119,41 @@ def audit_sets(
     return sets
 
 
+def groups_of(sets: Mapping[str, Any], column: str | None) -> list | None:
+    """Whose each of the forget rows is: the values of a column.
+
+    Raises:
+        ValueError: the forget set has no such column; the message lists those that it has.
+    """
+    if column is None:
+        return None
+    columns = sets["forget"].column_names
+    if column not in columns:
+        raise ValueError(
+            f"You set group_column={column!r}, but the forget set has no such column. Its columns are "
+            f"{', '.join(columns)}. Set one of them, or leave group_column out."
+        )
+    return list(sets["forget"][column])
+
+
 def is_image_classifier(arguments: ModelConfig, name: str | None = None) -> bool:
     """What kind of model a checkpoint says that it is. An adapter is of the kind of its base."""
+    from transformers import AutoConfig
+
+    from hf_unlearn.training.load import names_image_classifier
+
     name = name or arguments.model_name_or_path
     if (Path(name) / "adapter_config.json").exists():
+        from peft import PeftConfig
+
         name = PeftConfig.from_pretrained(name).base_model_name_or_path
     return names_image_classifier(AutoConfig.from_pretrained(name, revision=_revision(arguments, name)))
 
 
 def load_processing_class(model: ModelConfig):
     """The tokenizer of a language model, the image processor of an image classifier."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
     auto = AutoImageProcessor if is_image_classifier(model) else AutoTokenizer
     return auto.from_pretrained(model.model_name_or_path, revision=model.model_revision)
 
@@ -134,6 +164,9 @@ def load_model(arguments: ModelConfig, name: str | None = None):
     Args:
         name (`str`, *optional*): load this one instead of `model_name_or_path`, with the other options the same.
     """
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+    from trl import get_quantization_config
+
     name = name or arguments.model_name_or_path
     quantization = get_quantization_config(arguments)
     auto = AutoModelForImageClassification if is_image_classifier(arguments, name) else AutoModelForCausalLM
@@ -156,6 +189,8 @@ def require_models(arguments: ModelConfig, *names: str | None) -> None:
     Raises:
         ValueError: no model was given, or one of the names is neither a folder with a model nor on the Hub.
     """
+    from transformers import AutoConfig
+
     if arguments.model_name_or_path is None:
         raise ValueError("No model was given. Set model_name_or_path, in the recipe or on the command line.")
     for name in (arguments.model_name_or_path, *names):

@@ -34,6 +34,18 @@ def series(results: dict[str, dict]) -> dict[str, dict]:
     return found
 
 
+def chosen(curves: dict[str, dict], words: list[str]) -> dict[str, dict]:
+    """The curves whose names contain one of the words; all of them where there are no words.
+
+    Raises:
+        ValueError: there is no such curve.
+    """
+    found = {name: curve for name, curve in curves.items() if not words or any(word in name for word in words)}
+    if not found:
+        raise ValueError(f"No curve has {' or '.join(map(repr, words))} in its name. There are: {'; '.join(curves)}.")
+    return found
+
+
 def table(drawn: dict) -> list[list[str]]:
     """Rows of cells, the header first: a row a line, a column a point."""
     rows = [[drawn["axis"], *(f"{x:g}" for x in drawn["x"])]]
@@ -73,9 +85,11 @@ def main():
     parser.add_argument("--only", nargs="*", default=[], help="draw curves whose names contain one of these words")
     arguments = parser.parse_args()
     paths = [Path(path) for path in arguments.results]
-    curves = series({path.parent.name: json.loads(path.read_text("utf-8")) for path in paths})
-    if arguments.only:
-        curves = {name: curve for name, curve in curves.items() if any(word in name for word in arguments.only)}
+    results = {path.parent.name: json.loads(path.read_text("utf-8")) for path in paths}
+    try:
+        curves = chosen(series(results), arguments.only)
+    except ValueError as error:
+        parser.error(str(error))
     for name, drawn in curves.items():
         rows = table(drawn)
         rows.insert(1, ["---"] * len(rows[0]))

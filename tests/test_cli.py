@@ -12,6 +12,9 @@ from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.describe import describe
 
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
 def test_the_installed_command_lists_every_method():
     command = Path(sys.executable).parent / "hf-unlearn"
     run = subprocess.run([command, "methods"], capture_output=True, text=True, timeout=300)
@@ -48,3 +51,14 @@ def test_every_description_says_something(method):
     assert description.granularity in ("single", "batch", "both")
     assert "forget" in description.needs or "retain" in description.needs
     json.dumps(description.as_dict())
+
+
+def test_the_recipe_for_curves_names_those_that_there_are(tmp_path):
+    point = {"value": 0.5, "low": 0.4, "high": 0.6}
+    curve = {"name": "logit lens", "axis": "layer", "x": [0], "unlearned": [point]}
+    (tmp_path / "result.json").write_text(json.dumps({"audit": {"curves": [curve]}}))
+    command = [sys.executable, str(ROOT / "recipes/curves.py"), str(tmp_path / "result.json"), "--only"]
+    run = subprocess.run([*command, "zzz"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2 and "There are: logit lens." in run.stderr and "Traceback" not in run.stderr
+    run = subprocess.run([*command, "lens"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and "0.500" in run.stdout

@@ -2,6 +2,7 @@
 
 import hashlib
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,12 +30,14 @@ class Split:
             about a class or an attribute. `None` if there are no such rows.
         duplicates (`int`): how many rows that the selector did not match have the content of one that it did. They
             are part of `forget` or of `retain`, as asked.
+        holdout_rows (`int`): how many rows the holdout had before those that do not match were left out.
     """
 
     forget: Dataset
     retain: Dataset
     holdout: Dataset | None = None
     duplicates: int = 0
+    holdout_rows: int = 0
 
     def counts(self) -> dict[str, int]:
         """Number of rows of `forget`, `retain` and `holdout`, and of `duplicates` among the first two."""
@@ -47,7 +50,10 @@ class Split:
         }
 
     def __str__(self) -> str:
-        return f"Split({', '.join(f'{name}={count}' for name, count in self.counts().items())})"
+        counts = {name: str(count) for name, count in self.counts().items()}
+        if self.holdout is None and self.holdout_rows:
+            counts["holdout"] = f"0 of {self.holdout_rows}"
+        return f"Split({', '.join(f'{name}={count}' for name, count in counts.items())})"
 
     __repr__ = __str__
 
@@ -128,12 +134,20 @@ def split(
             f"All {len(dataset)} rows are to be erased, so the retain set is empty. Either retire the model, or pass "
             "the whole training data as `dataset`."
         )
+    n_holdout = 0 if holdout is None else len(holdout)
     if holdout is not None and request.kind != "record":
         same = _matching_rows(holdout, request, complete=False)
         holdout = _select(holdout, same)
     if holdout is not None and len(holdout) == 0:
         holdout = None
-    return Split(_select(dataset, mask), _select(dataset, ~mask), holdout, n_copies)
+        if n_holdout:
+            warnings.warn(
+                f"0 of {n_holdout} holdout rows fit the request (column {request.selector['column']!r}), so there are none "
+                "to compare the forget set with, and no membership inference. Give a holdout with rows that the request "
+                "would be about too.",
+                stacklevel=2,
+            )
+    return Split(_select(dataset, mask), _select(dataset, ~mask), holdout, n_copies, n_holdout)
 
 
 def _select(dataset: Dataset, mask: np.ndarray) -> Dataset:

@@ -138,7 +138,15 @@ def test_a_class_is_compared_with_holdout_rows_of_the_same_class(request_):
     parts = split(labelled(), request_, holdout=labelled([1, 0, 1, 1, 2]))
     assert list(parts.holdout["label"]) == [1, 1, 1]
     assert list(parts.holdout["text"]) == ["row 0", "row 2", "row 3"]
-    assert split(labelled(), request_, holdout=labelled([0, 2])).holdout is None
+
+
+def test_a_holdout_of_which_nothing_fits_is_said_and_counted():
+    request = ErasureRequest.attribute("label", "==", "zebra")
+    with pytest.warns(UserWarning, match="0 of 2 holdout rows fit the request.*'label'") as caught:
+        parts = split(labelled(), request, holdout=labelled([0, 2]))
+    assert parts.holdout is None and parts.holdout_rows == 2 and parts.counts()["holdout"] == 0
+    assert str(parts) == "Split(forget=2, retain=3, holdout=0 of 2, duplicates=0)"
+    assert "zebra" not in str(caught[0].message)  # the value is personal data
 
 
 def test_positions_say_nothing_about_the_holdout():
