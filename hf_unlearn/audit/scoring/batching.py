@@ -17,7 +17,7 @@ COST_OF_A_PASS = 128
 # Rows are read as a whole unless sharing costs at most this part of that.
 WORTH_SHARING = 0.9
 # Rows that may share, in batches of rows. It is one piece of work, which one process does.
-BATCHES_A_PIECE = 8
+BATCHES_A_PIECE = 16
 # Each costs a plan of the piece to try, and rows share something at two or three of them.
 DEPTHS_TO_TRY = 8
 

@@ -102,19 +102,26 @@ class Passes:
             for spans in batch.last:
                 self._run_whole([span.row for span in spans])
             return
-        read: list[_Read | None] = [None]
+        # Two depths are in memory at most: the one read last, and the one that goes on from it.
+        read: _Read | None = None
         places: dict[Span | None, Places] = {None: []}
-        for passes in batch.shared:
-            parts = []
-            width = max(len(span) for spans in passes for span in spans) if self._slides else 0
-            for spans in passes:
-                found, part = self._run_spans(spans, read[-1], width)
-                parts.append(part)
-                places |= {s: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
-            read.append(self._joined(parts))
-        for spans in batch.last:
-            found, _ = self._run_spans(spans, read[spans[0].depth])
-            self.places |= {s.row: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
+        for depth in range(len(batch.shared) + 1):
+            for spans in batch.last:
+                if spans[0].depth == depth:
+                    found, _ = self._run_spans(spans, read)
+                    self.places |= {s.row: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
+            if depth < len(batch.shared):
+                read = self._run_shared(batch.shared[depth], read, places)
+
+    def _run_shared(self, passes: list[list[Span]], before: _Read | None, places: dict[Span | None, Places]) -> _Read:
+        """Run the shared spans of a depth, and add to `places` where the values of their targets are."""
+        width = max(len(span) for spans in passes for span in spans) if self._slides else 0
+        parts = []
+        for spans in passes:
+            found, part = self._run_spans(spans, before, width)
+            parts.append(part)
+            places |= {s: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
+        return self._joined(parts)
 
     def _run_whole(self, rows: list[int]) -> None:
         """Run rows that share nothing."""
@@ -159,6 +166,8 @@ class Passes:
         for layers in zip(*(part.cache.layers for part in parts), strict=True):
             for name in ("keys", "values"):
                 states = [F.pad(getattr(layer, name), (0, 0, 0, gap)) for layer, gap in zip(layers, gaps, strict=True)]
+                for layer in layers:
+                    setattr(layer, name, None)  # or there would be twice as much in memory
                 setattr(layers[0], name, torch.cat(states))
         joined.mask = torch.cat([F.pad(part.mask, (0, gap)) for part, gap in zip(parts, gaps, strict=True)])
         every = [span for part in parts for span in part.line]
