@@ -9,7 +9,7 @@ from tiny import BOS, EOS, TURN_END, tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import GenerationConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from hf_unlearn.audit import extraction_probability, score, verbatim_extracted
-from hf_unlearn.audit.generation.decoding import continued
+from hf_unlearn.audit.generation.decoding import _closed_up, _Reserved, continued
 from hf_unlearn.audit.generation.generate import end_tokens, greedy, matches_greedily, sample, split_answer, texts_of
 from hf_unlearn.audit.scoring.scores import Sampling
 from hf_unlearn.data import encode
@@ -126,7 +126,8 @@ def test_a_sliding_window_slides_over_real_tokens(monkeypatch, passes):
     monkeypatch.setattr("hf_unlearn.audit.generation.decoding.WORTH_SHARING", 1)
     ids = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
     expected = by_generate(model, ids, 12, set())
-    assert greedy(model, None, ids, 12, ends=()) == expected
+    for batch_size in (1, 4, 16):
+        assert greedy(model, None, ids, 12, batch_size, ends=()) == expected
     wide = MistralForCausalLM(MistralConfig(**config.to_dict() | {"sliding_window": None})).double().eval()
     wide.load_state_dict(model.state_dict())
     assert greedy(wide, None, ids, 12, ends=()) != expected
@@ -147,6 +148,67 @@ def test_finished_sequences_leave_the_batch_and_equal_prompts_are_read_once(pass
     assert passes[0][0] == len(PROMPTS) - 1  # one question is asked twice
     lengths = [len(n) for n in new[:3] + new[4:]]
     assert [rows for rows, _ in passes[1:]] == [sum(n > step for n in lengths) for step in range(1, max(lengths))]
+
+
+def test_many_go_on_together_although_few_are_read_together(passes):
+    model, ids = tiny_llama().double(), [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
+    expected = by_generate(model, ids, 9, set())
+    passes.clear()
+    assert greedy(model, None, ids, 9, batch_size=4, ends=()) == expected
+    # Three readings, of which one has a prompt twice, and each may read what its prompts begin with by itself.
+    reading = [rows for rows, columns in passes if columns > 1]
+    assert max(reading) <= 4 and len(reading) <= 6
+    assert [shape for shape in passes if shape[1] == 1] == [(11, 1)] * 8
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("room", ["states", "logits"])
+def test_no_more_go_on_together_than_have_room_but_a_batch(build, room, passes, monkeypatch):
+    # With many logits these count, not the states.
+    model, ids = (
+        build(vocab_size=20_000 if room == "logits" else 320).double(),
+        [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS],
+    )
+    expected = by_generate(model, ids, 9, set())
+    longest = max(map(len, ids)) + 9
+    heads = getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+    of_a_row = (
+        2 * model.config.num_hidden_layers * heads * (model.config.hidden_size // model.config.num_attention_heads)
+    )
+    most = {"states": of_a_row * 8 * longest * 5.5 / 4, "logits": 5.5 * 4 * model.config.vocab_size}[room]
+    for limit, rows in ((most, 5), (1, 3)):
+        monkeypatch.setattr("hf_unlearn.audit.generation.decoding.max_logits", lambda device, limit=limit: int(limit))
+        passes.clear()
+        assert greedy(model, None, ids, 9, batch_size=3, ends=()) == expected
+        together = [shape[0] for shape in passes if shape[1] == 1]
+        assert together[0] == rows and sum(together) == 8 * 11
+        if rows == 3 or room == "logits":  # shorter prompts leave room for more
+            assert max(together) == rows
+
+
+def test_steps_write_into_memory_that_is_there():
+    keys = [torch.randn(2, 3, 4, 5), torch.randn(1, 3, 2, 5)]
+    layer = _Reserved(keys, [2 * k for k in keys], n_new=3)
+    assert layer.get_seq_length() == 4 and not layer.keys[2, :, :2].any()
+    where, expected = layer.keys.data_ptr(), layer.keys.clone()
+    step = torch.randn(3, 3, 1, 5)
+    layer.update(step, 2 * step)
+    expected = torch.cat([expected, step], dim=2)
+    assert torch.equal(layer.keys, expected) and torch.equal(layer.values, 2 * expected)
+    layer.batch_select_indices(torch.tensor([2, 1]))
+    step = torch.randn(2, 3, 2, 5)
+    keys, values = layer.update(step, 2 * step)
+    expected = torch.cat([expected[[2, 1]], step], dim=2)
+    assert torch.equal(keys, expected) and torch.equal(values, 2 * expected)
+    assert layer.keys.data_ptr() == where and layer.get_seq_length() == 7
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [([0, 1], [0, 1]), ([1, 2, 4], [4, 1, 2]), ([3, 7], [3, 7]), ([0, 5, 6], [0, 5, 6]), ([], [])],
+)
+def test_the_last_ones_close_the_gaps(places, expected):
+    assert _closed_up(places) == expected
 
 
 def test_each_prompt_may_have_a_limit_of_its_own():
@@ -293,7 +355,7 @@ def test_sixteen_bit(build):
     model = build().bfloat16()
     ids = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS[:4]]
     # Another batch shape may flip a near tie, so one at a time.
-    assert greedy(model, None, ids, 10, batch_size=1, ends=()) == by_generate(model, ids, 10, set())
+    assert [greedy(model, None, [i], 10, ends=())[0] for i in ids] == by_generate(model, ids, 10, set())
     assert all(len(new) == 10 for d in sample(model, None, ids, 2, 10, top_p=0.9, ends=()) for new in d)
 
 

@@ -3,18 +3,27 @@
 `generate` of transformers is not used. There a batch runs on until its longest sequence ends, one seed serves a whole
 batch, and a repetition penalty or forced tokens in the generation config of the model would change what is measured.
 Here finished sequences leave the batch, what prompts share is read once, and every prompt has random numbers of its own.
+
+A step computes one position of each sequence, which hardly keeps a machine busy. So many more sequences go on together than
+prompts are read together: as many as fit into memory with their keys and values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
 from os.path import commonprefix
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.cache_utils import Cache, DynamicLayer
 
 from hf_unlearn.likelihood import _forward_parameters, empty_cache
+
+from ..scoring.passes import max_logits
 
 
 # A shared beginning is read by itself, in a pass of its own, if that saves at least so many tokens.
@@ -32,18 +41,20 @@ def continued(
 ) -> list[list[int] | None]:
     """Continue every prompt until a token ends it, its limit is reached, or `goes_on(prompt, new ids)` says no.
 
-    `choose(logits, prompts in the batch, step)` gives the next token of each, `(batch,)`.
+    `choose(logits, prompts in the batch, step)` gives the next token of each, `(batch,)`. `batch_size` prompts are read at a
+    time.
     """
     new: list[list[int] | None] = [[] if limit else None for limit in limits]
     # Similar lengths together, and equal prompts, which are read once.
     order = sorted((i for i, limit in enumerate(limits) if limit), key=lambda i: (-len(prompts[i]), prompts[i]))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
-            for batch in tqdm(batches, desc="Generating", disable=len(batches) < 20):
-                state, step = _Batch(model, [prompts[i] for i in batch], max(limits[i] for i in batch)), 0
+        with torch.inference_mode(), tqdm(total=len(order), desc="Generating", disable=len(order) < 200) as progress:
+            while order:
+                state = _Batch(model, [prompts[i] for i in order], max(limits[i] for i in order), batch_size)
+                batch, order = order[: len(state)], order[len(state) :]
+                step = 0
                 while batch:
                     tokens = choose(state.logits, batch, step).masked_fill(state.logits.amax(-1).isnan(), -1)
                     stay, step = [], step + 1
@@ -54,15 +65,85 @@ def continued(
                         new[i].append(token)
                         if goes_on(i, new[i]) and token not in ends and step < limits[i]:
                             stay.append(place)
-                    if stay:
-                        if len(stay) < len(batch):
-                            state.keep(stay)
-                        state.feed(tokens[stay])
+                    progress.update(len(batch) - len(stay))
+                    if len(stay) < len(batch):
+                        stay = _closed_up(stay)
+                        state.keep(stay)
                     batch = [batch[place] for place in stay]
+                    if batch:
+                        state.feed(tokens[stay])
     finally:
         for module in in_training:
             module.training = True
     return new
+
+
+def _closed_up(places: list[int]) -> list[int]:
+    """The same places, ascending at first, in an order in which few of them move: the last ones into the gaps."""
+    kept = [place for place in places if place < len(places)]
+    moved = iter(places[len(kept) :])
+    taken = set(kept)
+    return [place if place in taken else next(moved) for place in range(len(places))]
+
+
+@dataclass
+class _Read:
+    """What a model knows of prompts that it read together.
+
+    Attributes:
+        cache (`Cache`): keys and values `(rows, heads, columns, size)` of each layer.
+        mask (`long (rows, columns)`): 1 for a token, 0 for padding, on the left of what is no shared beginning.
+        logits (`(rows, vocabulary)`): of the token after the prompt.
+    """
+
+    cache: Cache
+    mask: Tensor
+    logits: Tensor
+
+
+class _Reserved(DynamicLayer):
+    """A layer with memory for all that is to come: the keys and values of a step go where there was none, and nothing
+    else moves. Concatenation would copy all there are, in every step.
+
+    Args:
+        keys, values (`list[Tensor]`): of some rows each, `(rows, heads, columns, size)`. What is missing to the longest is
+            padding on the left.
+        n_new (`int`): columns to come, at most.
+    """
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], n_new: int):
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys[0].dtype, keys[0].device, True
+        self._width = max(part.shape[2] for part in keys)
+        self._memory = [self._reserve(parts, n_new) for parts in (keys, values)]
+        self._show()
+
+    def _reserve(self, parts: list[Tensor], n_new: int) -> Tensor:
+        n_heads, size = parts[0].shape[1], parts[0].shape[3]
+        # Zeros, as padding has a weight of 0, and 0 times anything that happens to be in memory may be NaN.
+        memory = parts[0].new_zeros(sum(map(len, parts)), n_heads, self._width + n_new, size)
+        for rows, part in zip(memory.split([len(part) for part in parts]), parts, strict=True):
+            rows[:, :, self._width - part.shape[2] : self._width] = part
+        return memory
+
+    def _show(self) -> None:
+        self.keys, self.values = (memory[:, :, : self._width] for memory in self._memory)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        start, self._width = self._width, self._width + key_states.shape[2]
+        for memory, states in zip(self._memory, (key_states, value_states), strict=True):
+            memory[:, :, start : self._width] = states
+        self._show()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, of which there are no more than before."""
+        indices = indices.to(self.device)
+        moved = (indices != torch.arange(len(indices), device=self.device)).nonzero()[:, 0]
+        for memory in self._memory:
+            memory[moved, :, : self._width] = memory[indices[moved], :, : self._width]
+        self._memory = [memory[: len(indices)] for memory in self._memory]
+        self._show()
 
 
 class _Batch:
@@ -70,61 +151,133 @@ class _Batch:
 
     Padding is on the left, so that all continue in the same column; positions count real tokens, which matters to models
     with absolute ones.
+
+    Args:
+        model: a causal language model.
+        prompts (sequence): longest first. The batch is as many of them as fit into memory, but at least `batch_size`.
+        n_new (`int`): most tokens of each that will be fed.
+        batch_size (`int`): prompts to read at a time.
+
+    Attributes:
+        logits (`Tensor (batch, vocabulary)`): of the next token of each sequence.
     """
 
-    def __init__(self, model, prompts: Sequence[Sequence[int]], n_new: int):
+    def __init__(self, model, prompts: Sequence[Sequence[int]], n_new: int, batch_size: int):
         self.model, self.parameters = model, _forward_parameters(model)
-        self.past = empty_cache(model)
-        if self.past is None:
+        empty = empty_cache(model)
+        if empty is None:
             raise ValueError(
                 "The model can't go on from a cache of its keys and values (it has a recurrent state, takes no positions, or "
                 "is wrapped in prefix tuning or DataParallel). Unwrap or merge it, or generate with the model itself."
             )
-        distinct = list(dict.fromkeys(map(tuple, prompts)))
-        shared = commonprefix([prompt[:-1] for prompt in distinct])
-        # The gap of padding behind the shared beginning would count in the distances of a sliding window.
-        if (len(distinct) - 1) * len(shared) < WORTH_SHARING or any(self.past.is_sliding):
-            shared = ()
-        rest = [prompt[len(shared) :] for prompt in distinct]
-        lengths, longest = torch.tensor([[len(r)] for r in rest]), max(map(len, rest))
-        self.mask = torch.ones(len(rest), len(shared) + longest + n_new, dtype=torch.long)
-        self.mask[:, len(shared) : len(shared) + longest] = torch.arange(longest) >= longest - lengths
-        self.mask = self.mask.to(model.device)
-        self.next_position = (len(shared) + lengths).to(model.device)
-        self.length = 0
-        if shared:
-            positions = torch.arange(len(shared), device=model.device)[None]
-            self._forward(torch.tensor([shared]), positions, rows=slice(1))
-            self.past.batch_select_indices(torch.zeros(len(rest), dtype=torch.long, device=model.device))
-        # Any token pads, as the mask comes from the lengths.
-        ids = torch.tensor([(0,) * (longest - len(r)) + r for r in rest])
-        positions = (self.mask[:, : len(shared) + longest].cumsum(-1) - 1).clamp(min=0)[:, len(shared) :]
-        self._forward(ids, positions)
-        if len(distinct) < len(prompts):
-            place = {prompt: i for i, prompt in enumerate(distinct)}
-            self.keep([place[tuple(prompt)] for prompt in prompts])
+        self._slides = any(empty.is_sliding)
+        # What is in a sliding window can't be moved to another column, so there all are padded alike.
+        self._least_width = len(prompts[0]) if self._slides else 0
+        self._beginning: tuple[tuple[int, ...], Cache] = ((), empty)
+        reads = [self._read(prompts[:batch_size])]
+        room = max(batch_size, min(len(prompts), _room(reads[0], n_new)))
+        for k in range(batch_size, room, batch_size):
+            reads.append(self._read(prompts[k : min(k + batch_size, room)]))
+        self.logits = torch.cat([read.logits for read in reads])
+        width = max(read.mask.shape[1] for read in reads)
+        masks = [F.pad(read.mask, (width - read.mask.shape[1], 0)) for read in reads]
+        self.mask = F.pad(torch.cat(masks), (0, n_new), value=1)
+        self.length, self.next_position = width, self.mask[:, :width].sum(-1, keepdim=True)
+        self.past = _joined([read.cache for read in reads], n_new)
+
+    def __len__(self) -> int:
+        return len(self.mask)
 
     def keep(self, places: list[int]) -> None:
-        """Keep these sequences and drop the others; one that is named twice is doubled."""
-        index = torch.tensor(places, device=self.mask.device)
+        """Keep these sequences, in this order, and drop the others."""
+        index = torch.tensor(places, dtype=torch.long, device=self.mask.device)
         self.past.batch_select_indices(index)
         self.mask, self.next_position = self.mask[index], self.next_position[index]
         self.logits = self.logits[index]
 
     def feed(self, tokens: Tensor) -> None:
         """Take the next token of each sequence, `(batch,)`."""
-        self._forward(tokens[:, None], self.next_position)
+        self.length += 1
+        self.logits = self._forward(tokens[:, None], self.next_position, self.mask[:, : self.length], self.past)
         self.next_position = self.next_position + 1
 
-    def _forward(self, ids: Tensor, positions: Tensor, rows: slice = slice(None)) -> None:
-        self.length += ids.shape[1]
+    def _read(self, prompts: Sequence[Sequence[int]]) -> _Read:
+        """Read prompts, each of them once, and once what all begin with."""
+        prompts = [tuple(prompt) for prompt in prompts]
+        distinct = list(dict.fromkeys(prompts))
+        shared = commonprefix([prompt[:-1] for prompt in distinct])
+        # The gap of padding behind the shared beginning would count in the distances of a sliding window.
+        if (len(distinct) - 1) * len(shared) < WORTH_SHARING or self._slides:
+            shared = ()
+        rest = [prompt[len(shared) :] for prompt in distinct]
+        lengths, longest = torch.tensor([[len(r)] for r in rest]), max(self._least_width, *map(len, rest))
+        mask = torch.ones(len(rest), len(shared) + longest, dtype=torch.long)
+        mask[:, len(shared) :] = torch.arange(longest) >= longest - lengths
+        mask = mask.to(self.model.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, len(shared) :]
+        # A token of its own row pads, so that weights of no other token have a part in it.
+        ids = torch.tensor([r[:1] * (longest - len(r)) + r for r in rest])
+        cache = self._after(shared, len(rest))
+        logits = self._forward(ids, positions, mask, cache)
+        if len(distinct) < len(prompts):
+            place = {prompt: i for i, prompt in enumerate(distinct)}
+            index = torch.tensor([place[prompt] for prompt in prompts], device=mask.device)
+            cache.batch_select_indices(index)
+            mask, logits = mask[index], logits[index]
+        return _Read(cache, mask, logits)
+
+    def _after(self, shared: tuple[int, ...], n_rows: int) -> Cache:
+        """Keys and values of a beginning, for so many rows that go on from it. The last one is kept for the next call."""
+        if not shared:
+            return empty_cache(self.model)
+        if shared != self._beginning[0]:
+            cache, ids = empty_cache(self.model), torch.tensor([shared])
+            positions = torch.arange(len(shared), device=self.model.device)[None]
+            self._forward(ids, positions, torch.ones_like(positions), cache)
+            self._beginning = shared, cache
+        cache = copy(self._beginning[1])
+        cache.layers = [copy(layer) for layer in cache.layers]
+        cache.batch_select_indices(torch.zeros(n_rows, dtype=torch.long, device=self.model.device))
+        return cache
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """Logits `(rows, vocabulary)` of the token after the ids `(rows, n)`."""
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self.parameters else {}
         out = self.model(
-            input_ids=ids.to(self.mask.device),
-            attention_mask=self.mask[rows, : self.length],
+            input_ids=ids.to(mask.device),
+            attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.past,
+            past_key_values=cache,
             use_cache=True,
             **keep,
         )
-        self.logits = out.logits[:, -1]
+        return out.logits[:, -1]
+
+
+def _room(read: _Read, n_new: int) -> int:
+    """Number of sequences like these of which keys and values fit into the memory that the logits of a pass of scoring may
+    have, and the logits of a step into a quarter of it: drawing from them needs several temporaries in float64."""
+    n_rows, width = read.mask.shape
+    states = [s for layer in read.cache.layers if layer.is_initialized for s in (layer.keys, layer.values)]
+    bytes_a_row = sum(s.nbytes for s in states) / n_rows / width * (width + n_new)
+    most = max_logits(read.mask.device)
+    return min(int(4 * most / bytes_a_row), most // (4 * read.logits.shape[-1]))
+
+
+def _joined(caches: list[Cache], n_new: int) -> Cache:
+    """The rows of all caches in one, with room for so many columns more. The caches are used up, to save memory."""
+    joined = copy(caches[0])
+    joined.layers = []
+    for i in range(len(caches[0].layers)):
+        layers = [cache.layers[i] for cache in caches]
+        keys, values = ([getattr(layer, name) for layer in layers] for name in ("keys", "values"))
+        if not layers[0].is_initialized:
+            joined.layers.append(layers[0])
+        elif layers[0].is_sliding:
+            layers[0].keys, layers[0].values = torch.cat(keys), torch.cat(values)
+            joined.layers.append(layers[0])
+        else:
+            joined.layers.append(_Reserved(keys, values, n_new))
+        for cache in caches:
+            cache.layers[i] = None
+    return joined

@@ -51,7 +51,9 @@ def greedy(
         prompts (sequence of `n`): strings, token ids, or rows of `{"prompt", "completion"}`, `{"messages"}` or
             `{"input_ids", "labels"}`, of which all before the answer is the prompt.
         max_new_tokens (`int` or sequence of `n`): most tokens to generate, for all prompts or for each.
-        batch_size (`int`, *optional*, defaults to `16`): prompts at a time, those of similar length together.
+        batch_size (`int`, *optional*, defaults to `16`): prompts to read at a time, those of similar length together. More
+            of them are continued together, as far as their keys and values have room in 64 MB on the CPU and 512 MB
+            elsewhere.
         ends (iterable of `int`, *optional*): tokens that end a continuation. Defaults to [`end_tokens`] and the end
             tokens of the rows (in a chat, the one that ends a turn).
 
@@ -97,7 +99,8 @@ def sample(
         n (`int`): samples of each prompt.
         temperature, top_k, top_p (*optional*): the scheme, see [`Sampling`]; the warpers are those of transformers.
         seed (`int`, *optional*, defaults to `0`).
-        batch_size (`int`, *optional*, defaults to `32`): samples at a time. A prompt is read once a batch.
+        batch_size (`int`, *optional*, defaults to `32`): samples whose prompts are read at a time, each prompt once; more
+            are continued together, as for [`greedy`].
 
     Returns:
         For each prompt a list of `n` lists of new token ids, or of `None`, as for [`greedy`].
