@@ -1,11 +1,12 @@
-"""Tables by content: what is found again, what is not, and what is in the files."""
+"""Tables by content: what is found again, what is not, and what who has the files can learn from them."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+import zlib
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from peft import LoraConfig, get_peft_model
 from PIL import Image as PILImage
+from safetensors import SafetensorError
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import AutoModelForCausalLM
 from transformers import ViTImageProcessorPil as Processor
 
 from hf_unlearn.audit import Sampling, Scores, reference_loss, score
-from hf_unlearn.audit.scoring.cache import ScoreCache, digest_of_model
+from hf_unlearn.audit.scoring.cache import ScoreCache, TableKey, digest_of_model, digest_of_rows
 from hf_unlearn.data import encode
 
 
@@ -33,9 +35,17 @@ EXAMPLES = [
 ]
 
 
+class Remembering(ScoreCache):
+    """With the keys it made, the last one first."""
+
+    def key(self, *args):
+        self.keys = [super().key(*args), *getattr(self, "keys", ())]
+        return self.keys[0]
+
+
 @pytest.fixture
 def cache(tmp_path):
-    return ScoreCache(tmp_path / "scores")
+    return Remembering(tmp_path / "scores")
 
 
 @pytest.fixture
@@ -226,27 +236,93 @@ def test_other_examples_and_schemes_are_other_tables(change, arguments, cache):
 # --- files ---
 
 
-def test_no_text_and_no_ids_are_on_disk_and_the_folder_is_private(cache):
-    scores = score(tiny_llama(), TOKENIZER, EXAMPLES, cache=cache)
-    (path,) = files(cache)
-    content = path.read_bytes()
-    for word in CANARY.split():
-        assert word.encode() not in content
-    for i in (0, 2):
-        for dtype in (np.int16, np.int32, np.int64):
-            assert scores.target_ids[scores.example(i)][:3].astype(dtype).tobytes() not in content
-    assert (Scores.load(path).target_ids == -1).all()
+def recovered(table: Scores, model, i: int) -> str:
+    """The text of example `i` from a table and the model, token by token from the ranks."""
+    part, ids = table.example(i), [TOKENIZER.bos_token_id]
+    for rank, log_prob in zip(table.rank[part], table.log_prob[part], strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        ids.append(int(logits.argsort(descending=True)[rank]))
+        assert logits.log_softmax(-1)[ids[-1]].item() == pytest.approx(log_prob, abs=1e-4)
+    return TOKENIZER.decode(ids, skip_special_tokens=True)
+
+
+def test_who_has_a_plain_table_and_the_model_reads_the_text(tmp_path):
+    # Why the files of the cache are encrypted.
+    model, texts = tiny_llama(), [CANARY, "Ada lives in Paris."]
+    score(model, TOKENIZER, texts).save(tmp_path / "table")
+    stolen = Scores.load(tmp_path / "table")
+    assert not stolen.has_target_ids and [recovered(stolen, model, i) for i in range(2)] == texts
+
+
+def columns(scores: Scores) -> list[np.ndarray]:
+    return [np.ascontiguousarray(column) for column in scores.saved_columns().values()]
+
+
+def tables_of_images(n: int, **options) -> Scores:
+    return score(tiny_vit(), Processor(size={"height": 16, "width": 16}), images(n), **options)
+
+
+def test_who_has_a_file_of_the_cache_and_the_model_reads_nothing(cache):
+    texts = [f"{CANARY} {i}" for i in range(40)]
+    for scores in (score(tiny_llama(), TOKENIZER, texts, cache=cache), tables_of_images(40, cache=cache)):
+        path = cache.folder / f"{cache.keys[0].name}.encrypted.safetensors"
+        content, plain = path.read_bytes(), scores.to_bytes()
+        with pytest.raises(SafetensorError):
+            Scores.load(path)
+        # No header, no column, nothing of the secret, and no order that a compressor could find.
+        assert len(zlib.compress(plain, 9)) < 0.8 * len(plain) and len(zlib.compress(content, 9)) > len(content)
+        parts = [column.tobytes()[start : start + 8] for column in columns(scores) for start in range(0, 64, 8)]
+        known = [*(part for part in parts if len(part) == 8), cache.keys[0].secret, b"rank", b"log_prob", b"Zyxwv"]
+        assert not [part for part in known if part in content]
     assert cache.folder.stat().st_mode & 0o077 == 0 == path.stat().st_mode & 0o077
+
+
+def test_only_the_same_rows_in_the_same_order_open_a_table(cache):
+    rows = ["Ada lives in Paris.", CANARY, "Boris"]
+    score(tiny_llama(), TOKENIZER, rows, cache=cache)
+    key = cache.keys[0]
+    assert len(cache.load(key)) == 3
+    for others in (rows[:2], rows[1:], rows[::-1], [*rows[:2], "Borit"], [*rows, "x"]):
+        score(tiny_llama(), TOKENIZER, others, cache=cache)
+        assert cache.load(replace(key, secret=cache.keys[0].secret)) is None
+    score(tiny_gpt2(), TOKENIZER, rows, cache=cache)  # nor does another model
+    assert cache.load(replace(key, secret=cache.keys[0].secret)) is None
+    # A process that has nothing but the rows and the model.
+    again = Remembering(cache.folder)
+    score(tiny_llama(), TOKENIZER, rows, cache=again)
+    assert again.keys[0] == key and len(again.load(key)) == 3
+
+
+def test_the_secret_is_in_no_name_no_message_and_no_other_digest(cache):
+    score(tiny_llama(), TOKENIZER, EXAMPLES, cache=cache)
+    key = cache.keys[0]
+    assert len(key.secret) == 32 and key.secret.hex() not in repr(key) and key.secret.hex() != key.name
+    rows = [encode(example, TOKENIZER) if example else None for example in EXAMPLES]
+    assert digest_of_rows(rows) not in (key.secret.hex(), key.name)
+    assert [path.name for path in files(cache)] == [f"{key.name}.encrypted.safetensors"]
+
+
+def test_a_table_is_never_encrypted_twice_alike(cache):
+    scores = score(tiny_llama(), TOKENIZER, EXAMPLES, cache=cache)
+    (path,), key = files(cache), cache.keys[0]
+    first = path.read_bytes()
+    cache.save(key, scores)
+    second = path.read_bytes()
+    assert len(first) == len(second) and first[:12] != second[:12] and first[12:64] != second[12:64]
 
 
 def truncated(path: Path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def one_bit(path: Path):
-    content = bytearray(path.read_bytes())
-    content[-20] ^= 1
-    path.write_bytes(content)
+def one_bit(at: int):
+    def flip(path: Path):
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+
+    return flip
 
 
 def of_another_key(path: Path):
@@ -259,7 +335,10 @@ def of_another_key(path: Path):
 DAMAGE = {
     "truncated": truncated,
     "cut to nothing": lambda path: path.write_bytes(b""),
-    "one bit": one_bit,
+    "cut to a nonce": lambda path: path.write_bytes(path.read_bytes()[:12]),
+    "one bit of the nonce": one_bit(3),
+    "one bit of the table": one_bit(200),
+    "one bit of the tag": one_bit(-5),
     "text": lambda path: path.write_text("{}"),
     "a huge header": lambda path: path.write_bytes(b"\xff" * 64),
     "another table": of_another_key,
@@ -272,13 +351,23 @@ def test_a_damaged_or_foreign_file_is_computed_anew_and_mended(damage, cache):
     expected = score(tiny_llama(), TOKENIZER, EXAMPLES, cache=cache)
     (path,) = files(cache)
     DAMAGE[damage](path)
-    assert cache.load(path.stem) is None
+    key = cache.keys[0]
+    assert cache.load(key) is None
     assert_identical(score(tiny_llama(), TOKENIZER, EXAMPLES, cache=cache), expected)
-    assert files(cache) == [path] and cache.load(path.stem) is not None
+    assert files(cache) == [path] and cache.load(key) is not None
+
+
+def test_a_file_under_the_name_of_another_is_not_that_other(cache):
+    score(tiny_llama(), TOKENIZER, EXAMPLES, cache=cache)
+    (path,), key = files(cache), cache.keys[0]
+    other = replace(key, name="0" * 64)
+    other = replace(key, name="0" * 64)
+    path.rename(cache.folder / f"{other.name}.encrypted.safetensors")
+    assert cache.load(other) is None
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(cache, monkeypatch):
-    monkeypatch.setattr(Scores, "save", lambda self, path: 1 / 0)
+    monkeypatch.setattr(Scores, "to_bytes", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         score(tiny_llama(), TOKENIZER, EXAMPLES, cache=cache)
     assert files(cache) == []
@@ -289,7 +378,7 @@ import sys
 import numpy as np
 from score_table import table
 from test_cache import lora
-from hf_unlearn.audit.scoring.cache import ScoreCache, digest_of_model
+from hf_unlearn.audit.scoring.cache import ScoreCache, TableKey, digest_of_model
 
 print(digest_of_model(lora()))
 cache = ScoreCache(sys.argv[1])
@@ -298,12 +387,13 @@ tables = [table([rng.random(1000).tolist() for _ in range(200)]) for _ in range(
 print("writing", flush=True)
 while True:
     for scores in tables:
-        cache.save("k" * 64, scores)
+        cache.save(TableKey("k" * 64, b"s" * 32), scores)
 """
 
 
 def test_a_writer_that_is_killed_never_leaves_half_a_table(tmp_path):
     cache, here = ScoreCache(tmp_path / "scores"), Path(__file__).parent
+    key = TableKey("k" * 64, b"s" * 32)
     env = os.environ | {"PYTHONPATH": f"{here}:{here.parent}", "PYTHONHASHSEED": "7"}
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(cache.folder)], env=env, stdout=subprocess.PIPE, text=True
@@ -312,16 +402,18 @@ def test_a_writer_that_is_killed_never_leaves_half_a_table(tmp_path):
         # The order of a set is another one in this run of Python; that of a configuration must not be.
         assert writer.stdout.readline().strip() == digest_of_model(lora())
         assert writer.stdout.readline() == "writing\n"
-        path = cache.folder / f"{'k' * 64}.safetensors"
+        path = cache.folder / f"{key.name}.encrypted.safetensors"
         deadline = time.monotonic() + 60
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         for _ in range(20):  # while it writes
-            assert len(cache.load("k" * 64)) == 200
+            assert len(cache.load(key)) == 200
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-    assert len(cache.load("k" * 64)) == 200
+    assert len(cache.load(key)) == 200
+    # What it left unfinished is not readable either.
+    assert all(b"log_prob" not in path.read_bytes() for path in files(cache))
 
 
 # --- refusals ---

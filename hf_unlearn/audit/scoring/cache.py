@@ -1,4 +1,4 @@
-"""Tables of scores by the content of what they were computed from."""
+"""Tables of scores by the content of what they were computed from, readable by who has that content."""
 
 from __future__ import annotations
 
@@ -7,29 +7,55 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from .scores import Sampling, Scores
 
 
-# Raised when the same weights and rows would give another table.
-FORMAT = "1"
+# Raised when the same weights and rows would give another table, or a table another file.
+FORMAT = "2"
+# Of no other digest over rows: one that is known from elsewhere (of a report, of another tool) must open nothing.
+DOMAIN = f"hf_unlearn score cache {FORMAT}"
+NONCE_BYTES, TAG_BYTES = 12, 16
 # Fields of a config that change when a model is saved and loaded. The types of the weights count by themselves.
 NOT_COMPUTED_FROM = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+
+
+@dataclass(frozen=True)
+class TableKey:
+    """What finds a table and what opens it. Neither can be computed from the other.
+
+    Attributes:
+        name (`str`): of the file, 64 hex digits.
+        secret (`bytes`): 32 bytes for AES-256. Keep it in memory: it opens the file to who does not have the rows.
+    """
+
+    name: str
+    secret: bytes = field(repr=False)
 
 
 class ScoreCache:
     """A folder of tables, so that the original and the retrained model are run over the same examples once.
 
-    The name of a file is a digest of the weights, their configuration, the encoded examples and the sampling schemes.
+    A table is found by a digest of the weights, their configuration, the encoded examples and the sampling schemes.
     Nothing is found by the name of a model or of a data set, and nothing is stale: other weights are other tables.
 
-    A file holds no text and no token ids ([`Scores.save`]), but log-probabilities of single records: treat the folder
-    as private, and delete it with the records. A file that is incomplete, damaged or foreign counts as absent and is
-    written anew. Several processes may share the folder.
+    With the model, a plain table is as good as the texts: the rank of each target says which token it is
+    ([`Scores.save`]). So each table is encrypted (AES-256-GCM), and its key is made from all of the encoded examples, in
+    their order, and stored nowhere. Who has neither the examples nor the memory of a process that has them cannot read a
+    table, and who deletes the examples makes it unreadable. What this does not do:
+
+    * Who guesses all the examples of a table, word for word, can test the guess. A guess costs 16 MiB and some hundredths
+      of a second (scrypt), so texts of many unknown words are safe; a single name, a date, or a list of which all but one
+      short row is known is not. The same holds for who has most of the rows.
+    * A file shows about how many targets its table has, and when it was written.
+
+    So delete the folder with the records all the same. A file that is incomplete, damaged or foreign counts as absent and
+    is written anew. Several processes may share the folder.
 
         cache = ScoreCache("runs/scores")
         before = score(model, tokenizer, rows, cache=cache)
@@ -41,46 +67,66 @@ class ScoreCache:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def key(self, model, rows: Sequence[dict | None], zlib_size: Sequence[int], sampling: Sequence[Sampling]) -> str:
-        """Name of the table of these encoded rows under this model: 64 hex digits.
+    def key(
+        self, model, rows: Sequence[dict | None], zlib_size: Sequence[int], sampling: Sequence[Sampling]
+    ) -> TableKey:
+        """Name and secret of the table of these encoded rows under this model.
 
         Raises:
             ValueError: what the model computes does not follow from weights in memory.
         """
-        parts = [
-            FORMAT,
-            digest_of_model(model),
-            digest_of_rows(rows),
-            hashlib.sha256(np.array(zlib_size, dtype=np.int64).tobytes()).hexdigest(),
-            *(scheme.key for scheme in sampling),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        sha = hashlib.sha256()
+        _add(sha, DOMAIN, digest_of_model(model), repr([scheme.key for scheme in sampling]))
+        _add(sha, repr([int(size) for size in zlib_size]))
+        _add_rows(sha, rows)
+        # Slow on purpose: it is what a guess of the rows costs.
+        made = Scrypt(salt=DOMAIN.encode(), length=64, n=2**14, r=8, p=1).derive(sha.digest())
+        return TableKey(name=made[:32].hex(), secret=made[32:])
 
-    def load(self, key: str) -> Scores | None:
-        """The table of that name, without `target_ids`, or `None` where there is none that is whole."""
+    def load(self, key: TableKey) -> Scores | None:
+        """The table of that key, without `target_ids`, or `None` where there is none that is whole."""
         try:
-            scores = Scores.load(self._path(key))
-            if scores.meta["key"] != key or scores.meta["checksum"] != _checksum(scores):
-                return None
+            scores = Scores.from_bytes(_decrypted(key, self._path(key).read_bytes()))
         except Exception:  # whatever is in the file, it is not the table
             return None
-        return replace(scores, meta=_own_meta(scores))
+        # What `to_bytes` adds for tables that have only themselves to tell their targets by.
+        return replace(scores, meta={name: value for name, value in scores.meta.items() if name != "target_digest"})
 
-    def save(self, key: str, scores: Scores) -> None:
-        """Write the table. Who reads meanwhile finds all of it or none."""
+    def save(self, key: TableKey, scores: Scores) -> None:
+        """Write the table. Who reads meanwhile finds all of it or none, and nothing of it is on disk unencrypted."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".incomplete")
-        os.close(handle)
         try:
-            marked = {**scores.meta, "key": key, "checksum": _checksum(scores)}
-            replace(scores, meta=marked).save(temporary)
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(_encrypted(key, scores.to_bytes()))
             os.replace(temporary, self._path(key))
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
+    def _path(self, key: TableKey) -> Path:
+        return self.folder / f"{key.name}.encrypted.safetensors"
+
+
+def _encrypted(key: TableKey, plain: bytes) -> Iterable[bytes]:
+    """Nonce, ciphertext and tag. The tag also vouches for the name and format, so that no file passes for another."""
+    nonce = os.urandom(NONCE_BYTES)
+    # `Cipher`, as `AESGCM` ends at 2 GiB.
+    encryptor = Cipher(algorithms.AES256(key.secret), modes.GCM(nonce)).encryptor()
+    encryptor.authenticate_additional_data(_vouched_for(key))
+    return nonce, encryptor.update(plain), encryptor.finalize(), encryptor.tag
+
+
+def _decrypted(key: TableKey, content: bytes) -> bytes:
+    """What was encrypted; an exception where a bit of it, its name or its key is another."""
+    nonce, tag = content[:NONCE_BYTES], content[-TAG_BYTES:]
+    decryptor = Cipher(algorithms.AES256(key.secret), modes.GCM(nonce, tag)).decryptor()
+    decryptor.authenticate_additional_data(_vouched_for(key))
+    return decryptor.update(memoryview(content)[NONCE_BYTES:-TAG_BYTES]) + decryptor.finalize()
+
+
+def _vouched_for(key: TableKey) -> bytes:
+    return f"{DOMAIN}\n{key.name}".encode()
 
 
 def digest_of_model(model) -> str:
@@ -123,13 +169,18 @@ def digest_of_model(model) -> str:
 
 def digest_of_rows(rows: Sequence[dict | None], with_pixels: bool = True) -> str:
     """SHA-256 over encoded rows: ids and labels, or pixels and labels, in their order."""
+    sha = hashlib.sha256()
+    _add_rows(sha, rows, with_pixels)
+    return sha.hexdigest()
+
+
+def _add_rows(sha, rows: Sequence[dict | None], with_pixels: bool = True) -> None:
     import torch
 
-    sha = hashlib.sha256()
     labels = None if with_pixels else getattr(rows, "labels", None)
     if labels is not None:  # without decoding an image
         _add(sha, repr(labels))
-        return sha.hexdigest()
+        return
     for row in rows:
         for name in ("input_ids", "pixel_values", "labels", "n_end"):
             value = None if row is None else row.get(name)
@@ -138,7 +189,6 @@ def digest_of_rows(rows: Sequence[dict | None], with_pixels: bool = True) -> str
             else:
                 tensor = torch.as_tensor(value)
                 _add_tensor(sha, tensor if name == "pixel_values" else tensor.long())
-    return sha.hexdigest()
 
 
 def _check_hooks(module) -> None:
@@ -149,21 +199,6 @@ def _check_hooks(module) -> None:
                 "You gave a cache, but the model has a forward hook, and what it changes is in no weight. Either remove "
                 "the hook, or leave out the cache."
             )
-
-
-def _checksum(scores: Scores) -> str:
-    """SHA-256 over all that is saved of a table."""
-    sha = hashlib.sha256()
-    for name, array in sorted(scores.saved_columns().items()):
-        _add(sha, name, str(array.dtype), str(array.shape))
-        sha.update(np.ascontiguousarray(array))
-    _add(sha, json.dumps(_own_meta(scores), sort_keys=True))
-    return sha.hexdigest()
-
-
-def _own_meta(scores: Scores) -> dict[str, str]:
-    """What the table says of itself, without what is written into a file besides."""
-    return {name: value for name, value in scores.meta.items() if name not in ("key", "checksum", "target_digest")}
 
 
 def _add(sha, *texts: str) -> None:

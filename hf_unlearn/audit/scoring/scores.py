@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
+import safetensors.numpy as safetensors
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,12 @@ class Scores:
 
     Attributes:
         offsets (`int64 (n + 1,)`): borders of the examples in the arrays over targets.
-        target_ids (`int32 (t,)`): the target token, or the label of an image. Target tokens spell out the text, so they
-            are in no file: in a table that was loaded they are -1. Labels are kept.
+        target_ids (`int32 (t,)`): the target token, or the label of an image. Target tokens spell out the text, so no
+            file has them: in a table that was loaded they are -1. Labels are kept.
         log_prob (`float (t,)`): ln p(target | what precedes it).
         hit (`bool (t,)`): whether the target is the most likely token (the first one, on ties).
-        rank (`int32 (t,)`): number of tokens with a strictly larger logit; 0 is the top.
+        rank (`int32 (t,)`): number of tokens with a strictly larger logit; 0 is the top. With the model, it tells the
+            target: see [`save`].
         mean (`float (t,)`): sum over the vocabulary of p ln p, the mean log-probability (negative entropy).
         std (`float (t,)`): standard deviation of ln p under p, over the whole vocabulary, population form.
         margin (`float (t,)`): largest minus second largest logit; tells near ties, which 16 bit may flip.
@@ -167,26 +167,38 @@ class Scores:
         columns |= {f"sampled/{key}": values for key, values in self.sampled.items()}
         return columns if self.class_log_probs is None else columns | {"class_log_probs": self.class_log_probs}
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file.
-
-        It holds no text and no token ids, but log-probabilities of single records and one digest of all target ids, from
-        which a guess of all the texts together could be confirmed: treat it as private.
-        """
+    def to_bytes(self) -> bytes:
+        """The table as a safetensors file, see [`save`]."""
         meta = {**self.meta, "target_digest": self._target_digest()}
         columns = {name: np.ascontiguousarray(values) for name, values in self.saved_columns().items()}
-        save_file(columns, str(path), metadata={"meta": json.dumps(meta, sort_keys=True)})
+        return safetensors.save(columns, metadata={"meta": json.dumps(meta, sort_keys=True)})
 
     @classmethod
-    def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote."""
-        with safe_open(str(path), framework="numpy") as file:
-            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-            columns = {name: file.get_tensor(name) for name in file.keys()}
+    def from_bytes(cls, content: bytes) -> Scores:
+        """The table that `to_bytes` wrote, without the ids of target tokens."""
+        columns = safetensors.load(content)
+        # The header, which `load` found whole: its length in 8 bytes, then JSON.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        meta = json.loads(header.get("__metadata__", {}).get("meta", "{}"))
         names = sorted(name for name in columns if name.startswith("sampled/"))
         sampled = {name.removeprefix("sampled/"): columns.pop(name) for name in names}
         columns.setdefault("target_ids", np.full(len(columns["log_prob"]), -1, dtype=np.int32))
         return cls(**columns, sampled=sampled, meta=meta)
+
+    def save(self, path: str | Path) -> None:
+        """Write one plain safetensors file, **from which the texts can be read by who has the model**.
+
+        It holds no text and no token ids, but the rank of every target: who runs the same model over the beginning of a
+        text (a BOS token, a known prompt, or every token of the vocabulary in turn) and appends the token of that rank,
+        again and again, gets it back word for word. So treat the file as you treat the texts, and delete it with them. To
+        keep tables between runs use [`ScoreCache`], whose files are encrypted.
+        """
+        Path(path).write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what `save` wrote."""
+        return cls.from_bytes(Path(path).read_bytes())
 
 
 def __getattr__(name: str):
