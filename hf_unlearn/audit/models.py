@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ class Models:
     So there is never a second model in memory but where a measure compares two of them, and then there are two.
 
     Args:
-        unlearned (`PreTrainedModel` or `str`): what is audited.
+        unlearned (`PreTrainedModel`, `str` or `os.PathLike`): what is audited.
         original (*optional*): the model before the edit.
         retrained (*optional*): trained without the forget set; several, of different seeds, as a list: the first is the
             reference, and the others show how far retrained models differ from each other.
@@ -37,13 +38,13 @@ class Models:
         device=None,
         shadows: Sequence = (),
     ):
-        first, *others = retrained if isinstance(retrained, (list, tuple)) and retrained else [retrained]
+        first, *others = retrained_of(retrained) or [None]
         named = {"original": original, "unlearned": unlearned, "retrained": first}
         named |= {f"retrained_{i}": other for i, other in enumerate(others, 2)}
-        self.given = {role: model for role, model in named.items() if model is not None}
+        self.given = {role: _named(model) for role, model in named.items() if model is not None}
         self.roles = list(self.given)
         self.shadows = [f"shadow_{i}" for i, _ in enumerate(shadows, 1)]
-        self.given |= dict(zip(self.shadows, shadows, strict=True))
+        self.given |= dict(zip(self.shadows, map(_named, shadows), strict=True))
         self.device = device
         self._load = load or _by_name
 
@@ -68,6 +69,17 @@ class Models:
         yield model.eval()
         del model
         gc.collect()
+
+
+def retrained_of(retrained) -> list:
+    """The retrained models as a list, from none, one or several of them."""
+    given = retrained if isinstance(retrained, (list, tuple)) else [retrained]
+    return [_named(model) for model in given if model is not None]
+
+
+def _named(model):
+    """A path is a name."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
 def _by_name(name: str):

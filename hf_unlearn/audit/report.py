@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass
+#: Exit codes: every surface that was asked for shows no trace; something was found; nothing is shown. 2 is for errors.
+NO_TRACE, FOUND, NOT_SHOWN = 0, 1, 3
+
+
+@dataclass(repr=False)
 class AuditReport:
     """What was measured, and what it shows.
 
@@ -28,6 +32,8 @@ class AuditReport:
         threats (`list[str]`): against whom it was tested.
         caveat (`str`): what no test of this kind can show; belongs beside the verdicts.
         cost (`dict`): what the edit cost beside retraining, where both are known.
+        margins (`dict`): margins and levels of the verdicts, the fields of `Margins`.
+        grouped (`bool`): whether the intervals of the forget set take the rows of one person as one.
     """
 
     rows: list[dict[str, Any]]
@@ -41,13 +47,31 @@ class AuditReport:
     threats: list[str] = field(default_factory=list)
     caveat: str = ""
     cost: dict[str, Any] = field(default_factory=dict)
+    margins: dict[str, Any] = field(default_factory=dict)
+    grouped: bool = False
 
-    def value(self, measure: str, set: str = "forget", model: str = "unlearned") -> float:
-        """One number of the table, e.g. `report.value("verbatim_extraction")`."""
-        for row in self.rows:
-            if row["measure"] == measure and row["set"] == set:
-                return row[model]["value"]
-        raise KeyError(f"No measure {measure!r} of the {set} set. There are {[r['measure'] for r in self.rows]}.")
+    def value(self, measure: str, set: str | None = None, model: str = "unlearned") -> float:
+        """One number of the table, e.g. `report.value("verbatim_extraction")`.
+
+        Args:
+            measure (`str`): as in the rows.
+            set (`str`, *optional*): of which records, e.g. `"retain"` or `"forget against holdout"`; by default the
+                forget set, or the only set that the measure has.
+            model (`str`, *optional*, defaults to `"unlearned"`): one of `models`.
+
+        Raises:
+            KeyError: there is no such measure, set or model; the message lists those that there are.
+        """
+        rows = {row["set"]: row for row in self.rows if row["measure"] == measure}
+        chosen = set or ("forget" if "forget" in rows or len(rows) != 1 else next(iter(rows)))
+        if chosen not in rows:
+            there = [(row["measure"], row["set"]) for row in self.rows if row["measure"] == measure or not rows]
+            raise KeyError(f"No measure {measure!r} of the set {chosen!r}. There are (measure, set): {there}.")
+        estimate = rows[chosen].get(model)
+        if estimate is None:
+            known = [name for name in self.models if rows[chosen].get(name) is not None]
+            raise KeyError(f"{measure!r} has no value of the model {model!r}. It has those of {', '.join(known)}.")
+        return estimate["value"]
 
     def verdict(self, surface: str) -> str:
         """`"no_trace_found"`, `"residual"`, ... of a surface, e.g. `report.verdict("verbatim")`."""
@@ -57,8 +81,51 @@ class AuditReport:
 
     @property
     def exit_code(self) -> int:
-        """1 where something of the forget set was found on any surface, else 0."""
-        return int(any(surface["verdict"] == "residual" for surface in self.surfaces.values()))
+        """What a script may conclude.
+
+        * 1: a surface is `residual` or `over_forgotten`;
+        * 0: every surface of the chosen threat models that any statistic could test is `no_trace_found`, and every threat
+          model has one;
+        * 3: anything else. Nothing was found and nothing is shown: `inconclusive`, `no_baseline`, records that could not be
+          scored, a threat model that could not be tested, a retrained model that looks as if it had seen the forget set.
+        """
+        from .threats import SURFACES_OF
+
+        if any(surface["verdict"] in ("residual", "over_forgotten") for surface in self.surfaces.values()):
+            return FOUND
+        if not self.threats or any(check["check"] == "reference_saw_forget_set" for check in self.checks):
+            return NOT_SHOWN
+        for threat in self.threats:
+            surfaces = [self.surfaces[name] for name in SURFACES_OF[threat] if name in self.surfaces]
+            # What lacks data that need not be there (a column of spans, a second retrained model) has no statistic.
+            tested = [surface["verdict"] for surface in surfaces if surface.get("tested")]
+            if not tested or any(verdict != "no_trace_found" for verdict in tested):
+                return NOT_SHOWN
+        return NO_TRACE
+
+    def __str__(self) -> str:
+        """The verdicts, one a line, and what must be known beside them."""
+        against = ", ".join(self.threats).replace("_", " ") or "no threat model"
+        lines = [f"Audit of {self.sets.get('forget', 0)} records, tested against: {against}."]
+        tested = {name: surface for name, surface in self.surfaces.items() if surface["verdict"] != "not_tested"}
+        lines += [f"  {name:15}  {self._line(surface)}" for name, surface in tested.items()]
+        untested = [name for name in self.surfaces if name not in tested]
+        lines += [f"  Not tested: {', '.join(untested)}. Nothing is said about these."] if untested else []
+        return "\n".join([*lines, *(f"* {note}" for note in self.notes), *([self.caveat] if self.caveat else [])])
+
+    __repr__ = __str__  # that of a dataclass would be all rows
+
+    def _line(self, surface: dict[str, Any]) -> str:
+        """Verdict and reason of a surface, and the difference that decided, with its interval and margin."""
+        said = surface["verdict"].replace("_", " ")
+        said += f" ({surface['reason'].replace('_', ' ')})" if surface.get("reason") else ""
+        found = [row["verdict"] for row in self.rows if row["measure"] == surface["worst"] and "verdict" in row]
+        found = [v for v in found if v["surface"] == surface["surface"] and v["unlearned"] is not None]
+        if not found or any(found[0]["unlearned"][key] is None for key in ("value", "low", "high")):
+            return f"{said}: {surface['worst']}" if surface["worst"] else said
+        change, margin = found[0]["unlearned"], found[0]["margin"]
+        said += f": {surface['worst']} {change['value']:+.3g} [{change['low']:+.3g}, {change['high']:+.3g}]"
+        return said + ("" if margin is None else f", margin {margin:.3g}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
