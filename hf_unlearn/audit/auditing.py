@@ -12,6 +12,7 @@ from .findings import Statistic, row
 from .likelihoods import likelihood_findings, score_sets
 from .memberships import Tables, lira_finding
 from .metrics import membership
+from .metrics.extraction import exact_memorization
 from .models import Models
 from .report import AuditReport
 from .scoring.score import score
@@ -25,10 +26,14 @@ from .threats import (
     Subjects,
     by_statistic,
     check_threats,
+    depth_of_unlearning,
     distance_to_retrained,
+    like_untrained,
 )
 
 
+# A model that keeps less of its accuracy on the retain set than this share is called damaged.
+KEPT = 0.9
 #: What is tested if nothing is said: what is read from likelihoods and answers, which is cheap.
 DEFAULT_THREATS = ("extraction", "membership")
 
@@ -166,6 +171,7 @@ def _run(
             )
             if canaries is not None:
                 tables[role]["canaries"] = with_coins(tables[role]["canaries"], canaries)
+            subjects.tables = tables[role]
             for threat in threats:
                 for audit_of_one in ONE_MODEL[threat]:
                     _add(found[role], audit_of_one(model, subjects))
@@ -183,12 +189,21 @@ def _run(
         for statistic, values in lira_finding(tables, shadows).items():
             for role, of_role in values.items():
                 found[role].values[statistic] = of_role
+    if "latent" in threats and {"original", "retrained"} <= set(models.roles):
+        with (
+            models.use("original") as original,
+            models.use("retrained") as retrained,
+            models.use("unlearned") as model,
+        ):
+            _add(found["unlearned"], depth_of_unlearning(original, model, retrained, subjects))
     if config.stability and "retrained" in models.roles:
         with models.use("retrained") as retrained:
+            _add(found["retrained"], like_untrained(retrained, subjects))
             for role in models.roles:
                 if role != "retrained":
                     with models.use(role) as model:
                         distances = distance_to_retrained(model, retrained, subjects)
+                        _add(found[role], like_untrained(model, subjects))
                     _add(found[role], distances)
                     if role == "retrained_2":  # what retraining with another seed gives: the yardstick
                         _add(found["retrained"], distances)
@@ -229,14 +244,30 @@ def compare(
     if not sets.get("holdout"):
         report.notes.append("There is no holdout, so membership inference was not run.")
     if "original" in roles:
-        losses = (membership.loss(tables[role]["forget"]) for role in ("original", "unlearned"))
-        before, after = (float(np.nanmean(of)) if not np.isnan(of).all() else np.nan for of in losses)
-        if after - before < 0.05:
-            report.notes.append(
-                f"Nothing was forgotten: the loss on the forget set is {after:.3f}, and was {before:.3f}. Take more steps, a "
-                "larger learning_rate or a larger forget_weight."
-            )
+        report.notes += _what_the_edit_did(tables)
     return report
+
+
+def _what_the_edit_did(tables: Tables) -> list[str]:
+    """Notes where nothing was forgotten, or much was lost that should be kept."""
+    notes = []
+    before, after = (_mean(membership.loss(tables[role]["forget"])) for role in ("original", "unlearned"))
+    retrained = _mean(membership.loss(tables["retrained"]["forget"])) if "retrained" in tables else np.inf
+    if after - before < 0.05 and before < retrained - 0.05:
+        notes.append(f"Nothing was forgotten: the loss on the forget set is {after:.3f}, and was {before:.3f}.")
+    if len(tables["unlearned"].get("retain", ())):
+        before, after = (_mean(exact_memorization(tables[role]["retain"])) for role in ("original", "unlearned"))
+        if after < KEPT * before:
+            notes.append(
+                f"Much was lost that should be kept: next-token accuracy on the retain set is {after:.3f}, and was "
+                f"{before:.3f}. A model that knows nothing leaves no trace, and is of no use."
+            )
+    return notes
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ class Statistic:
             utility does not.
         kind (`str`): `"mean"` or `"rate"` of values `(n,)` a model, or `"auc"` of two arrays a model: membership scores
             `(n,)` of the forget set and `(m,)` of the holdout.
+        records (`tuple` of `n`, *optional*): positions in the forget set of the values, where they are not of all of it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Statistic:
     direction: str
     surface: str | None = None
     kind: str = "mean"
+    records: tuple[int, ...] | None = None
 
     def estimate(self, values, seed: int = 0, groups=None) -> Estimate:
         """The value with its interval; with `groups`, whose a record is, that of drawing persons and not rows."""
@@ -55,11 +57,12 @@ class Statistic:
         return intervals.paired_difference(first, second, seed=seed, groups=groups)
 
     def groups_of(self, groups, values) -> Any:
-        """The groups as these values need them: none where they are not of the whole forget set."""
-        forget, *holdout = values if self.kind == "auc" else (values,)
-        if groups is None or not self.set.startswith("forget") or len(groups) != len(forget):
+        """The groups of the forget rows as these values need them; none where they are of another set."""
+        if groups is None or not self.set.startswith("forget"):
             return None
-        return (list(groups), [f"holdout {i}" for i in range(len(holdout[0]))]) if holdout else list(groups)
+        groups = list(groups) if self.records is None else [groups[i] for i in self.records]
+        # Whose a row of the holdout is does not matter: each counts by itself.
+        return (groups, [f"holdout {i}" for i in range(len(values[1]))]) if self.kind == "auc" else groups
 
 
 #: Values a model, by its role: `(n,)`, or for an AUC `((n,), (m,))`; `None` where there is none.

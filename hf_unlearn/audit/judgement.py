@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from .findings import Statistic
+from .images.reconstruction import LEVEL
 from .likelihoods import FURTHER_PASSES, control_findings, likelihood_findings
 from .memberships import Tables
 from .metrics.membership import too_short
@@ -32,6 +34,8 @@ from .verdicts.worst_records import worst_records
 
 
 WORST = 10
+# What tells which of the kept records an edit exposes.
+EXPOSED = ("answer_probability", "retain")
 
 
 def judged(
@@ -46,7 +50,7 @@ def judged(
 ) -> AuditReport:
     """The report with a verdict on every statistic that has a surface, on every surface, and on the audit itself."""
     margins = margins or Margins()
-    baseline = _baseline(sets, config.seed)
+    baseline = _baseline(sets, config.seed, groups)
     values = likelihood_findings(tables) | by_statistic(found)
     surfaces = [surface for threat in threats for surface in SURFACES_OF[threat]]
     controls = control_findings(tables)
@@ -65,13 +69,16 @@ def judged(
     of_surfaces = surface_verdicts(verdicts)
     report.threats = list(threats)
     report.surfaces = {name: _surface(of_surfaces[name]) for name in SURFACES}
-    if found.get("unlearned") is not None and found["unlearned"].reconstruction is not None:
-        report.surfaces["inversion"], of_images = _reconstruction(found["unlearned"].reconstruction)
+    audits = {role: of.reconstruction for role, of in found.items() if of.reconstruction is not None}
+    if "unlearned" in audits:
+        report.surfaces["inversion"], of_images = _reconstruction(audits, len(verdicts) + 1)
         report.checks.append(of_images)
     report.checks += _checks(baseline, verdicts, tables)
     report.notes += [check["says"] for check in report.checks if check.get("warns")]
-    report.worst = _worst(values, len(tables["unlearned"]["forget"]))
+    report.worst = _worst(values)
     report.caveat = CAVEAT
+    report.margins = asdict(margins)
+    report.grouped = groups is not None
     return report
 
 
@@ -111,32 +118,38 @@ def _surface(verdict) -> dict[str, Any]:
     return shown | {"tested": [v.statistic for v in verdict.verdicts], "wording": wording(verdict)}
 
 
-def _reconstruction(audit) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The surface of images, and the numbers under it. Nothing above the baselines is no equivalence: it stays open."""
-    shown = audit.as_dict()
+def _reconstruction(audits: Mapping[str, Any], family: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The surface of images, and the numbers under it, beside those of the retrained model.
+
+    What is read off both pairs of checkpoints is not due to the edit. Nothing above the baselines is no equivalence: that
+    stays open. That images are betrayed, but not shown, is a test like others and is corrected for their number.
+    """
+    audit, other = audits["unlearned"], audits.get("retrained")
     recovered = audit.outcome in ("recovered", "partly_recovered")
+    betrayed = audit.outcome == "betrayed" and audit.p_value * family <= LEVEL
+    as_retrained = other is not None and other.outcome == audit.outcome
     surface = {
         "surface": "inversion",
-        "verdict": "residual" if recovered else "inconclusive",
-        "reason": audit.outcome,
+        "verdict": "residual" if (recovered or betrayed) and not as_retrained else "inconclusive",
+        "reason": "as_retrained" if as_retrained and (recovered or betrayed) else audit.outcome,
         "worst": "reconstruction_from_weights",
         "listed": [],
         "tested": ["reconstruction_from_weights"],
         "wording": audit.sentence,
     }
-    return surface, {
-        "check": "reconstruction",
-        **shown,
-        "warns": recovered or audit.outcome == "betrayed",
-        "says": audit.sentence,
-    }
+    check = {"check": "reconstruction", **audit.as_dict(), "says": audit.sentence}
+    check["warns"] = recovered or audit.outcome == "betrayed"
+    check["retrained"] = None if other is None else other.as_dict()
+    return surface, check
 
 
-def _baseline(sets: Mapping[str, Any], seed: int):
+def _baseline(sets: Mapping[str, Any], seed: int, groups=None):
     """Whether forget set and holdout can be told apart without any model."""
     if not len(sets.get("forget", ())) or not len(sets.get("holdout", ())):
         return None
-    return blind_baseline(sets["forget"], sets["holdout"], seed=seed)
+    if groups is not None:
+        groups = (list(groups), [f"holdout {i}" for i in range(len(sets["holdout"]))])
+    return blind_baseline(sets["forget"], sets["holdout"], groups=groups, seed=seed)
 
 
 def _checks(baseline, verdicts: Sequence[Verdict], tables: Tables) -> list[dict[str, Any]]:
@@ -197,17 +210,16 @@ def _too_short(sets: Mapping[str, Scores]) -> list[dict[str, Any]]:
     ]
 
 
-def _worst(values: Mapping[Statistic, Mapping[str, Any]], n: int) -> list[dict[str, Any]]:
-    """The records that show most against the retrained model, for each statistic over all `n` of the forget set.
+def _worst(values: Mapping[Statistic, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The records that show most against the retrained model, by their positions. Averages hide single leaks.
 
-    Others know only positions in a part. Averages hide single leaks.
+    Of the retain set too: an edit exposes some of those that are kept.
     """
     found = []
     for statistic, of_roles in values.items():
         unlearned, retrained = of_roles.get("unlearned"), of_roles.get("retrained")
-        if statistic.surface is None or statistic.kind == "auc" or unlearned is None or retrained is None:
-            continue
-        if len(unlearned) != n:
+        exposed = statistic.surface is not None or (statistic.name, statistic.set) == EXPOSED
+        if not exposed or statistic.kind == "auc" or unlearned is None or retrained is None:
             continue
         further = [of_roles[role] for role in of_roles if role.startswith("retrained_")]
         worst = worst_records(unlearned, retrained, WORST, further)
@@ -215,7 +227,8 @@ def _worst(values: Mapping[Statistic, Mapping[str, Any]], n: int) -> list[dict[s
         found.append(
             {
                 "measure": statistic.name,
-                "records": [i for i, _ in shown],
+                "set": statistic.set,
+                "records": [i if statistic.records is None else statistic.records[i] for i, _ in shown],
                 "excess": [excess for _, excess in shown],
                 "share_above": worst.share_above.as_dict(),
                 "limit": None if np.isnan(worst.limit) else worst.limit,

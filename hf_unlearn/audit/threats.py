@@ -8,12 +8,12 @@ budget: a retrained model relearns, leaks and is guided too, and only the differ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .findings import MEMORY, Statistic
+from .findings import MEMORY, UTILITY, Statistic
 from .metrics.extraction import exact_memorization, extraction_strength
 from .metrics.quality import answer_probability
 from .scoring.scores import Scores, score
@@ -21,6 +21,10 @@ from .scoring.scores import Scores, score
 
 if TYPE_CHECKING:
     from .images.reconstruction import ReconstructionAudit
+
+
+# Records or persons a side below which a probe has nothing to learn from.
+MIN_PROBED = 10
 
 
 @dataclass(frozen=True)
@@ -102,21 +106,34 @@ class Subjects:
         self.processing_class, self.config = processing_class, config
         self.of_images = has_images(self.sets["forget"])
         self._groups = groups
+        #: The table of each set under the model that is audited now.
+        self.tables: Mapping[str, Scores] = {}
 
     def rows(self, name: str) -> Any:
         """Rows of a set, at most `max_rows`, evenly spread; none where there is no such set."""
         rows = self.sets.get(name, [])
-        chosen = self._chosen(len(rows))
-        return rows.select(chosen) if hasattr(rows, "select") else [rows[i] for i in chosen]
+        chosen = self.chosen(name)
+        return _picked(rows, chosen)
 
-    def _chosen(self, n: int) -> list[int]:
-        limit = self.config.max_rows
+    def memory(self, name: str, surface: str, kind: str = "mean", records: Sequence[int] | None = None) -> Statistic:
+        """A statistic of the chosen forget rows, or of those at these places among them."""
+        return Statistic(name, "forget", MEMORY, surface, kind, self.records(records))
+
+    def records(self, places: Sequence[int] | None = None) -> tuple[int, ...] | None:
+        """Places in the whole forget set of the chosen rows, or of those at these places among them; `None` for all."""
+        chosen = self.chosen("forget")
+        chosen = chosen if places is None else [chosen[i] for i in places]
+        return None if len(chosen) == len(self.sets["forget"]) else tuple(chosen)
+
+    def chosen(self, name: str) -> list[int]:
+        """Places of the rows in their set."""
+        n, limit = len(self.sets.get(name, [])), self.config.max_rows
         return list(range(n)) if n <= limit else [i * n // limit for i in range(limit)]
 
     @property
     def groups(self) -> list | None:
         """Whose each of the forget rows is."""
-        return None if self._groups is None else [self._groups[i] for i in self._chosen(len(self._groups))]
+        return None if self._groups is None else [self._groups[i] for i in self.chosen("forget")]
 
     def has_column(self, name: str) -> bool:
         return not self.of_images and name in dict(self.sets["forget"][0])
@@ -168,21 +185,25 @@ def asked_otherwise(model, subjects: Subjects) -> Found:
     found, config = Found(), subjects.config
     rows = list(subjects.rows("forget"))
     examples = [row for row in list(subjects.rows("retain"))[:3] if row.get("prompt") is not None]
-    prompted = [row for asked in attack_prompts(rows, examples).values() for row in asked]
+    asked = attack_prompts(rows, examples)
+    # What was asked plainly is in the table of the forget set: no text goes through the model twice.
+    del asked["plain"]
+    prompted = [row for of_prompt in asked.values() for row in of_prompt]
     # One pass for all prompts. What cannot be asked so, or does not fit the context, keeps its place and is not scored.
     table = subjects.score(model, [row if subjects.fits(model, row) else _NOT_ASKED for row in prompted])
+    plain, chosen = subjects.tables["forget"], subjects.chosen("forget")
     for name, metric in _metrics(subjects).items():
         under = np.where(table.valid, metric(table), np.nan).reshape(-1, len(rows))
+        under = np.vstack([np.where(plain.valid, metric(plain), np.nan)[chosen], under])
         for how in ("max", "mean"):
-            statistic = Statistic(f"{name}_{how}_over_prompts", "forget", MEMORY, "paraphrase")
-            found.values[statistic] = over_prompts(under, how)
+            found.values[subjects.memory(f"{name}_{how}_over_prompts", "paraphrase")] = over_prompts(under, how)
     if subjects.has_column("alternatives"):
         leaked = alternative_leakage(model, subjects.processing_class, rows, batch_size=config.batch_size)
-        found.values[Statistic("alternative_answer_probability", "forget", MEMORY, "paraphrase")] = leaked
+        found.values[subjects.memory("alternative_answer_probability", "paraphrase")] = leaked
     for column in ("spans", "alternatives"):
         if subjects.has_column(column):
             hits = span_leakage(model, subjects.processing_class, rows, column, config.n_samples, seed=config.seed)
-            statistic = Statistic(f"{column}_in_{config.n_samples}_samples", "forget", MEMORY, "sampled", "rate")
+            statistic = subjects.memory(f"{column}_in_{config.n_samples}_samples", "sampled", "rate")
             seen = hits.samples_normalized
             found.values[statistic] = np.where(np.isnan(seen), np.nan, seen > 0)
     return found
@@ -205,8 +226,8 @@ def generated(model, subjects: Subjects) -> Found:
                 subjects.longest_answer(list(rows)),
                 batch_size=subjects.config.batch_size,
             )
-            direction = MEMORY if surface else "higher = better"
-            found.values[Statistic("rouge_l_recall", name, direction, surface)] = values
+            utility = Statistic("rouge_l_recall", name, UTILITY)
+            found.values[subjects.memory("rouge_l_recall", surface) if surface else utility] = values
     return found
 
 
@@ -218,23 +239,26 @@ def in_the_layers(model, subjects: Subjects) -> Found:
     forget, holdout = subjects.rows("forget"), subjects.rows("holdout")
     lens = logit_lens(model, subjects.processing_class, forget, config.batch_size, **subjects.lengths)
     # The last layer is the answer of the model, which the table has; what an earlier one knows may be hidden after it.
-    statistic = Statistic("logit_lens_best_earlier_layer", "forget", MEMORY, "latent")
+    statistic = subjects.memory("logit_lens_best_earlier_layer", "latent")
     found.values[statistic] = lens.hit_rate[:-1].max(axis=0)
     layers = tuple(range(len(lens.hit_rate)))
     found.curves[Curve("logit lens, share of targets", "forget", "layer", layers)] = lens.hit_rate
-    if len(holdout) >= 10 and len(forget) >= 10:
-        probe = layer_probe(
+    groups = subjects.groups or list(range(len(forget)))
+    if min(len(set(groups)), len(holdout)) >= MIN_PROBED:
+        told = layer_probe(
             model,
             subjects.processing_class,
             [*forget, *holdout],
             labels=np.repeat([1, 0], [len(forget), len(holdout)]),
+            groups=[f"forget {group}" for group in groups] + [f"holdout {i}" for i in range(len(holdout))],
             batch_size=config.batch_size,
             seed=config.seed,
             **subjects.lengths,
         )
-        best = int(np.argmax(np.nan_to_num(probe.accuracy)))
-        statistic = Statistic("probe_forget_or_holdout", "forget", MEMORY, "latent", "rate")
-        found.values[statistic] = probe.correct[best][: len(forget)].astype(np.float64)
+        correct = told.correct[int(np.argmax(np.nan_to_num(told.accuracy)))]
+        # Who is said to be of the forget set: the AUC of yes and no is the balanced accuracy.
+        statistic = replace(subjects.memory("probe_forget_or_holdout", "latent", "auc"), set="forget against holdout")
+        found.values[statistic] = (correct[: len(forget)], 1 - correct[len(forget) :])
     return found
 
 
@@ -247,7 +271,7 @@ def after_weight_attacks(model, subjects: Subjects) -> Found:
         attacked = WEIGHT_ATTACKS[name](model)
         table = subjects.score(attacked, rows)
         for metric, of in _metrics(subjects).items():
-            found.values[Statistic(f"{metric}_{name}", "forget", MEMORY, "quantised")] = of(table)
+            found.values[subjects.memory(f"{metric}_{name}", "quantised")] = of(table)
         del attacked
     return found
 
@@ -262,20 +286,21 @@ def after_relearning(model, subjects: Subjects) -> Found:
 
     found, config = Found(), subjects.config
     forget = subjects.rows("forget")
-    protocols: dict[str, tuple[Any, Any]] = {}
-    if len(subjects.rows("retain")):
-        related = subjects.rows("retain")
-        protocols["related"] = (_first(related, len(forget)), forget)
-    if len(subjects.rows("unrelated")):
-        protocols["unrelated"] = (_first(subjects.rows("unrelated"), len(forget)), forget)
-    if len(set(subjects.groups or range(len(forget)))) >= 2:
-        protocols["half"] = split_in_half(forget, subjects.groups, config.seed)
-    for protocol, (train, evaluate) in protocols.items():
+    everything = list(range(len(forget)))
+    # What is trained on, and which of the forget rows it may bring back.
+    protocols: dict[str, tuple[Any, list[int]]] = {}
+    for protocol, name in (("related", "retain"), ("unrelated", "unrelated")):
+        if len(rows := subjects.rows(name)):
+            protocols[protocol] = (_picked(rows, range(min(len(rows), len(forget)))), everything)
+    if len(set(subjects.groups or everything)) >= 2:
+        half, other = split_in_half(everything, subjects.groups, config.seed)
+        protocols["half"] = (_picked(forget, half), other)
+    for protocol, (train, recovered) in protocols.items():
         runs = relearn_grid(
             model,
             subjects.processing_class,
             train,
-            {"forget": evaluate},
+            {"forget": _picked(forget, recovered)},
             config.relearning_rates,
             config.relearning_steps,
             config.relearning_batch_size,
@@ -289,14 +314,13 @@ def after_relearning(model, subjects: Subjects) -> Found:
             best = strongest(runs, of)
             curve = Curve(f"relearning from {protocol}, {metric}", "forget", "steps", tuple(best.steps))
             found.curves[curve] = best.values(of)
-            statistic = Statistic(f"{metric}_relearned_from_{protocol}", "forget", MEMORY, "relearn")
+            statistic = subjects.memory(f"{metric}_relearned_from_{protocol}", "relearn", records=recovered)
             found.values[statistic] = best.area(of)
     return found
 
 
-def _first(rows, n: int):
-    n = min(n, len(rows))
-    return rows.select(range(n)) if hasattr(rows, "select") else rows[:n]
+def _picked(rows, places: Sequence[int]):
+    return rows.select(places) if hasattr(rows, "select") else [rows[i] for i in places]
 
 
 def guided(before, after, subjects: Subjects) -> Found:
@@ -321,7 +345,7 @@ def guided(before, after, subjects: Subjects) -> Found:
         **subjects.lengths,
     )
     found, strength = Found(), result.extraction_strength
-    statistic = Statistic("extraction_strength_gained_by_guidance", "forget", MEMORY, "two-checkpoint")
+    statistic = subjects.memory("extraction_strength_gained_by_guidance", "two-checkpoint")
     found.values[statistic] = np.max(strength, axis=0) - strength[weights.index(1.0)]
     curve = Curve("guidance, extraction strength", "forget", "weight", weights)
     found.curves[curve] = strength
@@ -360,8 +384,35 @@ def distance_to_retrained(model, retrained, subjects: Subjects) -> Found:
             model, retrained, subjects.processing_class, rows, config.batch_size, **subjects.lengths
         ).items():
             direction = "1 = as retrained" if distance.endswith("agreement") else "0 = as retrained"
-            found.values[Statistic(f"{distance}_to_retrained", name, direction)] = values
+            records = subjects.records() if name == "forget" else None
+            found.values[Statistic(f"{distance}_to_retrained", name, direction, records=records)] = values
     return found
+
+
+def depth_of_unlearning(original, model, retrained, subjects: Subjects) -> Found:
+    """In how many layers the states lack what the original has, as those of the retrained model do."""
+    from .attacks.patching import patching_depth
+
+    found, config = Found(), subjects.config
+    rows = subjects.rows("forget")
+    depth = patching_depth(
+        original, model, retrained, subjects.processing_class, rows, config.batch_size, **subjects.lengths
+    ).depth
+    statistic = Statistic("patching_depth", "forget", "1 = as deep as retraining", records=subjects.records())
+    found.values[statistic] = depth
+    return found
+
+
+def like_untrained(model, subjects: Subjects) -> Found:
+    """How alike a classifier is to a network that knows nothing (ZRF), which the retrained model is not either."""
+    from .metrics.stability import zrf
+
+    if not subjects.of_images:
+        return Found()
+    rows, config = subjects.rows("forget"), subjects.config
+    values = zrf(model, subjects.processing_class, rows, config.batch_size, seed=config.seed)
+    direction = "as retrained is best; 1 = like an untrained network"
+    return Found({Statistic("zrf", "forget", direction, records=subjects.records()): values})
 
 
 #: What an adversary can do -> the audits of one model that follow from it; the table of likelihoods is always made.

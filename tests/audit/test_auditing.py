@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, ViTImageProcessorPil
 from hf_unlearn.audit import AuditConfig, ScoreCache, auc, audit, dc_pdd, make_canaries, recall, score
 from hf_unlearn.audit.metrics.membership import token_frequencies, with_prefix
 from hf_unlearn.audit.models import Models
+from hf_unlearn.audit.scoring import score as score_module
 from hf_unlearn.audit.summaries import PRIVACY_ATTACKS
 from hf_unlearn.audit.threats import SURFACES_OF, THREATS
 from hf_unlearn.data import encode_dataset
@@ -88,7 +89,7 @@ def test_another_retrained_model_raises_no_alarm(case):
     report = run(case, case.another)
     found = {name: surface["verdict"] for name, surface in report.surfaces.items()}
     assert not {"residual", "over_forgotten"} & set(found.values()), found
-    assert report.exit_code == 0
+    assert report.exit_code == 3
     # Few records cannot show equality, but nothing was extracted.
     assert report.value("verbatim_extraction") < 0.2
 
@@ -130,7 +131,7 @@ def test_models_by_name_and_a_cache(case, tmp_path):
 
 def test_without_a_retrained_model_nothing_is_attested(case):
     report = run(case, case.another, retrained=None, threat_model=["extraction"])
-    assert report.verdict("verbatim") == "no_baseline" and report.exit_code == 0
+    assert report.verdict("verbatim") == "no_baseline" and report.exit_code == 3
     assert any("no retrained model" in note for note in report.notes)
 
 
@@ -210,6 +211,41 @@ def test_rows_of_one_person_count_as_one(case):
         change = row["verdict"]["unlearned"]
         widths.append(change["high"] - change["low"])
     assert widths[1] > widths[0]
+
+
+def test_groups_follow_their_rows_into_a_part_of_the_forget_set(case):
+    groups = [f"person {i // 5}" for i in range(N_FORGET)]
+    config = replace(SMALL, max_rows=20, relearning_steps=(0, 1))
+    threats = ["extraction", "latent", "relearning"]
+    report = run(case, case.another, retrained=case.retrained[0], threat_model=threats, groups=groups, config=config)
+    measures = ("rouge_l_recall", "extraction_strength_int4-rtn", "extraction_strength_relearned_from_half")
+    for measure in measures:
+        assert row_of(report, measure, "forget")["verdict"]["unlearned"]["method"].endswith("groups"), measure
+    # Positions are those in the whole set, also where only a part of it was looked at.
+    chosen = {i * N_FORGET // 20 for i in range(20)}
+    listed = [worst for worst in report.worst if worst["measure"] in measures]
+    assert listed and all(set(worst["records"]) <= chosen for worst in listed)
+    assert report.grouped and report.margins["auc"] == 0.05
+
+
+def test_no_text_goes_through_a_model_twice(case, monkeypatch):
+    read = []
+    computed = score_module._computed
+
+    def watched(model, rows, *arguments, **keywords):
+        read.extend((id(model), tuple(row["input_ids"]), tuple(row["labels"])) for row in rows if row)
+        return computed(model, rows, *arguments, **keywords)
+
+    monkeypatch.setattr(score_module, "_computed", watched)
+    run(case, case.another, retrained=case.retrained[0], threat_model=["extraction", "membership"])
+    assert len(read) > 200 and len(read) == len(set(read))
+
+
+def test_what_was_lost_is_noted(case):
+    report = run(case, tiny_llama(seed=9), retrained=case.retrained[0], threat_model=["membership"])
+    assert any("Much was lost that should be kept" in note for note in report.notes)
+    kept = run(case, case.another, retrained=case.retrained[0], threat_model=["membership"])
+    assert not any("lost" in note or "Nothing was forgotten" in note for note in kept.notes)
 
 
 def test_images_under_every_threat_model():
@@ -350,7 +386,9 @@ def test_texts_too_short_for_min_k_are_counted(case):
 
 def test_the_worst_records_and_how_many_are_above_what_retraining_reaches(case):
     report = run(case, case.original, retrained=case.retrained[0], threat_model=["extraction"])
-    (worst,) = [worst for worst in report.worst if worst["measure"] == "answer_probability"]
+    found = {worst["set"]: worst for worst in report.worst if worst["measure"] == "answer_probability"}
+    worst = found["forget"]
+    assert set(found) == {"forget", "retain"}  # an edit exposes some that are kept
     assert worst["share_above"]["value"] == 1 and len(worst["records"]) == 10
     assert worst["excess"] == sorted(worst["excess"], reverse=True)
     assert "Testing by attack is fragile" in report.caveat

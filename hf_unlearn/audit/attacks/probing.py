@@ -253,7 +253,8 @@ def _told_rightly(states, codes, groups, finite, n_folds: int, seed: int) -> np.
         if len(np.unique(codes[train])) == 1:
             told[test] = codes[test] == codes[train[0]]
             continue
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        # Balanced, or of a small and a large set everything would be called the large one.
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
         told[test] = classifier.fit(states[train], codes[train]).predict(states[test]) == codes[test]
     return told
 
