@@ -27,7 +27,7 @@ class Statistic:
         direction (`str`): how to read it, in words.
         surface (`str`, *optional*): what it may betray, one of `verdict.SURFACES`; without one it gets no verdict, as
             utility does not.
-        kind (`str`): `"mean"` or `"rate"` of values `(n,)` a model, or `"auc"` of two arrays a model: membership scores
+        kind (`str`): `"mean"` or `"rate"` of values `(n,)` in [0, 1] a model, `"unbounded"` for the mean of others, or `"auc"` of two arrays a model: membership scores
             `(n,)` of the forget set and `(m,)` of the holdout.
         records (`tuple` of `n`, *optional*): positions in the forget set of the values, where they are not of all of it.
     """
@@ -44,7 +44,7 @@ class Statistic:
         if self.kind == "auc":
             return intervals.auc(*values, seed=seed, groups=groups)
         values = np.asarray(values, dtype=np.float64)
-        if self.kind == "mean" or groups is not None:
+        if self.kind != "rate" or groups is not None:
             return intervals.mean(values, seed=seed, groups=groups)
         known = values[~np.isnan(values)]
         estimate = intervals.rate(int(known.sum()), len(known))

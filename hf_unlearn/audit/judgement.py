@@ -100,7 +100,7 @@ def _verdict(statistic: Statistic, of_roles, control, baseline, margins, seed, g
     if statistic.kind == "auc":
         arguments["groups"] = statistic.groups_of(groups, of_roles["unlearned"])
         return judge_auc(statistic.name, *models, further, **arguments)
-    kind = "relearn" if statistic.surface == "relearn" else "rate" if statistic.kind == "rate" else "share"
+    kind = "relearn" if statistic.surface == "relearn" else statistic.kind.replace("mean", "share")
     # Where forget set and holdout differ in kind, what a model does on the one says nothing about the other.
     alike = baseline is None or baseline.exchangeable is not False
     if control is not None and kind == "share" and alike:

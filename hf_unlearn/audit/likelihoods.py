@@ -78,6 +78,9 @@ LABEL_MEASURES = tuple(
     for measure in MEASURES
     if measure.statistic.name in ("next_token_accuracy", "answer_probability", "loss")
 )
+# The loss has no scale of its own: how far it may be from the retrained model's, several of these show. Two hardly do.
+MIN_SEEDS = 3
+LOG_LIKELIHOOD = Statistic("log_likelihood", "forget", MEMORY, "knowledge", "unbounded")
 #: How the names of sets end that are those of others, changed for one attack.
 FURTHER_PASSES = ("_lowercase", "_recall")
 #: Sets of texts that are written for the rows of another set, and scored with them.
@@ -158,6 +161,8 @@ def likelihood_findings(tables: Tables) -> dict[Statistic, dict[str, Any]]:
         for measure in (LABEL_MEASURES if of_labels else MEASURES)
         if measure.statistic.set in sets and len(sets[measure.statistic.set])
     }
+    if len([role for role in roles if role.startswith("retrained")]) >= MIN_SEEDS:
+        found[LOG_LIKELIHOOD] = {role: membership.negative_loss(tables[role]["forget"]) for role in roles}
     if "forget_paraphrased" in sets:
         statistic = Statistic("truth_ratio_probability", "forget", MEMORY, "knowledge")
         found[statistic] = {

@@ -213,6 +213,25 @@ def test_rows_of_one_person_count_as_one(case):
     assert widths[1] > widths[0]
 
 
+def test_a_loss_far_beyond_that_of_retrained_models_is_over_forgotten(case):
+    ascended = deepcopy(case.original)
+    inputs = UnlearningCollator(0)(list(encode_dataset(case.split.forget, TOKENIZER)))
+    optimizer = torch.optim.AdamW(ascended.parameters(), lr=1e-2)
+    for _ in range(30):
+        out = target_logits(ascended, inputs)
+        out.token_mean(out.log_probs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    retrained = [*case.retrained, case.another]
+    report = run(case, ascended.eval(), retrained=retrained, threat_model=["extraction"])
+    row = row_of(report, "log_likelihood", "forget")
+    assert row["unlearned"]["value"] < row["retrained"]["value"] - 5
+    assert row["verdict"]["verdict"] == report.verdict("knowledge") == "over_forgotten"
+    assert report.exit_code == 1
+    with_one = run(case, ascended, retrained=case.retrained[0], threat_model=["extraction"])
+    assert not [row for row in with_one.rows if row["measure"] == "log_likelihood"]
+
+
 def test_groups_follow_their_rows_into_a_part_of_the_forget_set(case):
     groups = [f"person {i // 5}" for i in range(N_FORGET)]
     config = replace(SMALL, max_rows=20, relearning_steps=(0, 1))
