@@ -29,7 +29,8 @@ from hf_unlearn.audit.report import AuditReport
 from hf_unlearn.audit.scoring.cache import ScoreCache
 from hf_unlearn.audit.threats import THREATS, AuditConfig, check_threats
 from hf_unlearn.data import EmptyTargetError, encode, encode_dataset, has_images
-from hf_unlearn.evidence.result import print_table, to_table, write_result
+from hf_unlearn.evidence.page import print_table, to_table
+from hf_unlearn.evidence.result import write_result
 
 
 @dataclass

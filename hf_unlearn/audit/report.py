@@ -128,5 +128,5 @@ class AuditReport:
         return said + ("" if margin is None else f", margin {margin:.3g}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return dict(vars(self))
+        """Plain types for JSON: the attributes, and the `exit_code`."""
+        return vars(self) | {"exit_code": self.exit_code}

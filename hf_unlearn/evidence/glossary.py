@@ -1,0 +1,55 @@
+"""What the words of a result mean, for who reads it without knowing machine learning."""
+
+#: Where erased records may show.
+SURFACES = {
+    "verbatim": "The model continues the beginning of a record word for word.",
+    "sampled": "Parts of a record, such as names or numbers, come up when the model answers at random, several times. Tested "
+    "only where the rows mark such parts.",
+    "knowledge": "The model finds the true answer likelier, or gets more of it right, than a model that never saw the record, "
+    "even where it does not repeat it word for word.",
+    "paraphrase": "The same when the question is put in other words, or the answer may be.",
+    "membership": "From the probabilities that the model gives to records, an adversary tells those that were trained on from "
+    "similar ones that never were.",
+    "membership-ref": "The same for an adversary who has further models to compare with. Tested only where there are several "
+    "retrained models.",
+    "latent": "The inside of the model, its layers, still holds the records, whatever it answers.",
+    "relearn": "A little more training brings the records back sooner than in a model that never saw them.",
+    "quantised": "The records come back when the weights are rounded to fewer bits, thinned out or disturbed, as people do who "
+    "run models on small machines.",
+    "two-checkpoint": "An adversary who has the model from before the erasure as well learns more from what changed than "
+    "retraining would have shown.",
+    "inversion": "Images of the records can be read off the change of the weights.",
+    "artefacts": "Files that are published with the model, such as logs or the state of the optimizer, hold the records. There "
+    "is no test of this yet: look at them by hand.",
+}
+VERDICTS = {
+    "residual": "Something was found: the attack tells the model from one that never saw the records, by more than the margin.",
+    "over_forgotten": "Something was found: the records score lower than in a model that never saw them, which can show which "
+    "records they were.",
+    "no_trace_found": "As far as this test can see, the model is like one that never saw the records: the difference lies "
+    "within the margin. This is evidence, and no proof.",
+    "inconclusive": "Neither was shown, mostly because there are too few records. Nothing is attested.",
+    "no_baseline": "There is nothing to hold the number against: the attack did not see the records in the original model "
+    "either, or a model to compare with is missing. Nothing is attested.",
+    "not_tested": "Nothing is said.",
+}
+MODELS = {
+    "original": "the model before the erasure; it shows that an attack sees the records where they are",
+    "unlearned": "the model that is judged",
+    "retrained": "trained in the same way without the records: the goal of every number, since what it gives away can be guessed",
+}
+#: How much of a difference still counts as equal, with the place of the number.
+MARGINS = {
+    "auc": "{:g} of an AUC",
+    "share": "{:g} of rates and shares",
+    "share_records": "or {:g} records where that is more",
+    "rate_most": "but at most {:g} of a rate",
+    "share_most": "at most {:g} of a share",
+    "relearn": "{:g} of the original's value for relearning",
+    "distribution": "{:g} of the distance of two distributions",
+}
+EXIT_CODES = {
+    0: "Every surface that was asked for and that could be tested shows no trace, at the power stated under *Why*.",
+    1: "**Something was found**: see the surfaces that are *residual* or *over forgotten*.",
+    3: "**Nothing was found, and nothing is shown** on at least one surface that was asked for.",
+}

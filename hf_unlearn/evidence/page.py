@@ -1,0 +1,321 @@
+"""RESULT.md, from the plain dictionaries of result.json: verdicts first, then what the words mean, then the numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .glossary import EXIT_CODES, MARGINS, MODELS, SURFACES, VERDICTS
+
+
+# Of the options, those that say what was done; result.json has them all.
+_CHOICES = (
+    "model_name_or_path learning_rate lr_scheduler_type forget_weight retain_weight retain_loss update_rule beta delta "
+    "trainable trainable_layers use_peft load_in_4bit per_device_train_batch_size stop_when_forgotten"
+).split()
+_COLUMNS = ("original", "unlearned", "retrained", "difference_to_retrained")
+
+
+def to_table(audit: dict[str, Any]) -> list[list[str]]:
+    """The rows of an audit as cells of text, the header first."""
+    columns = [name for name in _COLUMNS if any(name in row for row in audit["rows"])]
+    reading = any("reading" in row for row in audit["rows"])
+    header = ["measure", "set", "n", *(name.replace("_", " ") for name in columns)] + ["reading"] * reading
+    table = [header]
+    for row in audit["rows"]:
+        n = next((row[name]["n"] for name in reversed(columns) if row.get(name)), [])
+        cells = [row["measure"].replace("_", " "), row["set"], "/".join(str(x) for x in n)]
+        cells += [_cell(row.get(name), signed=name.startswith("difference")) for name in columns]
+        table.append(cells + [row.get("reading", "")] * reading)
+    return table
+
+
+def _cell(estimate: dict | None, signed: bool = False) -> str:
+    if estimate is None or estimate.get("value") is None:
+        return "–"
+    number = _signed if signed else _number
+    text = number(estimate["value"])
+    if estimate.get("low") is not None and estimate.get("high") is not None:
+        text += f" [{number(estimate['low'])}, {number(estimate['high'])}]"
+    return text
+
+
+def _number(x: float) -> str:
+    return f"{x:.3f}" if x == 0 or 1e-3 <= abs(x) < 1000 else f"{x:.1e}"
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.3f}"
+
+
+def print_table(table: list[list[str]]) -> str:
+    """The table aligned for a terminal."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _markdown(table: list[list[str]]) -> list[str]:
+    """The table in Markdown, the header first."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
+    return [lines[0], "|" + " --- |" * len(table[0]), *lines[1:]]
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The result as a page of Markdown."""
+    audit = result["audit"]
+    lines = ["# Result of an unlearning audit", ""]
+    lines += _summary(audit) + _about(result) + _meanings(audit) + _why(audit) + _numbers(audit)
+    lines += _curves(audit) + _worst(audit) + _cost(audit) + _reading(audit) + _made_with(result["environment"])
+    return "\n".join(lines)
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _tested(audit: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    surfaces = audit.get("surfaces", {})
+    return {name: surface for name, surface in surfaces.items() if surface["verdict"] != "not_tested"}
+
+
+def _levels(audit: dict[str, Any]) -> tuple[str, str]:
+    """The levels of the intervals in the tables and of those under the verdicts, in percent."""
+    tables = {e["level"] for row in audit["rows"] for e in map(row.get, _COLUMNS) if e and e.get("level")}
+    verdicts = {row["verdict"]["unlearned"]["level"] for row in audit["rows"] if _has_difference(row)}
+    return tuple(" or ".join(map(_percent, sorted(levels))) or "–" for levels in (tables, verdicts))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _has_difference(row: dict[str, Any]) -> bool:
+    return row.get("verdict") is not None and row["verdict"].get("unlearned") is not None
+
+
+def _summary(audit: dict[str, Any]) -> list[str]:
+    """The verdicts, one line a surface, what they do not say, and what must be known beside them."""
+    tested, untested = _tested(audit), [name for name in audit.get("surfaces", {}) if name not in _tested(audit)]
+    lines = ["## Verdicts", ""]
+    if audit.get("exit_code") in EXIT_CODES:
+        lines += [EXIT_CODES[audit["exit_code"]], ""]
+    if tested:
+        header = [
+            "surface",
+            "verdict",
+            "decided by",
+            f"difference to retrained, {_levels(audit)[1]} interval",
+            "margin",
+        ]
+        lines += [*_markdown([header, *(_line(audit, surface) for surface in tested.values())]), ""]
+    if untested:
+        lines += [f"**Not tested:** {', '.join(untested)}. Nothing is said about these.", ""]
+    lines += [audit["caveat"], ""] if audit.get("caveat") else []
+    if audit["notes"]:
+        lines += ["To be known beside them:", "", *(f"* {note}" for note in audit["notes"]), ""]
+    return lines
+
+
+def _line(audit: dict[str, Any], surface: dict[str, Any]) -> list[str]:
+    rows = [row for row in audit["rows"] if row["measure"] == surface["worst"] and _has_difference(row)]
+    verdict = next((r["verdict"] for r in rows if r["verdict"].get("surface") == surface["surface"]), {})
+    # Without a retrained model the number under a verdict is another one, and stands under Why.
+    compared = verdict.get("unlearned") if verdict.get("n_retrained") else None
+    margin = verdict.get("margin")
+    said = f"**{_said(surface['verdict'])}**" + (f" ({_said(surface['reason'])})" if surface.get("reason") else "")
+    shown = "–" if margin is None else f"{margin:.3g}"
+    return [surface["surface"], said, _said(surface["worst"]), _cell(compared, signed=True), shown]
+
+
+def _about(result: dict[str, Any]) -> list[str]:
+    """What was audited against what, on which rows, when, and with what margins: as far as it is known."""
+    audit, run = result["audit"], result["run"]
+    facts = [*_of_models(audit, run), *_of_data(audit, run), *_of_request(run.get("request"))]
+    facts += [("date (UTC)", result["date"])] if result.get("date") else []
+    facts += [("tested against", _said(", ".join(audit.get("threats", []))))] if audit.get("threats") else []
+    facts += _of_margins(audit)
+    known = ("model", "models", "data", "request", "config")
+    facts += [(_said(key), value) for key, value in run.items() if key not in known and not isinstance(value, dict)]
+    config = run.get("config", {})
+    chosen = [f"{key}={config[key]}" for key in _CHOICES if config.get(key) is not None]
+    facts += [("options", ", ".join(chosen))] if chosen else []
+    return ["## What was audited", "", *_markdown([["", ""], *([key, str(value)] for key, value in facts)]), ""]
+
+
+def _of_models(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {"unlearned": run.get("model")} | run.get("models", {})
+    retrained = names.get("retrained")
+    retrained = retrained if isinstance(retrained, (list, tuple)) else [retrained]
+    names |= dict(
+        zip(("retrained", *(f"retrained_{i}" for i in range(2, len(retrained) + 1))), retrained, strict=True)
+    )
+    facts = []
+    for role in dict.fromkeys(("unlearned", "original", "retrained", *audit["models"])):
+        what = "audited model" if role == "unlearned" else f"{_said(role)} model"
+        unnamed = "given in memory, without a name" if role in audit["models"] else "none"
+        facts.append((what, f"`{names[role]}`" if names.get(role) else unnamed))
+    return facts
+
+
+def _of_data(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    if data := run.get("data"):
+        config = f" ({data['config']})" if data.get("config") else ""
+        facts.append(("data set", f"`{data['name']}`{config}"))
+        splits = [f"{name} `{split}`" for name, split in data["splits"].items() if split is not None]
+        facts.append(("splits", ", ".join(splits)))
+    return [*facts, ("rows", ", ".join(f"{n} {name}" for name, n in audit["sets"].items()))]
+
+
+def _of_request(request: dict[str, Any] | str | None) -> list[tuple[str, str]]:
+    """The request by its number and scope; whom it is about is in the request file alone."""
+    if request is None:
+        return []
+    facts = {"id": request} if isinstance(request, str) else request
+    return [("request" if key == "id" else f"request, {_said(key)}", value) for key, value in facts.items() if value]
+
+
+def _of_margins(audit: dict[str, Any]) -> list[tuple[str, str]]:
+    margins = audit.get("margins") or {}
+    facts = []
+    said = [text.format(margins[key]) for key, text in MARGINS.items() if key in margins]
+    said += [f"{_said(key)} {value}" for key, value in margins.items() if key not in (*MARGINS, "alpha", "power")]
+    if said:
+        facts.append(("margins, chosen before", ", ".join(said)))
+    if "alpha" in margins:
+        power = f", power {_percent(margins['power'])}" if "power" in margins else ""
+        facts.append(("level", f"{_percent(margins['alpha'])}, one-sided{power}"))
+    family = max((row["verdict"].get("family") or 0 for row in audit["rows"] if row.get("verdict")), default=0)
+    return facts + ([("tests corrected for (Holm)", str(family))] if family else [])
+
+
+def _meanings(audit: dict[str, Any]) -> list[str]:
+    tested = _tested(audit)
+    lines = ["## What the words mean", "", "Models:", ""]
+    lines += [f"* **{name}**: {text}." for name, text in MODELS.items()]
+    surfaces = audit.get("surfaces", {})
+    if surfaces:
+        lines += ["", "Surfaces, where erased records may show:", ""]
+        lines += [
+            f"* **{name}**{'' if name in tested else ' (not tested)'}: {SURFACES.get(name, '')}" for name in surfaces
+        ]
+        lines += ["", "Verdicts:", "", *(f"* **{_said(name)}**: {text}" for name, text in VERDICTS.items())]
+        lines += ["", "A surface has the worst verdict of the statistics that were tested on it."]
+    return [*lines, ""]
+
+
+def _why(audit: dict[str, Any]) -> list[str]:
+    """The sentences under each verdict; what several surfaces have in common is said once."""
+    tested = _tested(audit)
+    if not tested:
+        return []
+    sentences = {name: _sentences(surface.get("wording", "")) for name, surface in tested.items()}
+    where: dict[str, list[str]] = {}
+    for name, said in sentences.items():
+        for sentence in dict.fromkeys(said):
+            where.setdefault(sentence, []).append(name)
+    lines = ["## Why", "", f"Intervals here are {_levels(audit)[1]} intervals, on which the verdicts rest.", ""]
+    for name, said in sentences.items():
+        own = " ".join(sentence for sentence in said if len(where[sentence]) == 1)
+        lines.append(f"* **{name}**, {_said(tested[name]['verdict'])}: {own.removeprefix(f'{name}, ')}")
+    shared = {sentence: names for sentence, names in where.items() if len(names) > 1}
+    if shared:
+        lines += ["", "Of more than one:", ""]
+        lines += [f"* {', '.join(names)}: {sentence}" for sentence, names in shared.items()]
+    return [*lines, ""]
+
+
+def _sentences(wording: str) -> list[str]:
+    return re.split(r"(?<=\.) (?=[A-Z])", wording)
+
+
+def _numbers(audit: dict[str, Any]) -> list[str]:
+    """A table for each way to read a number."""
+    directions: dict[str, list[dict[str, Any]]] = {}
+    for row in audit["rows"]:
+        directions.setdefault(row["direction"], []).append(row)
+    lines = ["## Numbers", "", f"In brackets {_levels(audit)[0]} intervals. The goal is *retrained*, not 0.", ""]
+    for direction, rows in directions.items():
+        lines += [f"**{_capital(direction)}**", "", *_markdown(to_table(audit | {"rows": rows})), ""]
+    return lines
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _curves(audit: dict[str, Any]) -> list[str]:
+    lines = []
+    for curve in audit.get("curves", []):
+        lines += [f"## {_capital(curve['name'])} ({curve['set']})", "", *_markdown(curve_table(curve)), ""]
+    return lines
+
+
+def curve_table(curve: dict[str, Any]) -> list[list[str]]:
+    """A curve as cells of text, the header first: a row a point of the axis, a column a model, with intervals."""
+    roles = [name for name in curve if name not in ("name", "set", "axis", "x", "direction")]
+    roles.sort(key=lambda role: _COLUMNS.index(role) if role in _COLUMNS else len(_COLUMNS))
+    points = zip(curve["x"], *(curve[role] for role in roles), strict=True)
+    return [[curve["axis"], *map(_said, roles)], *([f"{x:g}", *map(_cell, of_roles)] for x, *of_roles in points)]
+
+
+def _worst(audit: dict[str, Any]) -> list[str]:
+    found = [worst for worst in audit.get("worst", []) if worst["records"]]
+    if not found:
+        return []
+    lines = ["## Records that show most", ""]
+    lines += ["Positions in the forget set, and by how much more than under retraining.", ""]
+    for worst in found:
+        records = ", ".join(f"{i} ({_signed(x)})" for i, x in zip(worst["records"], worst["excess"], strict=True))
+        lines.append(f"* {_said(worst['measure'])}: {records}")
+    return [*lines, ""]
+
+
+def _cost(audit: dict[str, Any]) -> list[str]:
+    cost = audit.get("cost")
+    if not cost:
+        return []
+    table = [["", "unlearning", "retraining", "ratio"]]
+    for name, ratio in cost["ratios"].items():
+        if ratio is not None:
+            table.append(
+                [_said(name), *(f"{x:.4g}" for x in (cost["unlearning"][name], cost["retraining"][name], ratio))]
+            )
+    return ["## Cost", "", *_markdown(table), "", *(f"* {note}" for note in cost["notes"]), ""]
+
+
+def _reading(audit: dict[str, Any]) -> list[str]:
+    tables, verdicts = _levels(audit)
+    lines = [
+        "## How to read the numbers",
+        "",
+        "* The goal is the retrained model, not 0: what it gets right without ever having seen the forget set can be guessed. "
+        "Lower than retrained is a failure too, because it shows which records were meant.",
+        "* *No difference found* means none at this number of records. It is evidence, not proof.",
+        f"* Brackets in tables and curves are {tables} intervals, one number at a time: of twenty readings about one is off by "
+        "chance. Verdicts are corrected for their number.",
+    ]
+    if verdicts != "–":
+        lines.append(
+            f"* Verdicts rest on {verdicts} intervals: that a number is equal is shown by two one-sided tests, each at half of "
+            "what the interval leaves out."
+        )
+    if audit.get("grouped"):
+        lines.append(
+            "* Intervals of the forget set draw persons (groups), and not their rows one by one. Those of other sets take the "
+            "rows as independent."
+        )
+    else:
+        lines.append(
+            "* Intervals take the rows as independent. Where several rows are about one person or author they are not, and the "
+            "true intervals are wider: audit with groups (`--group_column`)."
+        )
+    return [*lines, ""]
+
+
+def _made_with(environment: dict[str, Any]) -> list[str]:
+    lines = ["## Made with", ""]
+    lines += [f"* {name} {version}" for name, version in environment["versions"].items()]
+    return [*lines, f"* Python {environment['python']}; commit {environment['commit'] or 'unknown'}", ""]
