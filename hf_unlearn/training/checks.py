@@ -83,6 +83,28 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
         raise ValueError("ref_model is the model that will be trained. Leave it out, or give a copy.")
 
 
+def warn_of_readable_images(trainer, n_forget: int, reads_retain: bool) -> None:
+    """Warn where whoever has the model before and after can compute the one image that was forgotten.
+
+    A step of SGD on one image adds a multiple of the image's patches to the embedding of patches, and one of the same
+    multiple to that of positions, so that the ratio is the image. A retain loss, another optimizer or frozen embeddings
+    leave no such ratio.
+    """
+    moved = [name for name in trainer.trainable_names if "embeddings" in name]
+    both = all(any(part in name for name in moved) for part in ("patch_embeddings", "position_embeddings"))
+    if (
+        is_image_classifier(trainer.model)
+        and both
+        and trainer.args.optim == "sgd"
+        and n_forget == 1
+        and not reads_retain
+    ):
+        logger.warning(
+            "Plain SGD on one image: whoever has the model before and after can compute the image from the embeddings. "
+            r"Either freeze these (trainable='(?!.*embeddings\.).*'), or publish only one of the two models."
+        )
+
+
 def check_sharding(trainer, ref_model) -> None:
     """Refuse what cannot work where no process has whole weights or gradients; known once the Trainer is set up."""
     sharded = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP" if trainer.is_fsdp_enabled else None

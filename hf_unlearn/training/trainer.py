@@ -16,7 +16,7 @@ from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
 from hf_unlearn.data.text import context_length, encode_dataset
 from hf_unlearn.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
 from hf_unlearn.training.callbacks import RunCallback
-from hf_unlearn.training.checks import check_run, check_sharding
+from hf_unlearn.training.checks import check_run, check_sharding, warn_of_readable_images
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.load import load_model
 from hf_unlearn.training.low_rank import SingularSubspace
@@ -169,6 +169,7 @@ class UnlearningTrainer(Trainer):
             optimizers=optimizers,
         )
         check_sharding(self, ref_model)
+        warn_of_readable_images(self, len(forget_dataset), reads_retain)
         if self.n_alternates:
             data.alternates = self.alternates(forget_dataset, () if retain_dataset is None else retain_dataset)
 
