@@ -1,6 +1,6 @@
 """False alarms: what the verdicts say of models that truly never saw the forget set, and of one that did.
 
-    python benchmarks/false_alarms.py            # 50 seeds, about 6 CPU minutes
+    python benchmarks/false_alarms.py            # 50 seeds, about 15 CPU minutes
 
 For each seed: a fresh registry of fictional people, one question of each person, split into forget, retain and holdout; a
 one-layer Llama trained on forget and retain rows (the original), and four trained on the retain rows alone with other
@@ -11,6 +11,9 @@ forget set.
 Three ways to judge the statistics that are no AUC are compared: against one retrained model; against three of them, whose
 spread widens what is called a difference; and against one, less the same difference on the holdout. Each is done with the
 default margins, and with margins of nearly zero, where the tests alone must hold the level.
+
+Last the audit itself, as `audit()` judges it: all that it reads from the tables (every membership attack, extraction and
+knowledge), against one and against three retrained models.
 """
 
 from __future__ import annotations
@@ -27,15 +30,19 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_unlearn.audit import (
     ATTACKS,
+    AuditConfig,
     Scores,
     answer_probability,
     auc,
+    compare,
     exact_memorization,
     extraction_strength,
     rate,
-    score,
+    score_sets,
     verbatim_extracted,
 )
+from hf_unlearn.audit.auditing import DEFAULT_THREATS
+from hf_unlearn.audit.judgement import judged
 from hf_unlearn.audit.verdicts.margins import Margins
 from hf_unlearn.audit.verdicts.verdict import Verdict, adjust, judge, judge_auc, reference_warning
 from hf_unlearn.data.pairing import UnlearningCollator
@@ -61,6 +68,10 @@ PROCEDURES = {
     "three retrained": (2, False),
     "one retrained, less holdout": (0, True),
 }
+
+
+# Further retrained models beside the first, in the audit itself.
+AUDITED = (0, 2)
 
 
 def rows_of(seed: int, n: int) -> dict[str, list[dict]]:
@@ -112,16 +123,32 @@ def train(rows: Sequence[dict], tokenizer, seed: int, epochs: int, width: int = 
     return model.eval()
 
 
-def tables(seed: int, n: int, epochs: int, tokenizer, models: Sequence[str]) -> dict[str, tuple[Scores, Scores]]:
-    """Scores of forget set and holdout under each of the models, of which the originals alone saw the forget set."""
+def tables(seed: int, n: int, epochs: int, tokenizer, models: Sequence[str]) -> dict[str, dict[str, Scores]]:
+    """Scores of every set under each of the models, of which the originals alone saw the forget set."""
     rows = rows_of(seed, n)
     scored = {}
     for k, name in enumerate(models):
         learned = rows["retain"] + (rows["forget"] if name.endswith("original") else [])
-        model = train(learned, tokenizer, 1000 * seed + k, epochs)
-        table = score(model, tokenizer, rows["forget"] + rows["holdout"], 80, sampling=())
-        scored[name] = (table[:n], table[n:])
+        scored[name] = score_sets(train(learned, tokenizer, 1000 * seed + k, epochs), tokenizer, rows, 80)
     return scored
+
+
+def pairs(scored: Mapping[str, Mapping[str, Scores]]) -> dict[str, tuple[Scores, Scores]]:
+    """Forget set and holdout under each of the models."""
+    return {name: (of["forget"], of["holdout"]) for name, of in scored.items()}
+
+
+def audited(
+    scored: Mapping[str, Mapping[str, Scores]], seed: int, n: int, unlearned: str, further: int
+) -> dict[str, str]:
+    """What the audit says of every surface that it judges from the tables."""
+    models = {"original": "original", "unlearned": unlearned, "retrained": "retrained"}
+    models |= {f"retrained_{i}": name for i, name in enumerate(RETRAINED[2 : 2 + further], 2)}
+    of_roles = {role: scored[name] for role, name in models.items()}
+    report = judged(
+        compare(of_roles, seed), of_roles, {}, DEFAULT_THREATS, rows_of(seed, n), None, AuditConfig(seed=seed)
+    )
+    return {name: of["verdict"] for name, of in report.surfaces.items() if of["verdict"] != "not_tested"}
 
 
 def verdicts(
@@ -163,9 +190,28 @@ def counts(results: Sequence[Mapping], k: int, kind: str, procedure: str) -> str
     return ", ".join(f"{name} {found.count(name)}" for name in sorted(set(found)))
 
 
+def _told(results: Sequence[Mapping], kind: str, further: int, surface: str) -> str:
+    found = [result["audit", kind, further].get(surface, "not_tested") for result in results]
+    return ", ".join(f"{name} {found.count(name)}" for name in sorted(set(found)))
+
+
+def _alarmed(results: Sequence[Mapping], further: int) -> str:
+    """In how many seeds any surface of a retrained model has a finding."""
+    found = [set(result["audit", "null", further].values()) for result in results]
+    parts = (f"{verdict} {share([verdict in of for of in found])}" for verdict in ("residual", "over_forgotten"))
+    return "; ".join(parts)
+
+
 def report(results: Sequence[Mapping]) -> str:
     """Markdown: families with an alarm, for each procedure and margin; then each statistic by itself."""
     names = [*ATTACKS, *SHARES]
+    by_surface = [
+        [surface, said, str(further + 1), _told(results, kind, further, surface)]
+        for kind, said in (("null", "retrained"), ("original", "original"))
+        for further in AUDITED
+        for surface in results[0]["audit", kind, further]
+    ]
+    by_surface += [["any", "retrained", str(further + 1), _alarmed(results, further)] for further in AUDITED]
     by_family = [alarms(results, margin, procedure) for margin in MARGINS for procedure in PROCEDURES]
     by_statistic = [
         [
@@ -189,6 +235,7 @@ def report(results: Sequence[Mapping]) -> str:
                 ["margins", "procedure", "false residual", "false over_forgotten", "original missed"], by_family
             ),
             markdown_table(columns, by_statistic),
+            markdown_table(["surface", "called unlearned", "retrained models", "verdicts of the audit"], by_surface),
             "\n".join(warned),
         ]
     )
@@ -214,7 +261,8 @@ def main() -> None:
     results, start = [], time.process_time()
     for seed in range(args.seeds):
         names = ("original", *RETRAINED) + ("second original",) * (seed < CONTAMINATED)
-        models = tables(seed, args.people, args.epochs, tokenizer, names)
+        scored = tables(seed, args.people, args.epochs, tokenizer, names)
+        models = pairs(scored)
         found: dict = {"values": values_of(models)}
         for procedure, options in PROCEDURES.items():
             for margin, margins in MARGINS.items():
@@ -224,6 +272,9 @@ def main() -> None:
         if "second original" in models:
             contaminated = {**models, "retrained": models["second original"]}
             found["contaminated"] = reference_warning(verdicts(contaminated, "another", 0, False, MARGINS["default"]))
+        for further in AUDITED:
+            for kind, unlearned in (("null", "another"), ("original", "original")):
+                found["audit", kind, further] = audited(scored, seed, args.people, unlearned, further)
         results.append(found)
         print(f"seed {seed}: {time.process_time() - start:.0f} CPU seconds", flush=True)
     print(report(results))

@@ -27,7 +27,8 @@ def test_the_sets_share_no_person_and_seeds_differ(benchmark):
 
 def test_one_seed_from_models_to_report(benchmark):
     tokenizer = benchmark.make_tokenizer(benchmark.tokenizer_texts(40), vocab_size=400)
-    models = benchmark.tables(0, 12, 12, tokenizer, ("original", *benchmark.RETRAINED))
+    scored = benchmark.tables(0, 12, 12, tokenizer, ("original", *benchmark.RETRAINED))
+    models = benchmark.pairs(scored)
     loss = benchmark.ATTACKS["loss"]
     known = {name: np.mean(loss(forget)) - np.mean(loss(holdout)) for name, (forget, holdout) in models.items()}
     assert all(known["original"] > known[name] + 0.2 for name in benchmark.RETRAINED)
@@ -37,7 +38,13 @@ def test_one_seed_from_models_to_report(benchmark):
         for margin, margins in benchmark.MARGINS.items():
             for kind, unlearned in (("null", "another"), ("original", "original")):
                 result[kind, procedure, margin] = benchmark.verdicts(models, unlearned, *options, margins)
+    for further in benchmark.AUDITED:
+        for kind, unlearned in (("null", "another"), ("original", "original")):
+            result["audit", kind, further] = benchmark.audited(scored, 0, 12, unlearned, further)
+    assert {"verbatim", "knowledge", "membership"} <= set(result["audit", "null", 0])
+    assert "membership-ref" in result["audit", "null", 2]
     family = result["null", "three retrained", "default"]
     assert [v.statistic for v in family] == [*benchmark.ATTACKS, *benchmark.SHARES]
     assert all(v.n_retrained == 3 and v.family == 8 for v in family)
     assert "| near 0 | three retrained |" in benchmark.report([result])
+    assert "| knowledge | original | 3 |" in benchmark.report([result])
