@@ -136,18 +136,27 @@ def groups_of(sets: Mapping[str, Any], column: str | None) -> list | None:
     return list(sets["forget"][column])
 
 
-def is_image_classifier(arguments: ModelConfig, name: str | None = None) -> bool:
-    """What kind of model a checkpoint says that it is. An adapter is of the kind of its base."""
-    from transformers import AutoConfig
+def load_config(arguments: ModelConfig, name: str | None = None):
+    """The config of a checkpoint; that of its base where it is an adapter.
 
-    from hf_unlearn.training.load import names_image_classifier
+    Args:
+        name (`str`, *optional*): instead of `model_name_or_path`.
+    """
+    from transformers import AutoConfig
 
     name = name or arguments.model_name_or_path
     if (Path(name) / "adapter_config.json").exists():
         from peft import PeftConfig
 
         name = PeftConfig.from_pretrained(name).base_model_name_or_path
-    return names_image_classifier(AutoConfig.from_pretrained(name, revision=_revision(arguments, name)))
+    return AutoConfig.from_pretrained(name, revision=_revision(arguments, name))
+
+
+def is_image_classifier(arguments: ModelConfig, name: str | None = None) -> bool:
+    """What kind of model a checkpoint says that it is. An adapter is of the kind of its base."""
+    from hf_unlearn.training.load import names_image_classifier
+
+    return names_image_classifier(load_config(arguments, name))
 
 
 def load_processing_class(model: ModelConfig):

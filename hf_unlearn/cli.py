@@ -16,7 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     methods.add_argument("name", nargs="?", help="describe this one in full")
     methods.add_argument("--format", choices=("text", "json", "markdown"), default="text")
     # Its options are those of dataclasses, and parsed by what parses them in the recipes.
-    commands.add_parser("audit", help="audit a model: what an adversary finds in it", add_help=False)
+    commands.add_parser(
+        "audit", help="audit a model: what an adversary finds in it (exit codes: see its --help)", add_help=False
+    )
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["audit"]:
         from hf_unlearn.run_audit import main as audit

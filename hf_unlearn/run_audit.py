@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+import traceback
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from accelerate import PartialState
-from trl import ModelConfig, TrlParser
+from typing import TYPE_CHECKING, Any
 
 from hf_unlearn.arguments import (
     DataArguments,
     audit_sets,
+    groups_of,
     load_data,
     load_model,
     load_processing_class,
@@ -23,14 +24,35 @@ from hf_unlearn.arguments import (
     require_writable,
     split_data,
 )
-from hf_unlearn.audit.auditing import DEFAULT_THREATS, audit
 from hf_unlearn.audit.cost import cost_ratios
-from hf_unlearn.audit.report import AuditReport
-from hf_unlearn.audit.scoring.cache import ScoreCache
-from hf_unlearn.audit.threats import THREATS, AuditConfig, check_threats
-from hf_unlearn.data import EmptyTargetError, encode, encode_dataset, has_images
-from hf_unlearn.evidence.page import print_table, to_table
-from hf_unlearn.evidence.result import write_result
+from hf_unlearn.audit.requests import DEFAULT_THREATS, check_request, threats_of
+from hf_unlearn.audit.threats import THREATS, AuditConfig
+
+
+# What runs models is imported where it is used: `--help` and a mistyped option should not take seconds.
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from hf_unlearn.audit.report import AuditReport
+    from hf_unlearn.request import ErasureRequest, Split
+
+
+#: The exit code where the audit did not run to its end; the others are those of a report.
+NOT_RUN = 2
+DESCRIPTION = "Audit a model: what an adversary finds in it of the rows that it was to forget."
+EXIT_CODES = """
+exit codes:
+  0  every surface of the chosen threat models that could be tested shows no trace, at the power that RESULT.md states
+  1  something was found: a surface is residual or over-forgotten
+  2  the audit did not run: a wrong or missing option, data or a model that cannot be read, an error on the way
+  3  nothing was found and nothing is shown: a surface is inconclusive, has no baseline, or could not be tested
+
+docs/audit.md says what is tested and what a verdict means.
+"""
+
+
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the exit codes a line each."""
 
 
 @dataclass
@@ -63,8 +85,7 @@ class ThreatArguments:
     )
 
     def __post_init__(self):
-        if "all" in self.threat_model:
-            self.threat_model = list(THREATS)
+        self.threat_model = list(threats_of(self.threat_model))
 
     def audit_config(self, seed: int, max_length: int | None, truncate: bool) -> AuditConfig:
         return AuditConfig(
@@ -105,11 +126,20 @@ def as_names(names: list[str] | str | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
+_READABLE = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids"}, {"pixel_values"})
+_TEMPLATES = (
+    " Or make a prompt and an answer from these columns with prompt_template and completion_template, as in "
+    "--prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}'."
+)
+
+
 def require_encodable(sets: dict, processing_class, n_classes: int | None = None, **lengths) -> None:
     """Find out before hours of work that a row of the audit cannot be scored. An empty answer can: it is missing.
 
     Of images the labels are looked at, and not the pixels.
     """
+    from hf_unlearn.data import EmptyTargetError, encode, encode_dataset, has_images
+
     for name, rows in sets.items():
         if rows is not None and has_images(rows):
             encode_dataset(rows, processing_class, name=f"{name} set", n_classes=n_classes)
@@ -120,7 +150,8 @@ def require_encodable(sets: dict, processing_class, n_classes: int | None = None
             except EmptyTargetError:
                 continue
             except ValueError as error:
-                raise ValueError(f"Row {index} of the {name} set: {error}") from None
+                hint = "" if any(columns <= set(row) for columns in _READABLE) else _TEMPLATES
+                raise ValueError(f"Row {index} of the {name} set: {error}{hint}") from None
 
 
 def audit_checkpoints(
@@ -139,12 +170,16 @@ def audit_checkpoints(
 
     Args:
         models (`dict`): `unlearned` and, where there are such, `original` and `retrained`, names of checkpoints.
-        run (`dict`): what the result says of the run.
+        run (`dict`): what the result says of the run, beside the models, the data and how these were split.
         cost (`dict`, *optional*): of the edit; without it what lies beside the checkpoint, if anything does.
     """
-    groups = None
-    if arguments.group_column is not None:
-        groups = sets["forget"][arguments.group_column]
+    from accelerate import PartialState
+
+    from hf_unlearn.audit.auditing import audit
+    from hf_unlearn.audit.scoring.cache import ScoreCache
+    from hf_unlearn.evidence.page import print_table, to_table
+    from hf_unlearn.evidence.result import write_result
+
     report = audit(
         models["unlearned"],
         models.get("original"),
@@ -156,23 +191,45 @@ def audit_checkpoints(
         cache=None if arguments.score_cache is None else ScoreCache(arguments.score_cache),
         load=partial(load_model, model_config),
         device=device,
-        groups=groups,
+        groups=groups_of(sets, arguments.group_column),
     )
     report.cost = cost_of_edit(
         cost or _cost_beside(models["unlearned"]), _cost_beside((models.get("retrained") or [None])[0])
     )
     if PartialState().is_main_process:
-        write_result(output_dir, report.as_dict(), run)
-        print(print_table(to_table(report.as_dict())))
-        untested = [name for name, surface in report.surfaces.items() if surface["verdict"] == "not_tested"]
-        for name, surface in report.surfaces.items():
-            if name not in untested:
-                print(f"\n{name.upper()}: {surface['verdict'].replace('_', ' ')}\n{surface['wording']}")
-        print(f"\nNot tested: {', '.join(untested)}. Nothing is said about these.\n\n{report.caveat}")
-        for note in report.notes:
-            print(f"\n{note}")
+        about = {"models": {role: name for role, name in models.items() if name}, "data": _data(arguments)}
+        write_result(output_dir, report.as_dict(), about | run)
+        print(f"{print_table(to_table(report.as_dict()))}\n\n{report}")
         print(f"\nWritten to {output_dir}/result.json and {output_dir}/RESULT.md.")
     return report
+
+
+def _data(arguments: DataArguments) -> dict[str, Any]:
+    """Which rows they were, by name."""
+    splits = {name: getattr(arguments, f"{name}_split") for name in ("train", "validation", "holdout")}
+    return {"name": arguments.dataset_name, "config": arguments.dataset_config, "splits": splits}
+
+
+def described(request: ErasureRequest, parts: Split) -> dict[str, Any]:
+    """What a result may say of a request: its number and scope, and never whom it is about."""
+    selector = request.selector
+    if "column" in selector:
+        values = selector.get("values", selector.get("value"))
+        n = len(values) if isinstance(values, list) else 1
+        selects = (
+            f"rows by their column {selector['column']} ({selector.get('operator', 'in')}; values: {n}, not shown)"
+        )
+    else:
+        selects = f"rows by their position ({len(selector['rows'])})"
+    holdout = None if parts.holdout_rows == 0 else f"{parts.counts()['holdout']} of {parts.holdout_rows} rows fit it"
+    return {
+        "id": request.subject_request_id,
+        "kind": request.kind,
+        "selects": selects,
+        "submitted": request.submitted_time,
+        "regulation": request.regulation,
+        "holdout": holdout,
+    }
 
 
 def _cost_beside(checkpoint: str | None) -> dict[str, Any] | None:
@@ -188,29 +245,88 @@ def cost_of_edit(cost: Mapping[str, Any] | None, retraining: Mapping[str, Any] |
     return {"unlearning": dict(cost), "retraining": dict(retraining), **cost_ratios(cost, retraining)}
 
 
+def parse_arguments(argv: list[str] | None = None) -> tuple[AuditArguments, ModelConfig]:
+    """The options of the command line, and of a YAML file (`--config`)."""
+    from trl import ModelConfig, TrlParser
+
+    parser = TrlParser(
+        (AuditArguments, ModelConfig),
+        prog="hf-unlearn audit",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    for action in parser._actions:  # they may stand in a YAML file that is shared with a training, and do nothing here
+        if action.dest.startswith(("lora_", "use_peft", "use_rslora", "use_dora")):
+            action.help = SUPPRESS
+    return parser.parse_args_and_config(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Audit what the arguments name; 1 where something of the forget set was found, else 0."""
-    parser = TrlParser((AuditArguments, ModelConfig))
-    arguments, model_config = parser.parse_args_and_config(argv)
-    state = PartialState(cpu=arguments.use_cpu)  # the process group, where there are several processes
+    """Audit what the arguments name; return the exit code that `EXIT_CODES` lists.
+
+    What is wrong with a request is said without a traceback. An error on the way has one, and ends with 2 as well: 1, with
+    which Python ends otherwise, would say that something was found.
+    """
+    try:
+        try:
+            prepared = _prepare(argv)
+        except (ValueError, OSError) as error:
+            print(f"hf-unlearn audit: error: {error}", file=sys.stderr)
+            return NOT_RUN
+        return audit_checkpoints(**prepared).exit_code
+    except Exception:
+        traceback.print_exc()
+        return NOT_RUN
+
+
+def _prepare(argv: list[str] | None) -> dict[str, Any]:
+    """What [`audit_checkpoints`] takes, from the arguments; all that can be wrong with them is found before a model runs."""
+    arguments, model_config = parse_arguments(argv)
+    from accelerate import PartialState
+
+    from hf_unlearn.audit.models import Models
+
+    device = PartialState(cpu=arguments.use_cpu).device  # and the process group, where there are several processes
     require_writable(arguments.output_dir)
     require_models(model_config, arguments.original, *arguments.retrained)
-    check_threats(arguments.threat_model, ["original"] * (arguments.original is not None))
-    data = load_data(arguments)
-    request = load_request(arguments.request)
-    report = audit_checkpoints(
-        sets=audit_sets(data, request, split_data(data, request), arguments.sibling_values),
-        processing_class=load_processing_class(model_config),
-        model_config=model_config,
-        models={
-            "original": arguments.original,
-            "unlearned": model_config.model_name_or_path,
-            "retrained": arguments.retrained or None,
+    name = model_config.model_name_or_path
+    models = {"original": arguments.original, "unlearned": name, "retrained": arguments.retrained or None}
+    request, data = load_request(arguments.request), load_data(arguments)
+    parts = split_data(data, request)
+    sets = audit_sets(data, request, parts, arguments.sibling_values)
+    config = arguments.audit_config(arguments.seed, arguments.max_length, arguments.truncate)
+    given = {set_name: rows for set_name, rows in sets.items() if rows is not None}
+    groups = groups_of(sets, arguments.group_column)
+    check_request(Models(**models).given, given, arguments.threat_model, config, groups)
+    processing_class = load_processing_class(model_config)
+    require_encodable(sets, processing_class, **_limits(model_config, arguments))
+    return {
+        "sets": sets,
+        "processing_class": processing_class,
+        "model_config": model_config,
+        "models": models,
+        "arguments": arguments,
+        "config": config,
+        "device": device,
+        "output_dir": arguments.output_dir,
+        "run": {
+            "model": name,
+            "request": described(request, parts),
+            "seed": arguments.seed,
+            "config": vars(arguments),
         },
-        arguments=arguments,
-        config=arguments.audit_config(arguments.seed, arguments.max_length, arguments.truncate),
-        device=state.device,
-        output_dir=arguments.output_dir,
-        run={"model": model_config.model_name_or_path, "seed": arguments.seed, "config": vars(arguments)},
-    )
-    return report.exit_code
+    }
+
+
+def _limits(model_config: ModelConfig, arguments: AuditArguments) -> dict[str, Any]:
+    """How long a text and how high a label may be, as the config of the model says."""
+    from types import SimpleNamespace
+
+    from hf_unlearn.arguments import load_config
+    from hf_unlearn.data.text import context_length
+
+    config = load_config(model_config)
+    length = arguments.max_length or context_length(SimpleNamespace(config=config))
+    return {"n_classes": getattr(config, "num_labels", None), "max_length": length, "truncate": arguments.truncate}
