@@ -117,7 +117,9 @@ def test_products_that_round_below_a_whole_number_lose_no_false_positive():
 def test_an_fpr_finer_than_the_sample_is_unmeasurable():
     point = tpr_at_fpr(np.ones(100), np.zeros(100), fpr=0.001)
     assert np.isnan(point.tpr.value)
-    assert "unmeasurable" in point.tpr.reason and "1000 non-members" in point.tpr.reason
+    assert point.tpr.reason == (
+        "unmeasurable: a false positive rate of 0.001 needs 1000 non-members, and there are 100"
+    )
     assert tpr_at_fpr(np.ones(100), np.zeros(100), fpr=0.01).tpr.value == 1
     assert np.isnan(tpr_at_fpr(np.ones(5), np.zeros(5), fpr=0.0).tpr.value)
     assert tpr_at_fpr([], [1.0], fpr=1.0).tpr.reason == "no members"
@@ -152,6 +154,33 @@ def test_mean_of_too_little_says_so():
     assert np.isnan(mean([np.nan]).value) and mean([np.nan]).n_missing == 1
     assert mean([2.0]).value == 2 and np.isnan(mean([2.0]).low)
     assert mean([2.0, np.inf]).value == np.inf
+
+
+def test_values_without_an_upper_end_that_are_all_alike_have_no_interval():
+    for values, bounds in (([3.7] * 40, None), ([0.0] * 40, (0, math.inf)), ([0.0] * 5, (-math.inf, math.inf))):
+        result = mean(values, bounds=bounds)
+        assert np.isnan([result.low, result.high]).all() and result.reason.startswith("no spread")
+        json.dumps(result.as_dict(), allow_nan=False)
+    # Shares: as ever, and with bounds that say so.
+    width = 1 - 0.025 ** (1 / 40)
+    for result in (mean([0.0] * 40), mean([0.0] * 40, bounds=(0, 1))):
+        assert (result.low, result.high, result.reason) == (0, pytest.approx(width), "no spread")
+    # In another unit the bound is as many times as wide.
+    bits = mean([6.0] * 40, bounds=(0, 8))
+    assert (bits.low, bits.high) == pytest.approx((6 - 8 * width, 6 + 8 * width))
+    assert mean([6.0] * 5, bounds=(0, 8)).high == 8
+
+
+def test_rounding_is_no_spread():
+    assert np.isnan(mean([40.1] * 997).low) and np.isnan(mean(1e6 + np.zeros(60) + 0.1).low)
+    assert mean(np.r_[np.full(50, 40.1), 40.1 + 1e-6]).reason is None
+
+
+def test_an_interval_keeps_to_the_bounds():
+    few, many = [0.1, 0.2, 9.0], np.random.default_rng(0).exponential(size=12)
+    assert mean(few).low < 0 == mean(few, bounds=(0, math.inf)).low
+    assert mean(few, bounds=(0, 10)).high == 10 and mean(few, bounds=(0, 10)).method == "Student's t"
+    assert mean(many, bounds=(0, math.inf)) == mean(many) and mean(many).low > 0
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.lists(st.integers(0, 5), min_size=1, max_size=30))

@@ -147,7 +147,9 @@ def tpr_at_fpr(members: np.ndarray, non_members: np.ndarray, fpr: float, level: 
     if min(n) == 0:
         reason = "no members" if n[0] == 0 else "no non-members"
     elif fpr * n[1] < 1 - 1e-9:
-        reason = f"unmeasurable: a false positive rate below 1/{n[1]} needs at least {_needed(fpr)} non-members"
+        reason = (
+            f"unmeasurable: a false positive rate of {fpr:g} needs {_needed(fpr)} non-members, and there are {n[1]}"
+        )
     if reason is not None:
         nothing = [Estimate(np.nan, np.nan, np.nan, (size,), "clopper-pearson", level, 0, reason) for size in n]
         return OperatingPoint(*nothing, target_fpr=fpr, threshold=np.nan)
@@ -179,18 +181,27 @@ def rate(hits: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(hits / n, float(low), float(high), (n,), f"clopper-pearson{one_sided}", level)
 
 
-def mean(values: np.ndarray, level: float = 0.95, seed: int = 0, groups=None) -> Estimate:
+def mean(
+    values: np.ndarray,
+    level: float = 0.95,
+    seed: int = 0,
+    groups=None,
+    bounds: tuple[float, float] | None = None,
+) -> Estimate:
     """Mean over records with a bootstrap interval; NaN records are left out and counted.
 
     Percentiles of the bootstrap from 10 records on, taken further out for small samples; below, Student's t with the
-    bootstrap's standard error. Values in [0, 1] that are all the same get the exact bound for "none of n is different".
-    A single record has no interval otherwise.
+    bootstrap's standard error. Values that are all the same get the exact bound for "none of n is different" where they
+    have finite bounds, and no interval otherwise. A single record has none either.
 
     Args:
         values (`float (n,)`): a number a record.
         level (`float`, *optional*, defaults to `0.95`): confidence level.
         seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
         groups (`(n,)`, *optional*): a label a record; with it groups count, not records.
+        bounds (`tuple[float, float]`, *optional*): what a value can be by its definition, such as `(0, math.inf)` for a
+            divergence; the interval keeps to it. Where it is not given, values that all lie in [0, 1] are taken for
+            shares, others for unbounded.
     """
     values = np.asarray(values, dtype=np.float64)
     codes = group_codes(groups, ~np.isnan(values))
@@ -201,9 +212,10 @@ def mean(values: np.ndarray, level: float = 0.95, seed: int = 0, groups=None) ->
     value = float(kept.mean())
     if not np.isfinite(kept).all():
         return Estimate(value, np.nan, np.nan, n, "bootstrap", level, n_missing, "infinite values")
-    bounds = (0.0, 1.0) if kept.min() >= 0 and kept.max() <= 1 else None
+    if bounds is None:
+        bounds = (0.0, 1.0) if kept.min() >= 0 and kept.max() <= 1 else (-np.inf, np.inf)
     draws, units = bootstrap_means(kept, seed, codes), n_units(len(kept), codes)
-    low, high, method, reason = interval(value, draws, units, level, bounds)
+    low, high, method, reason = interval(value, draws, units, level, bounds, reach=bounds[1] - bounds[0])
     return Estimate(value, low, high, n, f"{method}{of_groups(groups)}", level, n_missing, reason)
 
 

@@ -72,23 +72,37 @@ def weighted_mean(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     return counts @ values / counts.sum(axis=1)
 
 
-def interval(value: float, draws: np.ndarray, n: int, level: float, bounds: tuple[float, float] | None = None):
+def interval(
+    value: float,
+    draws: np.ndarray,
+    n: int,
+    level: float,
+    bounds: tuple[float, float] | None = None,
+    reach: float = 1.0,
+):
     """Ends of the interval of a statistic with bootstrap `draws` from `n` units, its method, and a caveat.
 
     From 10 units on these are percentiles of the draws, taken a little further out as the sample is small (Hesterberg,
-    2015, 10.1080/00031305.2015.1089789); below, Student's t with the standard error of the bootstrap. A statistic with
-    `bounds` (a mean of values in [0, 1], or differences of such) and no spread gets the exact bound for "none of n is
-    different".
+    2015, 10.1080/00031305.2015.1089789); below, Student's t with the standard error of the bootstrap. No end lies beyond
+    the `bounds` of the statistic, where they are known; one of them may be infinite.
+
+    Without spread the draws say nothing of records that were not drawn. Between finite bounds (a mean of values in [0, 1],
+    or differences of such) the exact bound for "none of n is different" does, where a record can differ by `reach` from
+    the others. Where one of the bounds is infinite nothing does, and there is no interval. Without `bounds` the interval is
+    then the value itself: of a difference between two models that agree on every record.
     """
     tail = (1 - level) / 2
     if not np.isfinite(draws).all():
         return np.nan, np.nan, "bootstrap", "infinite values"
     floor, top = bounds or (-np.inf, np.inf)
-    if bounds is not None and np.ptp(draws) < 1e-15:
-        width = 1 - tail ** (1 / n)
+    same = bounds is not None and has_no_spread(value, draws)
+    if same and math.isfinite(top - floor):
+        width = reach * (1 - tail ** (1 / n))
         return max(floor, value - width), min(top, value + width), "exact, none of n", "no spread"
     if n < 2:
         return np.nan, np.nan, "bootstrap", "one record has no spread"
+    if same:
+        return np.nan, np.nan, "bootstrap", "no spread: all values are alike, and how far others may be is not known"
     if n < PERCENTILE_MIN_N:
         width = student_t.ppf(1 - tail, n - 1) * _small_sample_std(draws, n)
         return max(floor, float(value - width)), min(top, float(value + width)), "Student's t", None
@@ -97,12 +111,17 @@ def interval(value: float, draws: np.ndarray, n: int, level: float, bounds: tupl
     return float(low), float(high), "bootstrap", None
 
 
+def has_no_spread(value: float, draws: np.ndarray) -> bool:
+    """Whether the draws of a statistic differ by no more than the rounding of sums."""
+    return bool(np.ptp(draws) < max(1e-15, 1e-12 * abs(value)))
+
+
 def p_above(value: float, draws: np.ndarray, n: int, bounded: bool, margin: float) -> float:
     """One-sided p-value against "the statistic is at most `margin`".
 
     It is the tail at which the lower end of [`interval`] meets the margin, so that the two never disagree.
     """
-    if bounded and np.ptp(draws) < 1e-15:
+    if bounded and has_no_spread(value, draws):
         return float((1 - min(1.0, value - margin)) ** n) if value > margin else 1.0
     if n < 2 or not np.isfinite(draws).all():
         return float("nan")
