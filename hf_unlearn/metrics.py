@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,15 +88,22 @@ class AuditModule(evaluate.Metric, ABC):
 
     def _from_model(self, examples: Sequence, model, processing_class, **kwargs) -> dict[str, Any]:
         """Results from examples and a model, by passing on to `_compute` what the model gives."""
-        raise ValueError(f"{self.name} runs no model. Give {', '.join(self._feature_names())}.")
+        raise NotImplementedError
 
     def compute(self, *, examples=None, **kwargs):
-        """Compute the module from its inputs, or from examples and a model."""
+        """Compute the module from its inputs, or from examples and a model.
+
+        Raises:
+            ValueError: inputs are missing or given twice, or an argument is none of this module.
+        """
+        self._check_arguments(kwargs, examples is not None)
         given = [name for name in self._feature_names() if kwargs.get(name) is not None]
         if examples is None:
             if not given and self.writer is None:
                 raise ValueError(f"You gave nothing to compute from. {self._what_to_give()}")
             return super().compute(**kwargs)
+        if not self._takes_examples():
+            raise ValueError(f"{self.name} takes no examples. Give {', '.join(self._feature_names())}.")
         twice = [name for name in given if name not in self.with_examples]
         if twice:
             raise ValueError(f"You gave examples as well as {' and '.join(twice)}. {self._what_to_give()}")
@@ -103,6 +111,35 @@ class AuditModule(evaluate.Metric, ABC):
         # Not by way of the base class, which would put the examples into a table.
         examples = examples if hasattr(examples, "__getitem__") else list(examples)
         return self._from_model(examples, model, processing_class, **kwargs)
+
+    def _takes_examples(self) -> bool:
+        return type(self)._from_model is not AuditModule._from_model
+
+    def _check_arguments(self, given: Mapping, with_examples: bool) -> None:
+        inputs, options = self._feature_names(), self._options()
+        # Inputs that are given twice have a message of their own.
+        known = {*inputs, *(options["with examples"] if with_examples else options["without"])}
+        # What passes arguments on gives the two of the base class in any case.
+        unknown = [
+            n for n in given if n not in known and (n not in ("predictions", "references") or given[n] is not None)
+        ]
+        if unknown:
+            message = f"{self.name} takes no {' and no '.join(unknown)} here. It takes "
+            message += ", ".join([*inputs, *options["without"]])
+            if options["with examples"]:
+                message += f"; or else examples, {', '.join(options['with examples'])}"
+            raise ValueError(f"{message}.")
+
+    def _options(self) -> dict[str, list[str]]:
+        """Names of the arguments beside the inputs, and of those beside the examples."""
+        without = [name for name in _arguments(self._compute)[0] if name not in self._feature_names()]
+        if not self._takes_examples():
+            return {"without": without, "with examples": []}
+        of_model, passed_on = _arguments(self._from_model)
+        of_model = [name for name in of_model if name != "examples"]
+        if passed_on:
+            of_model += [name for name in without if name not in of_model]
+        return {"without": without, "with examples": of_model}
 
     def add_batch(self, **inputs):
         """Add a batch of inputs."""
@@ -126,6 +163,8 @@ class AuditModule(evaluate.Metric, ABC):
 
     def _what_to_give(self) -> str:
         names = " and ".join(self._feature_names())
+        if not self._takes_examples():
+            return f"Give {names}."
         return f"Either give {names}, or examples with model and processing_class."
 
     def _misfit(self, inputs: Mapping) -> str:
@@ -167,6 +206,13 @@ def flat(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
         results |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     reasons = [f"{name}: {estimate.reason}" for name, estimate in estimates.items() if estimate.reason]
     return results | {"reason": "; ".join(reasons) or None}
+
+
+def _arguments(function) -> tuple[list[str], bool]:
+    """Names of the arguments of a function, and whether it takes others, to pass them on."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    return names, len(names) < len(parameters)
 
 
 def _kind(feature) -> str:

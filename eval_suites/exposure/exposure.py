@@ -74,15 +74,18 @@ class Exposure(AuditModule):
             reference_urls=["https://arxiv.org/abs/1802.08232"],
         )
 
-    def _from_model(self, examples, model, processing_class, candidates=(), batch_size=8, **kwargs):
+    def _from_model(
+        self, examples, model, processing_class, candidates=(), batch_size=8, planted=None, method="rank", seed=0
+    ):
         texts = [*examples, *candidates]
         table = score(model, processing_class, texts, batch_size, sampling=())
-        return self._exposures(table[: len(examples)], table[len(examples) :], **kwargs)
+        return self._exposures(table[: len(examples)], table[len(examples) :], planted, method, seed)
 
-    def _compute(self, predictions, candidates=(), **kwargs):
-        return self._exposures(np.asarray(predictions, dtype=np.float64), np.asarray(candidates, np.float64), **kwargs)
+    def _compute(self, predictions, candidates=(), planted=None, method="rank", seed=0):
+        canaries, candidates = (np.asarray(side, dtype=np.float64) for side in (predictions, candidates))
+        return self._exposures(canaries, candidates, planted, method, seed)
 
-    def _exposures(self, canaries, candidates, planted=None, method="rank", seed=0):
+    def _exposures(self, canaries, candidates, planted, method, seed):
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
         if not len(candidates):
@@ -91,13 +94,14 @@ class Exposure(AuditModule):
         planted = np.ones(len(values), bool) if planted is None else np.asarray(planted, bool)
         if len(planted) != len(values):
             raise ValueError(f"planted must say of each of the {len(values)} canaries whether it was trained on.")
-        estimates = {"exposure": mean(values[planted], seed=seed)}
-        if not planted.all():
-            estimates["exposure_not_planted"] = mean(values[~planted], seed=seed)
         n_candidates = candidates.shape[-1] if isinstance(candidates, np.ndarray) else len(candidates)
+        highest = float(np.log2(n_candidates + 1)) if method == "rank" else float("inf")
+        estimates = {"exposure": mean(values[planted], seed=seed, bounds=(0, highest))}
+        if not planted.all():
+            estimates["exposure_not_planted"] = mean(values[~planted], seed=seed, bounds=(0, highest))
         return flat(estimates) | {
             "exposures": values.tolist(),
-            "max_exposure": float(np.log2(n_candidates + 1)) if method == "rank" else float("inf"),
+            "max_exposure": highest,
             "n": estimates["exposure"].n[0],
             "n_missing": estimates["exposure"].n_missing,
             "method": method,

@@ -154,8 +154,23 @@ class OutputStability(AuditModule):
         return _summary(dict(zip(names, means, strict=True)), seed)
 
 
+#: What each of these can be by its definition; the intervals keep to it.
+BOUNDS = {
+    "kl_ref_model": (0, np.inf),
+    "kl_model_ref": (0, np.inf),
+    "js": (0, np.log(2)),
+    "tv": (0, 1),
+    "top1_agreement": (0, 1),
+    "top5_agreement": (0, 1),
+    "activation_distance": (0, np.sqrt(2)),
+    "zrf": (1 - np.log(2), 1),
+    "zrf_retrained": (1 - np.log(2), 1),
+}
+
+
 def _summary(records, seed, more=()):
-    estimates = {name: mean(values, seed=seed) for name, values in {**records, **dict(more)}.items()}
+    measured = {**records, **dict(more)}
+    estimates = {name: mean(values, seed=seed, bounds=BOUNDS[name]) for name, values in measured.items()}
     return flat(estimates) | {
         "records": {name: values.tolist() for name, values in records.items()},
         "n": estimates["js"].n[0],

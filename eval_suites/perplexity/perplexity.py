@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import Estimate, Scores, corpus_perplexity, mean, perplexity, score
-from hf_unlearn.audit.statistics.intervals import N_RESAMPLES
+from hf_unlearn.audit.statistics.resampling import N_RESAMPLES, has_no_spread
 from hf_unlearn.metrics import AuditModule, flat, loaded
 
 
@@ -24,7 +24,8 @@ _CITATION = """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (`list[str]` or `list[list[float]]`): texts, or the natural log-probabilities of the tokens of each.
+    predictions (`list[str]` or `list[list[float]]`): texts, or the natural log-probabilities of the tokens of each, none
+        above 0.
     model (`PreTrainedModel` or `str`): with texts, the causal language model, used where it is, or where to load it
         from.
     processing_class (`PreTrainedTokenizerBase`, *optional*): with texts, its tokenizer; needed with a model object.
@@ -76,9 +77,11 @@ class Perplexity(AuditModule):
             scores = score(model, processing_class, predictions, batch_size, sampling=(), truncate=truncate)
         elif model is not None:
             raise ValueError("You gave log-probabilities as well as a model. Either give texts, or leave out model=.")
+        else:
+            _check_log_probabilities(predictions)
         values = perplexity(scores)
         lengths = scores.lengths if isinstance(scores, Scores) else np.array([len(row) for row in scores])
-        average = mean(values, seed=seed)
+        average = mean(values, seed=seed, bounds=(1, np.inf))
         corpus = _corpus(corpus_perplexity(scores), values, lengths, seed)
         return flat({"corpus_perplexity": corpus, "mean_perplexity": average}) | {
             "perplexities": values.tolist(),
@@ -86,6 +89,15 @@ class Perplexity(AuditModule):
             "n_missing": average.n_missing,
             "orientation": "lower = fits better",
         }
+
+
+def _check_log_probabilities(predictions):
+    for index, row in enumerate(predictions):
+        if (np.asarray(row, dtype=np.float64) > 0).any():
+            raise ValueError(
+                f"Item {index} of predictions has values above 0, but log-probabilities are at most 0. Give "
+                "log-probabilities, not losses: a loss is minus the log-probability, so change the sign."
+            )
 
 
 def _corpus(value, values, lengths, seed):
@@ -96,5 +108,8 @@ def _corpus(value, values, lengths, seed):
         reason = "one text has no spread" if n else "no texts"
         return Estimate(value, np.nan, np.nan, (n,), "bootstrap", reason=reason)
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
-    low, high = np.exp(np.quantile(drawn @ (losses * lengths) / (drawn @ lengths), [0.025, 0.975]))
+    draws = drawn @ (losses * lengths) / (drawn @ lengths)
+    if has_no_spread(float(np.log(value)), draws):
+        return Estimate(value, np.nan, np.nan, (n,), "bootstrap", reason="no spread")
+    low, high = np.exp(np.quantile(draws, [0.025, 0.975]))
     return Estimate(value, float(low), float(high), (n,), "bootstrap")

@@ -9,6 +9,10 @@ from hf_unlearn.audit.images.reconstruction import compare_reconstructions, reco
 from hf_unlearn.metrics import AuditModule, flat
 
 
+#: Grey, color, and color with transparency.
+CHANNELS = (1, 3, 4)
+DECIBELS = (-np.inf, np.inf)
+
 _DESCRIPTION = """
 Tells whether images that were to be forgotten can be reconstructed: compares reconstructions with the images and with what one
 has without an attack, or reads an image off the weights of a vision transformer before and after.
@@ -105,6 +109,9 @@ class ReconstructionAttack(AuditModule):
                 "You gave examples but no model or no original. Give the model before the edit as original, and the one after "
                 "it as model."
             )
+        for images in (examples, options.get("retain"), options.get("non_members")):
+            if hasattr(images, "shape"):  # an array; rows have their channels put first by the processor
+                _check_channels(np.shape(images)[1:])
         audit = reconstruction_audit(original, model, examples, processing_class, **options)
         details = audit.details.as_dict()
         return _summary(audit, seed) | {
@@ -127,21 +134,30 @@ def _stacked(images):
     images = [np.asarray(image, dtype=np.float64) for image in images]
     if len({image.shape for image in images}) > 1:
         raise ValueError("The images have different shapes. Give all in one, (channels, height, width).")
+    _check_channels(images[0].shape if images else ())
     return np.stack(images)
+
+
+def _check_channels(shape):
+    if len(shape) == 3 and shape[0] not in CHANNELS and shape[2] in CHANNELS:
+        raise ValueError(
+            f"The images have the shape {tuple(shape)}, which looks like (height, width, channels). Give "
+            "(channels, height, width): numpy's image.transpose(2, 0, 1), or torch's image.permute(2, 0, 1)."
+        )
 
 
 def _summary(audit, seed):
     known = ~np.isnan(audit.psnr)
     estimates = {
-        "psnr": mean(audit.psnr, seed=seed),
-        "ssim": mean(audit.ssim, seed=seed),
+        "psnr": mean(audit.psnr, seed=seed, bounds=DECIBELS),
+        "ssim": mean(audit.ssim, seed=seed, bounds=(-1, 1)),
         "recovered_rate": rate(int(audit.recovered[known].sum()), int(known.sum())),
         "above_baseline_rate": rate(int(audit.above_baseline[known].sum()), int(known.sum())),
-        "psnr_mean_color": mean(audit.mean_color, seed=seed),
+        "psnr_mean_color": mean(audit.mean_color, seed=seed, bounds=DECIBELS),
     }
     for name, values in (("nearest_retained", audit.nearest_retained), ("non_members", audit.non_members)):
         if not np.isnan(values).all():
-            estimates[f"psnr_{name}"] = mean(values, seed=seed)
+            estimates[f"psnr_{name}"] = mean(values, seed=seed, bounds=DECIBELS)
     results = {}
     found = audit.found[~np.isnan(audit.found)]
     if len(found):

@@ -183,10 +183,11 @@ class Relearning(AuditModule):
         return self._results(*curves, attrgetter("values"), original, share, seed)
 
     def _results(self, ours, theirs, of, original, share, seed):
+        floor, top = _bounds(ours.values(of), theirs.values(of))
         estimates = {
-            "area_between": mean(area_between(ours, theirs, of), seed=seed),
-            "area": mean(ours.area(of), seed=seed),
-            "area_retrained": mean(theirs.area(of), seed=seed),
+            "area_between": mean(area_between(ours, theirs, of), seed=seed, bounds=(floor - top, top - floor)),
+            "area": mean(ours.area(of), seed=seed, bounds=(floor, top)),
+            "area_retrained": mean(theirs.area(of), seed=seed, bounds=(floor, top)),
         }
         results = {
             "curve": _means(ours.values(of)),
@@ -202,6 +203,13 @@ class Relearning(AuditModule):
             results["steps_to_share_retrained"] = steps_to(theirs, of, original, share)
             results["anamnesis_index"] = anamnesis_index(ours, theirs, of, original, margin=1 - share)
         return flat(estimates) | results
+
+
+def _bounds(*curves):
+    """Of a measure whose values all lie in [0, 1], as shares and probabilities do; of others nothing is known."""
+    values = np.concatenate([np.ravel(curve) for curve in curves])
+    values = values[~np.isnan(values)]
+    return (0.0, 1.0) if ((values >= 0) & (values <= 1)).all() else (-np.inf, np.inf)
 
 
 def _means(values):

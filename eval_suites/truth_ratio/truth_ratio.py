@@ -1,5 +1,7 @@
 """TOFU's truth ratio and forget quality as an `evaluate` module."""
 
+from collections.abc import Mapping
+
 import datasets
 import evaluate
 import numpy as np
@@ -101,6 +103,7 @@ class TruthRatio(AuditModule):
         )
 
     def _from_model(self, examples, model, processing_class, batch_size=8, **kwargs):
+        _check_columns(examples)
         answers = [row.get("paraphrased_completion") or row["completion"] for row in examples]
         rows = [{"prompt": row["prompt"], "completion": text} for row, text in zip(examples, answers, strict=True)]
         wrong = [len(row["perturbed_completions"]) for row in examples]
@@ -142,6 +145,23 @@ class TruthRatio(AuditModule):
                 "truth_ratio_retrained": mean(of_retrained, seed=seed).value,
             }
         return flat(estimates) | results
+
+
+def _check_columns(rows):
+    for index, row in enumerate(rows):
+        columns = {name for name, value in row.items() if value is not None} if isinstance(row, Mapping) else set()
+        lacking = [name for name in ("prompt", "perturbed_completions") if name not in columns]
+        if not columns & {"completion", "paraphrased_completion"}:
+            lacking.append("completion")
+        if lacking:
+            raise ValueError(
+                f"Row {index} of the examples has no {' and no '.join(lacking)}. Every row needs the columns prompt, "
+                "completion (or paraphrased_completion) and perturbed_completions, a list of wrong answers."
+            )
+        if isinstance(row["perturbed_completions"], str):
+            raise ValueError(
+                f"Row {index} of the examples has one string as perturbed_completions. Give a list of wrong answers."
+            )
 
 
 def _rectangle(rows):

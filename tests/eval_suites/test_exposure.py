@@ -18,7 +18,8 @@ def test_exposure_of_losses_agrees_with_a_count():
     assert results["exposure_not_planted"] == pytest.approx(expected[3])
     assert results["max_exposure"] == results["exposures"][0] == np.log2(100)
     assert (results["n"], results["n_missing"]) == (2, 1)
-    assert results["exposure_high"] == mean(np.array([expected[0], expected[1], np.nan])).high
+    assert results["exposure_high"] == results["max_exposure"]  # two canaries tell little, but more there cannot be
+    assert results["exposure_low"] == 0 and mean(expected[:2]).low < 0
     fitted = load_metric("exposure").compute(predictions=canaries[:2], candidates=candidates, method="fit")
     np.testing.assert_array_equal(fitted["exposures"], fitted_exposure(canaries[:2], candidates))
     assert fitted["max_exposure"] == np.inf and "exposure_not_planted" not in fitted
@@ -55,3 +56,17 @@ def test_what_is_missing_is_named():
         module.compute(predictions=[1.0], candidates=[2.0], method="guess")
     with pytest.raises(ValueError, match="planted must say of each of the 1 canaries"):
         module.compute(predictions=[1.0], candidates=[2.0], planted=[True, True])
+
+
+def test_intervals_keep_to_what_an_exposure_can_be():
+    module, rng = load_metric("exposure"), np.random.default_rng(0)
+    candidates = rng.normal(50, 5, 99)
+    for method, highest in (("rank", np.log2(100)), ("fit", np.inf)):
+        results = module.compute(predictions=[20.0, 49.0, 51.0], candidates=candidates, method=method)
+        assert 0 <= results["exposure_low"] < results["exposure"] < results["exposure_high"] <= highest
+    # All canaries come out first: another one may not, but no more than one can be missed.
+    same = module.compute(predictions=[1.0] * 20, candidates=candidates)
+    assert same["exposure"] == pytest.approx(np.log2(100)) and same["exposure_high"] == same["max_exposure"]
+    assert same["exposure_low"] == pytest.approx(np.log2(100) * 0.025 ** (1 / 20))
+    fitted = module.compute(predictions=[20.0] * 20, candidates=candidates, method="fit")
+    assert np.isnan(fitted["exposure_low"]) and "exposure: no spread" in fitted["reason"]

@@ -1,4 +1,5 @@
 import doctest
+import re
 
 import evaluate
 import numpy as np
@@ -44,6 +45,33 @@ def _leaves(feature):
         return [leaf for inner in feature.values() for leaf in _leaves(inner)]
     inner = getattr(feature, "feature", None)
     return [feature] if inner is None else _leaves(inner)
+
+
+def _documented(module) -> set[str]:
+    args = module.inputs_description.split("Args:")[1].split("Returns:")[0]
+    names = re.findall(r"^    (\w+(?:, \w+)*) \(", args, flags=re.MULTILINE)
+    return {name for line in names for name in line.split(", ")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_argument_that_there_is_not_is_answered_with_those_there_are(name):
+    module = load_metric(name)
+    first = next(iter(dict(module.features[0] if isinstance(module.features, list) else module.features)))
+    for inputs in ({}, {first: [SECRET]}, {"examples": [SECRET]}):
+        with pytest.raises(ValueError, match=f"^{name} takes no model_id and no lr here. It takes {first}") as error:
+            module.compute(**inputs, model_id=SECRET, lr=1)
+        assert SECRET not in str(error.value)
+    listed = set(re.findall(r"\w+", str(error.value).split("It takes")[1])) - {"or", "else"}
+    assert listed == _documented(module)
+
+
+def test_an_argument_that_goes_with_examples_is_refused_without():
+    with pytest.raises(
+        ValueError, match=r"takes no p here. It takes predictions, references; or else examples, .*\bp\b"
+    ):
+        load_metric("extraction_attack").compute(predictions=["a"], references=["a"], p=0.9)
+    with pytest.raises(ValueError, match="takes no examples. Give predictions"):
+        load_metric("perplexity").compute(examples=["a"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -267,7 +295,7 @@ def test_perplexity_agrees_with_the_loss_of_the_model(model, tokenizer, batch_si
 def test_the_interval_of_the_corpus_perplexity_agrees_with_the_delta_method():
     rng, module = np.random.default_rng(0), load_metric("perplexity")
     for n in (40, 640):
-        rows = [rng.normal(-2, 1, size=rng.integers(1, 30)).tolist() for _ in range(n)]
+        rows = [(-rng.gamma(4, 0.5, size=rng.integers(1, 30))).tolist() for _ in range(n)]
         results = module.compute(predictions=rows)
         low, high = results["corpus_perplexity_low"], results["corpus_perplexity_high"]
         assert low < results["corpus_perplexity"] < high and results["reason"] is None
@@ -278,6 +306,25 @@ def test_the_interval_of_the_corpus_perplexity_agrees_with_the_delta_method():
         assert np.log(high / low) == pytest.approx(2 * 1.96 * error, rel=0.15)
     alone = module.compute(predictions=[[-1.0, -2.0]])
     assert np.isnan(alone["corpus_perplexity_low"]) and "corpus_perplexity: one text" in alone["reason"]
+
+
+def test_intervals_keep_to_what_a_perplexity_can_be():
+    module = load_metric("perplexity")
+    results = module.compute(predictions=[[-0.1], [-4.0], [-0.2]])
+    assert 1 == results["mean_perplexity_low"] < results["mean_perplexity"] < results["mean_perplexity_high"]
+    same = module.compute(predictions=[[-2.0, -1.0]] * 12)
+    for name in ("mean_perplexity", "corpus_perplexity"):
+        assert np.isnan(same[f"{name}_low"]) and np.isnan(same[f"{name}_high"])
+        assert f"{name}: no spread" in same["reason"]
+
+
+def test_losses_are_no_log_probabilities():
+    for row in ([1.2, 0.3], [-1.0, 1e-3]):
+        with pytest.raises(
+            ValueError, match="^Item 1 of predictions has values above 0.*Give log-probabilities, not losses"
+        ):
+            load_metric("perplexity").compute(predictions=[[-1.0], row])
+    assert load_metric("perplexity").compute(predictions=[[0.0], [-1.0, float("nan")]])["n_missing"] == 1
 
 
 def test_perplexity_loads_a_model_by_its_path(model, tokenizer, tmp_path):

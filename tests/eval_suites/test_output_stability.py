@@ -109,3 +109,21 @@ def test_logits_of_a_classifier_give_what_the_classifier_gives():
     assert set(given["records"]) == set(run["records"]) == {*given["records"]} and "top5_agreement" not in given
     for name, values in given["records"].items():
         np.testing.assert_allclose(values, run["records"][name], rtol=1e-9)
+
+
+def test_intervals_keep_to_what_a_distance_can_be():
+    logits = np.random.default_rng(0).normal(size=(20, 7))
+    module = load_metric("output_stability")
+    same = module.compute(predictions=logits, references=logits)
+    # A divergence has no upper end, so records that agree say nothing of how far others may be.
+    assert same["kl_ref_model"] == 0 and np.isnan(same["kl_ref_model_low"]) and np.isnan(same["kl_ref_model_high"])
+    assert "kl_ref_model: no spread" in same["reason"]
+    width = 1 - 0.025 ** (1 / 20)
+    assert same["tv_low"] == 0 and same["tv_high"] == pytest.approx(width)
+    assert same["js_high"] == pytest.approx(np.log(2) * width) and same["top1_agreement_low"] == pytest.approx(
+        1 - width
+    )
+    few = module.compute(predictions=logits[:3], references=logits[:3] + [[0.1], [0.1], [3]] * logits[:3] ** 2)
+    for name in ("kl_ref_model", "kl_model_ref", "js", "tv", "activation_distance"):
+        assert 0 <= few[f"{name}_low"] <= few[name] <= few[f"{name}_high"]
+    assert few["js_high"] <= np.log(2) and few["tv_high"] <= 1

@@ -48,6 +48,26 @@ def test_images_of_several_shapes_are_refused():
         )
 
 
+def test_images_with_their_channels_last_are_told_from_a_likeness_of_nan():
+    module, images = load_metric("reconstruction_attack"), np.random.default_rng(0).random((2, 16, 14, 3))
+    first = images.transpose(0, 3, 1, 2)
+    for inputs in (
+        {"predictions": images, "references": images},
+        {"predictions": first, "references": first, "retain": images},
+        {"examples": images, "original": object(), "model": object()},
+    ):
+        with pytest.raises(ValueError, match=r"shape \(16, 14, 3\).*Give \(channels, height, width\)"):
+            module.compute(**inputs)
+    assert module.compute(predictions=first, references=first)["ssim"] == 1
+
+
+def test_decibels_that_are_all_alike_have_no_interval():
+    black = np.zeros((12, 1, 16, 16))
+    results = load_metric("reconstruction_attack").compute(predictions=black, references=black + 1)
+    assert results["psnr"] == 0 and np.isnan(results["psnr_low"]) and np.isnan(results["psnr_high"])
+    assert "psnr: no spread" in results["reason"] and results["recovered_rate_high"] < 0.3
+
+
 def vit():
     config = ViTConfig(
         hidden_size=32,

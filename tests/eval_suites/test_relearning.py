@@ -92,3 +92,15 @@ def test_relearning_needs_a_retrained_model_and_rows_to_train_on():
         module.compute(examples=text_rows(2), rows=text_rows(2), **options)
     with pytest.raises(ValueError, match="metric must be one of extraction_strength"):
         module.compute(examples=text_rows(2), metric="rouge", **options)
+
+
+def test_intervals_keep_to_what_an_area_can_be():
+    module, rng = load_metric("relearning"), np.random.default_rng(0)
+    ours, theirs = rng.random((3, 3)) ** 0.1, rng.random((3, 3))
+    results = module.compute(predictions=ours, references=theirs)
+    assert results["area_high"] == 1 and 0 <= results["area_retrained_low"] and -1 <= results["area_between_low"]
+    same = module.compute(predictions=[[1.0] * 3] * 20, references=[[0.0] * 3] * 20)
+    assert same["area_low"] == pytest.approx(0.025 ** (1 / 20)) and same["area_between_high"] == 1
+    # A measure that is no share: nothing is known of records that were not seen.
+    same = module.compute(predictions=[[-3.0] * 3] * 20, references=[[0.5] * 3] * 20)
+    assert np.isnan(same["area_low"]) and np.isnan(same["area_retrained_low"]) and "area: no spread" in same["reason"]

@@ -102,3 +102,23 @@ def test_published_losses_give_the_published_aggregates():
     assert results["truth_ratio"] == pytest.approx(logs[0]["forget_truth_ratio"]["agg_value"], abs=2e-6)
     assert results["log10_forget_quality"] == pytest.approx(np.log10(logs[0]["forget_quality"]["agg_value"]), abs=0.1)
     assert results["n"] == 400
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"perturbed_completions": None}, "has no perturbed_completions. Every row needs the columns prompt"),
+        ({"prompt": None, "completion": None}, "has no prompt and no completion. Every row needs"),
+        ({"perturbed_completions": "Zyxwv"}, "has one string as perturbed_completions. Give a list"),
+    ],
+)
+def test_a_row_without_a_column_is_named_by_its_index(model, tokenizer, change, message):
+    broken = {name: value for name, value in {**ROWS[1], **change}.items() if value is not None}
+    for rows in ([ROWS[0], broken], [ROWS[0], ROWS[1] | change]):
+        with pytest.raises(ValueError, match=f"^Row 1 of the examples {message}") as error:
+            load_metric("truth_ratio").compute(examples=rows, model=model, processing_class=tokenizer)
+        assert "Zyxwv" not in str(error.value) and "dog" not in str(error.value)
+    with pytest.raises(
+        ValueError, match="^Row 0 of the examples has no prompt and no perturbed_completions and no compl"
+    ):
+        load_metric("truth_ratio").compute(examples=["Zyxwv"], model=model, processing_class=tokenizer)
