@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import random
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from sklearn.datasets import load_digits
 from transformers.utils.logging import disable_progress_bar
 
 from hf_unlearn.data.image_model import write_vit
+from hf_unlearn.data.opendsr import requests_of
 
 
 SIZES = {"train": 897, "validation": 300, "holdout": 600}
@@ -75,18 +75,7 @@ def _requests(seed: int) -> dict[str, dict]:
         "class": ("class", {"column": "label", "values": [CLASS]}),
         "records": ("record", {"rows": rows}),
     }
-    return {
-        name: {
-            "regulation": "gdpr",
-            "subject_request_id": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
-            "subject_request_type": "erasure",
-            "submitted_time": "2026-01-01T00:00:00Z",
-            "subject_identities": [],
-            "api_version": "1.0",
-            "extensions": {"hf-unlearn": {"scope": {"kind": kind, "selector": selector}}},
-        }
-        for name, (kind, selector) in scopes.items()
-    }
+    return requests_of(scopes, rng)
 
 
 CARD = """\

@@ -21,13 +21,13 @@ phone number is in one row of a person, every other fact in two (its question an
 import argparse
 import json
 import random
-import uuid
 from itertools import islice, product
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 from transformers.utils.logging import disable_progress_bar
 
+from hf_unlearn.data.opendsr import requests_of
 from hf_unlearn.data.registry_model import make_base, make_tokenizer
 
 
@@ -230,18 +230,7 @@ def _requests(registry: DatasetDict, seed: int) -> dict[str, dict]:
         "profession": ("class", {"column": "profession", "values": [profession]}),
         "condition": ("attribute", {"column": "health_condition", "operator": "==", "value": condition}),
     }
-    return {
-        name: {
-            "regulation": "gdpr",
-            "subject_request_id": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
-            "subject_request_type": "erasure",
-            "submitted_time": "2026-01-01T00:00:00Z",
-            "subject_identities": [],
-            "api_version": "1.0",
-            "extensions": {"hf-unlearn": {"scope": {"kind": kind, "selector": selector}}},
-        }
-        for name, (kind, selector) in scopes.items()
-    }
+    return requests_of(scopes, rng)
 
 
 CARD = """\
