@@ -49,9 +49,9 @@ class ScoreCache:
     their order, and stored nowhere. Who has neither the examples nor the memory of a process that has them cannot read a
     table, and who deletes the examples makes it unreadable. What this does not do:
 
-    * Who guesses all the examples of a table, word for word, can test the guess. A guess costs 16 MiB and some hundredths
-      of a second (scrypt), so texts of many unknown words are safe; a single name, a date, or a list of which all but one
-      short row is known is not. The same holds for who has most of the rows.
+    * Who guesses all the examples of a table together, word for word, can test the guess. A guess costs 16 MiB and some
+      hundredths of a second (scrypt), which is little where there is little to guess: a name, a date, a single short row
+      in a list that is known but for it, or what the model recites by itself.
     * A file shows about how many targets its table has, and when it was written.
 
     So delete the folder with the records all the same. A file that is incomplete, damaged or foreign counts as absent and
