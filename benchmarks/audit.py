@@ -197,7 +197,7 @@ def generations(suite: Suite) -> dict[str, np.ndarray]:
     borders = np.cumsum([len(suite.rows[name]) for name in ASKED])[:-1]
     found = {}
     for prefix, model in (("", suite.model), ("retrained ", suite.retrained)):
-        new = greedy(model, suite.tokenizer, [row["prompt"] for row in asked], MAX_NEW_TOKENS, BATCH_SIZE)
+        new = greedy(model, suite.tokenizer, asked, MAX_NEW_TOKENS, BATCH_SIZE)
         recall = rouge_l(texts_of(suite.tokenizer, new), [row["completion"] for row in asked])
         found |= {f"{prefix}{name} rouge": v for name, v in zip(ASKED, np.split(recall, borders), strict=True)}
     return found

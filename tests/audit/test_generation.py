@@ -128,6 +128,7 @@ def test_a_sliding_window_slides_over_real_tokens(monkeypatch, passes):
     expected = by_generate(model, ids, 12, set())
     for batch_size in (1, 4, 16):
         assert greedy(model, None, ids, 12, batch_size, ends=()) == expected
+        assert greedy(model, None, with_answers(ids, expected), 12, batch_size, ends=()) == expected
     wide = MistralForCausalLM(MistralConfig(**config.to_dict() | {"sliding_window": None})).double().eval()
     wide.load_state_dict(model.state_dict())
     assert greedy(wide, None, ids, 12, ends=()) != expected
@@ -184,6 +185,70 @@ def test_no_more_go_on_together_than_have_room_but_a_batch(build, room, passes, 
         assert together[0] == rows and sum(together) == 8 * 11
         if rows == 3 or room == "logits":  # shorter prompts leave room for more
             assert max(together) == rows
+
+
+def with_answers(ids, said, seed=0):
+    """Rows whose answers are what is said, but for some tokens; the first is said to its end, the second not at all."""
+    rng, rows = np.random.default_rng(seed), []
+    for i, (prompt, new) in enumerate(zip(ids, said, strict=True)):
+        wrong = rng.random(len(new)) < (0.0, 1.0, 0.1, 0.4)[i % 4]
+        answer = [(token + 1) % 300 if w else token for token, w in zip(new, wrong, strict=True)]
+        answer = answer[: len(answer) - i % 3 or None]  # shorter, too
+        rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return rows
+
+
+def eager_llama():
+    return tiny_llama(attn_implementation="eager")  # in float64 that of transformers overflows at padding
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2, lora_llama, eager_llama])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_the_answer_is_a_draft_that_changes_nothing(build, batch_size):
+    model = build() if build is eager_llama else build().double()
+    ids = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
+    free = by_generate(model, ids, 22, set())
+    ends, until_end = some_ends(free)
+    for seed in range(3):
+        rows = with_answers(ids, free, seed)
+        assert greedy(model, None, rows, 22, batch_size, ends=()) == free
+        assert greedy(model, None, rows, 22, batch_size, ends=ends) == until_end
+        limits = [1 + (5 * i) % 22 for i in range(len(ids))]
+        assert greedy(model, None, rows, limits, batch_size, ends=()) == [
+            f[:n] for f, n in zip(free, limits, strict=True)
+        ]
+
+
+def test_an_answer_that_is_known_takes_few_steps_and_a_wrong_one_no_more_than_none(passes):
+    model, ids = tiny_llama().double(), [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
+    free = by_generate(model, ids, 30, set())
+    for answers, most_steps in ((free, 5), ([[(t + 1) % 300 for t in f] for f in free], 29)):
+        rows = [{"input_ids": p + a, "labels": [-100] * len(p) + a} for p, a in zip(ids, answers, strict=True)]
+        passes.clear()
+        assert greedy(model, None, rows, 30, batch_size=16, ends=()) == free
+        assert len(passes) - 1 <= most_steps
+        assert sum(columns > 1 for _, columns in passes[1:]) == (1 if most_steps == 29 else len(passes) - 1)
+
+
+def test_a_draft_needs_no_position_that_the_model_does_not_have():
+    model = tiny_gpt2(n_positions=40).double()
+    ids = [TOKENIZER(prompt)["input_ids"][:20] for prompt in ("Q:", PROMPTS[0], PROMPTS[2])]
+    limits = [40 - len(prompt) for prompt in ids]
+    free = [by_generate(model, [prompt], n, set())[0] for prompt, n in zip(ids, limits, strict=True)]
+    assert greedy(model, None, with_answers(ids, free), limits, ends=()) == free
+
+
+def test_a_draft_with_broken_weights_breaks_nothing_that_is_not_said():
+    model, ids = tiny_llama().double(), [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
+    free = by_generate(model, ids, 9, set())
+    odd = next(token for token in range(10, 300) if token not in {t for row in free + ids for t in row})
+    rows = [
+        {"input_ids": p + [f[0], odd, *f[2:]], "labels": [-100] * len(p) + [f[0], odd, *f[2:]]}
+        for p, f in zip(ids, free, strict=True)
+    ]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[odd] = torch.nan
+    assert greedy(model, None, rows, 9, ends=()) == free
 
 
 def test_steps_write_into_memory_that_is_there():
@@ -403,8 +468,8 @@ class Scripted(LlamaForCausalLM):
 
     def forward(self, input_ids=None, position_ids=None, past_key_values=None, **kwargs):
         out = super().forward(input_ids, position_ids=position_ids, past_key_values=past_key_values, **kwargs)
-        said = [self.script[max(0, int(p) + 1 - self.begin)] for p in position_ids[:, -1]]
-        out.logits = torch.nn.functional.one_hot(torch.tensor(said), self.config.vocab_size).double()[:, None]
+        said = torch.tensor(self.script)[(position_ids + 1 - self.begin).clamp(min=0)]
+        out.logits = torch.nn.functional.one_hot(said, self.config.vocab_size).double()
         return out
 
 

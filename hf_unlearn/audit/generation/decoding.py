@@ -5,7 +5,8 @@ batch, and a repetition penalty or forced tokens in the generation config of the
 Here finished sequences leave the batch, what prompts share is read once, and every prompt has random numbers of its own.
 
 A step computes one position of each sequence, which hardly keeps a machine busy. So many more sequences go on together than
-prompts are read together: as many as fit into memory with their keys and values.
+prompts are read together, as many as fit into memory with their keys and values; and a step tries a few tokens at once where
+there is a draft of what may be said.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from ..scoring.passes import max_logits
 
 # A shared beginning is read by itself, in a pass of its own, if that saves at least so many tokens.
 WORTH_SHARING = 64
+# Tokens of a draft that the first step reads, and that any may read.
+DRAFTED_AT_FIRST, MOST_DRAFTED = 4, 16
 
 
 def continued(
@@ -38,13 +41,34 @@ def continued(
     batch_size: int,
     ends: set[int],
     goes_on: Callable[[int, list[int]], bool] = lambda i, new: True,
+    drafts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int] | None]:
     """Continue every prompt until a token ends it, its limit is reached, or `goes_on(prompt, new ids)` says no.
 
     `choose(logits, prompts in the batch, step)` gives the next token of each, `(batch,)`. `batch_size` prompts are read at a
     time.
+
+    `drafts` are what the model may say. A step reads several tokens of them, and those that it would have chosen need no
+    step of their own (speculative decoding, arXiv 2211.17192, with a text in place of a smaller model). The result is the
+    same, if `choose` does not depend on the step.
     """
     new: list[list[int] | None] = [[] if limit else None for limit in limits]
+    if drafts is not None:  # the last token that may be chosen is not read
+        drafts = [list(draft[: max(0, limit - 1)]) for draft, limit in zip(drafts, limits, strict=True)]
+
+    def take(i: int, tokens: list[int], draft: Sequence[int]) -> int:
+        """Add tokens as long as those before them were read; the number of these, or 0 if the continuation ends."""
+        for n, token in enumerate(tokens, 1):
+            if token < 0:
+                new[i] = None
+                return 0
+            new[i].append(token)
+            if not goes_on(i, new[i]) or token in ends or len(new[i]) == limits[i]:
+                return 0
+            if n > len(draft) or token != draft[n - 1]:
+                return n
+        raise AssertionError("a token was chosen after each that was read")
+
     # Similar lengths together, and equal prompts, which are read once.
     order = sorted((i for i, limit in enumerate(limits) if limit), key=lambda i: (-len(prompts[i]), prompts[i]))
     in_training = [module for module in model.modules() if module.training]
@@ -52,30 +76,39 @@ def continued(
     try:
         with torch.inference_mode(), tqdm(total=len(order), desc="Generating", disable=len(order) < 200) as progress:
             while order:
-                state = _Batch(model, [prompts[i] for i in order], max(limits[i] for i in order), batch_size)
+                n_new = max(limits[i] for i in order)
+                state = _Batch(model, [prompts[i] for i in order], n_new, batch_size, drafts is not None)
                 batch, order = order[: len(state)], order[len(state) :]
-                step = 0
-                while batch:
-                    tokens = choose(state.logits, batch, step).masked_fill(state.logits.amax(-1).isnan(), -1)
-                    stay, step = [], step + 1
-                    for place, (i, token) in enumerate(zip(batch, tokens.tolist(), strict=True)):
-                        if token < 0:
-                            new[i] = None
-                            continue
-                        new[i].append(token)
-                        if goes_on(i, new[i]) and token not in ends and step < limits[i]:
-                            stay.append(place)
-                    progress.update(len(batch) - len(stay))
-                    if len(stay) < len(batch):
-                        stay = _closed_up(stay)
-                        state.keep(stay)
-                    batch = [batch[place] for place in stay]
-                    if batch:
-                        state.feed(tokens[stay])
+                progress.update(len(batch))
+                _run(state, batch, new, limits, choose, take, drafts)
     finally:
         for module in in_training:
             module.training = True
     return new
+
+
+def _run(state: _Batch, batch: list[int], new, limits, choose, take, drafts) -> None:
+    """Continue the prompts of a batch to their ends."""
+    step, n_drafted, ahead = 0, DRAFTED_AT_FIRST, [[]] * len(batch)
+    while True:
+        tokens = torch.stack([choose(logits, batch, step) for logits in state.logits.unbind(1)], dim=1)
+        tokens = tokens.masked_fill(state.logits.amax(-1).isnan(), -1).tolist()
+        counts = [take(*of_prompt) for of_prompt in zip(batch, tokens, ahead, strict=True)]
+        stay = [place for place, n in enumerate(counts) if n]
+        if not stay:
+            return
+        if len(stay) < len(batch):
+            stay = _closed_up(stay)
+            state.keep(stay)
+        batch, counts = [batch[place] for place in stay], [counts[place] for place in stay]
+        state.accept(counts)
+        if n_tried := sum(map(bool, ahead)):
+            # Twice as many as were right on average: more and more, or none any longer.
+            n_drafted = min(MOST_DRAFTED, 2 * (sum(counts) - len(counts)) // n_tried)
+        n = min(n_drafted, state.most_drafted(max(limits[i] - len(new[i]) for i in batch))) if drafts else 0
+        ahead = [drafts[i][len(new[i]) : len(new[i]) + n] if n else [] for i in batch]
+        state.feed([[new[i][-1], *draft] for i, draft in zip(batch, ahead, strict=True)])
+        step += 1
 
 
 def _closed_up(places: list[int]) -> list[int]:
@@ -93,7 +126,7 @@ class _Read:
     Attributes:
         cache (`Cache`): keys and values `(rows, heads, columns, size)` of each layer.
         mask (`long (rows, columns)`): 1 for a token, 0 for padding, on the left of what is no shared beginning.
-        logits (`(rows, vocabulary)`): of the token after the prompt.
+        logits (`(rows, 1, vocabulary)`): of the token after the prompt.
     """
 
     cache: Cache
@@ -157,12 +190,13 @@ class _Batch:
         prompts (sequence): longest first. The batch is as many of them as fit into memory, but at least `batch_size`.
         n_new (`int`): most tokens of each that will be fed.
         batch_size (`int`): prompts to read at a time.
+        drafting (`bool`): whether to have room for as many tokens again, which are fed and not accepted.
 
     Attributes:
-        logits (`Tensor (batch, vocabulary)`): of the next token of each sequence.
+        logits (`Tensor (batch, fed, vocabulary)`): of the token after each of those that were fed last.
     """
 
-    def __init__(self, model, prompts: Sequence[Sequence[int]], n_new: int, batch_size: int):
+    def __init__(self, model, prompts: Sequence[Sequence[int]], n_new: int, batch_size: int, drafting: bool):
         self.model, self.parameters = model, _forward_parameters(model)
         empty = empty_cache(model)
         if empty is None:
@@ -173,17 +207,18 @@ class _Batch:
         self._slides = any(empty.is_sliding)
         # What is in a sliding window can't be moved to another column, so there all are padded alike.
         self._least_width = len(prompts[0]) if self._slides else 0
+        n_columns = n_new * 2 if drafting and not self._slides else n_new
         self._beginning: tuple[tuple[int, ...], Cache] = ((), empty)
         reads = [self._read(prompts[:batch_size])]
-        room = max(batch_size, min(len(prompts), _room(reads[0], n_new)))
+        room = max(batch_size, min(len(prompts), _room(reads[0], n_columns)))
         for k in range(batch_size, room, batch_size):
             reads.append(self._read(prompts[k : min(k + batch_size, room)]))
         self.logits = torch.cat([read.logits for read in reads])
         width = max(read.mask.shape[1] for read in reads)
         masks = [F.pad(read.mask, (width - read.mask.shape[1], 0)) for read in reads]
-        self.mask = F.pad(torch.cat(masks), (0, n_new), value=1)
-        self.length, self.next_position = width, self.mask[:, :width].sum(-1, keepdim=True)
-        self.past = _joined([read.cache for read in reads], n_new)
+        self.mask = F.pad(torch.cat(masks), (0, n_columns), value=1)
+        self.fed, self.length, self.next_position = 0, width, self.mask[:, :width].sum(-1, keepdim=True)
+        self.past = _joined([read.cache for read in reads], n_columns)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -195,11 +230,30 @@ class _Batch:
         self.mask, self.next_position = self.mask[index], self.next_position[index]
         self.logits = self.logits[index]
 
-    def feed(self, tokens: Tensor) -> None:
-        """Take the next token of each sequence, `(batch,)`."""
-        self.length += 1
-        self.logits = self._forward(tokens[:, None], self.next_position, self.mask[:, : self.length], self.past)
-        self.next_position = self.next_position + 1
+    def most_drafted(self, n_left: int) -> int:
+        """Most tokens of drafts that a step may read: columns are to be left for `n_left` tokens, and their logits are to
+        fit into memory."""
+        if self._slides:
+            return 0  # what is not accepted would count in the distances of the window
+        n_logits = self.logits[:, -1].numel()
+        return max(0, min(self.mask.shape[1] - self.length - n_left, max_logits(self.mask.device) // n_logits - 1))
+
+    def accept(self, counts: list[int]) -> None:
+        """Go on from so many of the tokens that each sequence was fed last, and forget the others."""
+        if self.fed:
+            accepted = torch.tensor(counts, device=self.mask.device)[:, None]
+            columns = slice(self.length - self.fed, self.length)
+            self.mask[:, columns] = (torch.arange(self.fed, device=self.mask.device) < accepted).long()
+            self.next_position = self.next_position + accepted
+
+    def feed(self, tokens: list[list[int]]) -> None:
+        """Take the next tokens of each sequence; all but the first are drafts."""
+        width = max(map(len, tokens))
+        ids = torch.tensor([[*row, *row[-1:] * (width - len(row))] for row in tokens])
+        # What pads has a position that the model knows, too.
+        ahead = torch.tensor([[min(k, len(row) - 1) for k in range(width)] for row in tokens], device=self.mask.device)
+        self.fed, self.length = width, self.length + width
+        self.logits = self._forward(ids, self.next_position + ahead, self.mask[:, : self.length], self.past, width)
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> _Read:
         """Read prompts, each of them once, and once what all begin with."""
@@ -240,9 +294,9 @@ class _Batch:
         cache.batch_select_indices(torch.zeros(n_rows, dtype=torch.long, device=self.model.device))
         return cache
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """Logits `(rows, vocabulary)` of the token after the ids `(rows, n)`."""
-        keep = {"logits_to_keep": 1} if "logits_to_keep" in self.parameters else {}
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Cache, n_logits: int = 1) -> Tensor:
+        """Logits `(rows, n_logits, vocabulary)` of the tokens after the last of the ids `(rows, n)`."""
+        keep = {"logits_to_keep": n_logits} if "logits_to_keep" in self.parameters else {}
         out = self.model(
             input_ids=ids.to(mask.device),
             attention_mask=mask,
@@ -251,7 +305,7 @@ class _Batch:
             use_cache=True,
             **keep,
         )
-        return out.logits[:, -1]
+        return out.logits[:, -n_logits:]
 
 
 def _room(read: _Read, n_new: int) -> int:

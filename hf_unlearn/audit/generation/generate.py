@@ -49,7 +49,8 @@ def greedy(
             left in the mode it was in.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): not needed for prompts that are token ids.
         prompts (sequence of `n`): strings, token ids, or rows of `{"prompt", "completion"}`, `{"messages"}` or
-            `{"input_ids", "labels"}`, of which all before the answer is the prompt.
+            `{"input_ids", "labels"}`, of which all before the answer is the prompt. The answer saves time and changes
+            nothing: it is read along, and where the model repeats it, many tokens take one step.
         max_new_tokens (`int` or sequence of `n`): most tokens to generate, for all prompts or for each.
         batch_size (`int`, *optional*, defaults to `16`): prompts to read at a time, those of similar length together. More
             of them are continued together, as far as their keys and values have room in 64 MB on the CPU and 512 MB
@@ -66,12 +67,20 @@ def greedy(
         ValueError: a prompt that is empty, can't be encoded or leaves no room in the context of the model; the message
             has its index, and no text.
     """
-    ids, stops, limits = _prepare(model, tokenizer, prompts, max_new_tokens, ends)
+    ids, stops, limits, answers = _prepare(model, tokenizer, prompts, max_new_tokens, ends)
     # Equal prompts have equal continuations.
     keys = [(tuple(prompt), limit) for prompt, limit in zip(ids, limits, strict=True)]
-    distinct = list(dict.fromkeys(keys))
-    found = continued(model, *zip(*distinct, strict=True), _most_likely, batch_size, stops) if distinct else []
+    drafts = dict(zip(keys, answers, strict=True))
+    distinct = list(drafts)
+    if not distinct:
+        return []
+    expected = list(drafts.values()) if any(answers) else None
+    found = continued(model, *zip(*distinct, strict=True), _most_likely, batch_size, stops, drafts=expected)
     of = dict(zip(distinct, found, strict=True))
+    if broken := [key for key in distinct if of[key] is None and key[1] and drafts[key]]:
+        # A token of the answer may have broken weights, and the model might not have said it.
+        found = continued(model, *zip(*broken, strict=True), _most_likely, batch_size, stops)
+        of |= zip(broken, found, strict=True)
     return [None if of[key] is None else list(of[key]) for key in keys]
 
 
@@ -108,7 +117,7 @@ def sample(
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}: the number of samples of each prompt.")
     scheme = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    ids, stops, limits = _prepare(model, tokenizer, prompts, max_new_tokens, ends)
+    ids, stops, limits, _ = _prepare(model, tokenizer, prompts, max_new_tokens, ends)
     repeated = [prompt for prompt in ids for _ in range(n)]
     most = max(limits, default=0)
     drawn: dict[int, np.ndarray] = {}
@@ -254,17 +263,20 @@ def _warped(logits: Tensor, scheme: Sampling) -> Tensor:
     return logits
 
 
-def _prepare(model, tokenizer, prompts, max_new_tokens, ends) -> tuple[list[list[int]], set[int], list[int]]:
-    """Ids of the prompts, tokens that end a continuation, and most new tokens of each (0 for an empty answer)."""
+def _prepare(
+    model, tokenizer, prompts, max_new_tokens, ends
+) -> tuple[list[list[int]], set[int], list[int], list[list[int]]]:
+    """Ids of the prompts, tokens that end a continuation, most new tokens of each (0 for an empty answer), and ids of the
+    answers."""
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(prompts):
         raise ValueError(f"You gave max_new_tokens for {len(limits)} prompts, but there are {len(prompts)}.")
     if min(limits, default=1) < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {min(limits)}.")
     context = context_length(model)
-    ids, stops = [], end_tokens(model, tokenizer)
+    ids, stops, answers = [], end_tokens(model, tokenizer), []
     for index, prompt in enumerate(prompts):
-        of_prompt, _, end = split_answer(prompt, tokenizer, index)
+        of_prompt, answer, end = split_answer(prompt, tokenizer, index)
         if not of_prompt:
             if not isinstance(prompt, Mapping):
                 raise ValueError(
@@ -277,5 +289,6 @@ def _prepare(model, tokenizer, prompts, max_new_tokens, ends) -> tuple[list[list
                 f"model has {context}. Either lower max_new_tokens, or shorten the prompt."
             )
         ids.append(of_prompt)
+        answers.append([*answer, *end])
         stops |= end
-    return ids, stops if ends is None else set(ends), limits
+    return ids, stops if ends is None else set(ends), limits, answers
