@@ -31,7 +31,7 @@ from torch.nn.utils import prune
 from transformers import GenerationConfig, TopKLogitsWarper
 
 import hf_unlearn.audit.attacks.relearning as relearning
-from hf_unlearn.audit import AuditConfig, audit, make_canaries, split_in_half
+from hf_unlearn.audit import AuditConfig, audit, compare, make_canaries, score_sets, split_in_half
 from hf_unlearn.audit.generation.prompts import attack_prompts
 from hf_unlearn.audit.statistics.epsilon import one_run_epsilon
 from hf_unlearn.audit.threats import THREATS
@@ -884,30 +884,34 @@ def expected(case):
 def test_every_row_is_what_another_route_gives(case, expected):
     wrong = []
 
-    def compare(what, shown, wanted):
-        if (shown is None) != (wanted is None) or (
-            wanted is not None and not np.isclose(shown, wanted, rtol=1e-6, atol=1e-6)
-        ):
-            wrong.append((what, shown, wanted))
+    def check(what, shown, wanted):
+        if wanted is None or shown is None or isinstance(wanted, list):
+            same = shown == wanted
+        else:
+            same = np.isclose(shown, wanted, rtol=1e-6, atol=1e-6)
+        if not same:
+            wrong.append((*what, shown, wanted))
 
     of_records, of_models = expected.of_records, expected.of_models
     assert not set(of_records) & set(of_models)
     rows = {(row["measure"], row["set"]): row for row in case.report.rows}
     assert len(rows) == len(case.report.rows)
+    # What is in the report and not checked here may say anything.
     assert set(rows) == set(of_records) | set(of_models)
     for key, of_roles in of_records.items():
         for role in expected.ROLES:
-            shown, values = rows[key][role], of_roles.get(role)
+            shown, values = rows[key][role] or {}, of_roles.get(role)
             if values is None:
-                assert shown is None, (key, role)
+                check((*key, role), rows[key][role], None)
                 continue
             sides = values if isinstance(values, tuple) else (values,)
-            compare((*key, role), shown["value"], auc(values) if len(sides) == 2 else mean_of(values))
-            assert shown["n"] == [len(known(side)) for side in sides], (key, role)
-            assert shown["n_missing"] == sum(int(np.isnan(side).sum()) for side in sides), (key, role)
+            check((*key, role), shown.get("value"), auc(values) if len(sides) == 2 else mean_of(values))
+            # What cannot be scored is missing, and not a no.
+            check((*key, role), shown.get("n"), [len(known(side)) for side in sides])
+            check((*key, role), shown.get("n_missing"), sum(int(np.isnan(side).sum()) for side in sides))
         first, second = of_roles.get("unlearned"), of_roles.get("retrained")
-        assert ("difference_to_retrained" in rows[key]) == (first is not None and second is not None), key
         if first is None or second is None:
+            check((*key, "difference"), rows[key].get("difference_to_retrained"), None)
             continue
         if isinstance(first, tuple):
             kept = [~np.isnan(a + b) for a, b in zip(first, second, strict=True)]
@@ -915,10 +919,10 @@ def test_every_row_is_what_another_route_gives(case, expected):
             difference = auc(pairs[0]) - auc(pairs[1])
         else:
             difference = mean_of(first - second)
-        compare((*key, "difference"), rows[key]["difference_to_retrained"]["value"], difference)
+        check((*key, "difference"), rows[key]["difference_to_retrained"]["value"], difference)
     for key, of_roles in of_models.items():
         for role in expected.ROLES:
-            compare((*key, role), rows[key].get(role) and rows[key][role]["value"], of_roles.get(role))
+            check((*key, role), rows[key].get(role) and rows[key][role]["value"], of_roles.get(role))
     assert not wrong
 
 
@@ -955,3 +959,17 @@ def test_relearning_trains_on_what_its_name_says(case, expected):
     prompts = {name: {row["prompt"] for row in train} for name, (train, _) in expected.protocols.items()}
     to_forget = {row["prompt"] for row in case.sets["forget"]}
     assert not prompts["related"] & to_forget and not prompts["unrelated"] & to_forget and prompts["half"] < to_forget
+
+
+def test_what_counts_as_extractable_comes_out_of_top_40_sampling():
+    # So flat that of 320 tokens none is drawn within 100 samples by chance, but of the 40 likeliest every one is.
+    model = tiny_llama(initializer_range=0.02).double()
+    letters = [chr(code) for code in (*range(65, 91), *range(97, 123))]
+    encoded = [(TOKENIZER(letter)["input_ids"], 1) for letter in letters]
+    assert all(len(ids) == 2 for ids, _ in encoded)
+    plain = Plain(model)
+    assert plain.each(encoded, lambda text: 1 - (1 - np.exp(text.log_p.sum())) ** 100).max() < 0.5
+    share = plain.each(encoded, extractable).mean()
+    assert 0 < share < 1
+    report = compare({"unlearned": score_sets(model, TOKENIZER, {"forget": letters})})
+    assert report.value("extractable_in_100_samples") == pytest.approx(share)
