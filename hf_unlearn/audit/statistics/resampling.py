@@ -94,7 +94,7 @@ def interval(
     tail = (1 - level) / 2
     if not np.isfinite(draws).all():
         return np.nan, np.nan, "bootstrap", "infinite values"
-    floor, top = bounds or (-np.inf, np.inf)
+    floor, top = map(float, bounds or (-np.inf, np.inf))
     same = bounds is not None and has_no_spread(value, draws)
     if same and math.isfinite(top - floor):
         width = reach * (1 - tail ** (1 / n))
