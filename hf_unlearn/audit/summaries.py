@@ -26,6 +26,8 @@ Rows = list[dict[str, Any]]
 UTILITY_OF_TABLE = (
     "higher = better; utility of answer probability and next-token accuracy on retain, not TOFU's nine parts"
 )
+# The form of the truth ratio that TOFU's scripts compute.
+VARIANT = "tofu"
 # MUSE computes PrivLeak from Min-K% with this share (arXiv 2407.06460).
 PRIVLEAK_K = 0.4
 # The attacks of the published privacy score (arXiv 2506.12618).
@@ -56,7 +58,11 @@ def _rates(tables: Tables) -> Rows:
     rows = []
     for fpr in (0.01, 0.05):
         statistic = Statistic(f"membership_tpr_at_{fpr:.0%}_fpr", "forget against holdout", MEMBER)
-        rows.append(row_of(statistic, {role: intervals.tpr_at_fpr(*pair, fpr).tpr for role, pair in scores.items()}))
+        points = {role: intervals.tpr_at_fpr(*pair, fpr) for role, pair in scores.items()}
+        row = row_of(statistic, {role: point.tpr for role, point in points.items()})
+        for role, point in points.items():
+            row[role]["fpr"] = point.fpr.as_dict()  # what it really is: at most the one asked for
+        rows.append(row)
     return rows
 
 
@@ -93,6 +99,7 @@ def _privleak(tables: Tables) -> Rows:
         "measure": "privleak",
         "set": "forget against holdout",
         "direction": "percent; 0 = as retrained, negative = still memorized, positive = over-forgotten",
+        "variant": "Min-40%",
         "retrained": None,
     }
     for role, auc in aucs.items():
@@ -103,12 +110,13 @@ def _privleak(tables: Tables) -> Rows:
 
 def _truth_ratio(tables: Tables, seed: int) -> Rows:
     ratios = {
-        role: quality.truth_ratio(of["forget_paraphrased"], of["forget_perturbed"]) for role, of in tables.items()
+        role: quality.truth_ratio(of["forget_paraphrased"], of["forget_perturbed"], VARIANT)
+        for role, of in tables.items()
     }
     estimates = {role: quality.forget_truth_ratio_aggregate(ratio, seed=seed) for role, ratio in ratios.items()}
-    rows = [row_of(Statistic("truth_ratio", "forget", "as retrained is best"), estimates)]
+    rows = [row_of(Statistic("truth_ratio", "forget", "as retrained is best"), estimates) | {"variant": VARIANT}]
     if "retrained" in tables:
-        row: dict[str, Any] = {"measure": "forget_quality", "set": "forget"}
+        row: dict[str, Any] = {"measure": "forget_quality", "set": "forget", "variant": VARIANT}
         row["direction"] = "p of a KS test; high = not told apart"
         row["retrained"] = None  # against itself it is 1 by definition
         for role in tables:
@@ -152,6 +160,7 @@ def _published_scores(tables: Tables) -> Rows:
     return [
         {"measure": name, "set": "forget" if name != "utility_score" else "retain"}
         | {"direction": direction.get(name, "higher = better")}
+        | ({"variant": "relative"} if name == "privacy_score" else {})
         | {role: None if of.value is None else _number(**of.as_dict()) for role, of in of_roles.items()}
         for name, of_roles in found.items()
         if of_roles
