@@ -45,8 +45,12 @@ def surface(name, verdict, measure=None, wording=""):
 @pytest.fixture
 def report():
     surfaces = {name: surface(name, "not_tested") for name in SURFACES}
-    surfaces["verbatim"] = surface("verbatim", "residual", "verbatim_extraction", f"verbatim, tested. Found. {SHARED}")
-    surfaces["knowledge"] = surface("knowledge", "no_trace_found", "loss", f"knowledge, tested. Not found. {SHARED}")
+    surfaces["verbatim"] = surface(
+        "verbatim", "residual", "verbatim_extraction", f"verbatim, tested. Found (n = 30). {SHARED}"
+    )
+    surfaces["knowledge"] = surface(
+        "knowledge", "no_trace_found", "loss", f"knowledge, tested. Found (n = 30). {SHARED}"
+    )
     points = [estimate(0.25, 0.2, 0.3), estimate(None, None, None)]
     curve = {"name": "relearning", "set": "forget", "axis": "steps", "x": [0, 10], "direction": "higher"}
     return AuditReport(
@@ -138,7 +142,8 @@ def test_what_several_rows_have_in_common_is_said_once(report):
         {"audit": report.as_dict(), "run": {}, "environment": {"versions": {}, "python": "3", "commit": None}}
     )
     assert page.count(SHARED) == 1 and f"* verbatim, knowledge: {SHARED}" in page
-    assert "* **verbatim**, residual: tested. Found.\n" in page
+    assert "* **verbatim**, residual: tested. Found (n = 30).\n" in page
+    assert "* **knowledge**, no trace found: tested. Found (n = 30).\n" in page  # numbers are its own
     # A heading for each way to read a number, and not a line with all their names.
     assert "**Higher = more memorized**" in page and "**Lower = better**" in page
     assert max(len(line) for line in page.splitlines()) < 400

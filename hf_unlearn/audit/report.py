@@ -97,7 +97,7 @@ class AuditReport:
             return NOT_SHOWN
         for threat in self.threats:
             surfaces = [self.surfaces[name] for name in SURFACES_OF[threat] if name in self.surfaces]
-            # What lacks data that need not be there (a column of spans, a second retrained model) has no statistic.
+            # What lacks data that need not be there (prompts to put in other words, a second retrained model) has no statistic.
             tested = [surface["verdict"] for surface in surfaces if surface.get("tested")]
             if not tested or any(verdict != "no_trace_found" for verdict in tested):
                 return NOT_SHOWN

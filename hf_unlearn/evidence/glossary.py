@@ -3,8 +3,8 @@
 #: Where erased records may show.
 SURFACES = {
     "verbatim": "The model continues the beginning of a record word for word.",
-    "sampled": "Parts of a record, such as names or numbers, come up when the model answers at random, several times. Tested "
-    "only where the rows mark such parts.",
+    "sampled": "A record comes up when the model answers at random and is asked again and again. Where the rows mark parts of a "
+    "record, such as names or numbers, these are looked for as well.",
     "knowledge": "The model finds the true answer likelier, or gets more of it right, than a model that never saw the record, "
     "even where it does not repeat it word for word.",
     "paraphrase": "The same when the question is put in other words, or the answer may be.",

@@ -166,7 +166,7 @@ def _of_data(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]
         facts.append(("data set", f"`{data['name']}`{config}"))
         splits = [f"{name} `{split}`" for name, split in data["splits"].items() if split is not None]
         facts.append(("splits", ", ".join(splits)))
-    return [*facts, ("rows", ", ".join(f"{n} {name}" for name, n in audit["sets"].items()))]
+    return [*facts, ("rows", ", ".join(f"{n} {_said(name)}" for name, n in audit["sets"].items()))]
 
 
 def _of_request(request: dict[str, Any] | str | None) -> list[tuple[str, str]]:
@@ -216,11 +216,12 @@ def _why(audit: dict[str, Any]) -> list[str]:
     for name, said in sentences.items():
         for sentence in dict.fromkeys(said):
             where.setdefault(sentence, []).append(name)
+    # A sentence with numbers is about one surface, even where those of another are the same.
+    shared = {s: names for s, names in where.items() if len(names) > 1 and not re.search(r"\d", s)}
     lines = ["## Why", "", f"Intervals here are {_levels(audit)[1]} intervals, on which the verdicts rest.", ""]
     for name, said in sentences.items():
-        own = " ".join(sentence for sentence in said if len(where[sentence]) == 1)
+        own = " ".join(sentence for sentence in said if sentence not in shared)
         lines.append(f"* **{name}**, {_said(tested[name]['verdict'])}: {own.removeprefix(f'{name}, ')}")
-    shared = {sentence: names for sentence, names in where.items() if len(names) > 1}
     if shared:
         lines += ["", "Of more than one:", ""]
         lines += [f"* {', '.join(names)}: {sentence}" for sentence, names in shared.items()]

@@ -32,7 +32,7 @@ EXTRACTION = dict.fromkeys(("verbatim", "knowledge", "paraphrase"), "no_trace_fo
 @pytest.mark.parametrize(
     ("verdicts", "threats", "expected"),
     [
-        (EXTRACTION, ["extraction"], 0),  # `sampled` has no statistic where the rows have no spans to look for
+        (EXTRACTION, ["extraction"], 0),  # `sampled` has no statistic here
         (EXTRACTION | {"verbatim": "residual"}, ["extraction"], 1),
         (EXTRACTION | {"verbatim": "over_forgotten"}, ["extraction"], 1),
         (EXTRACTION | {"verbatim": "residual", "knowledge": "inconclusive"}, ["extraction"], 1),
