@@ -78,7 +78,13 @@ class ThreatArguments:
         default_factory=lambda: list(AuditConfig.weight_attacks), metadata={"help": "Quantization, pruning, noise."}
     )
     score_cache: str | None = field(
-        default=None, metadata={"help": "Folder that keeps the likelihoods of models scored before (no texts)."}
+        default=None,
+        metadata={
+            "help": (
+                "Folder that keeps the likelihoods of models scored before, encrypted with keys made from the texts; "
+                "delete it with the records."
+            )
+        },
     )
     group_column: str | None = field(
         default=None, metadata={"help": "Column that says whose a row is: rows of one person are not independent."}
@@ -109,6 +115,10 @@ class AuditArguments(ThreatArguments, DataArguments):
     retrained: list[str] | None = field(
         default=None, metadata={"help": "Models trained without the forget set; further ones show the noise of seeds."}
     )
+    shadows: list[str] | None = field(
+        default=None,
+        metadata={"help": "Models trained on the forget rows with other seeds, and unlearned likewise, for (U-)LiRA."},
+    )
     output_dir: str = field(default="audit", metadata={"help": "Folder for result.json and RESULT.md."})
     max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
     truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})
@@ -118,7 +128,7 @@ class AuditArguments(ThreatArguments, DataArguments):
     def __post_init__(self):
         DataArguments.__post_init__(self)
         ThreatArguments.__post_init__(self)
-        self.retrained = as_names(self.retrained)
+        self.retrained, self.shadows = as_names(self.retrained), as_names(self.shadows)
 
 
 def as_names(names: list[str] | str | None) -> list[str]:
@@ -169,7 +179,8 @@ def audit_checkpoints(
     """Audit models by their names, write the result, and print it. Several processes share the work.
 
     Args:
-        models (`dict`): `unlearned` and, where there are such, `original` and `retrained`, names of checkpoints.
+        models (`dict`): `unlearned` and, where there are such, `original`, `retrained` and `shadows`, names of
+            checkpoints.
         run (`dict`): what the result says of the run, beside the models, the data and how these were split.
         cost (`dict`, *optional*): of the edit; without it what lies beside the checkpoint, if anything does.
     """
@@ -192,6 +203,7 @@ def audit_checkpoints(
         load=partial(load_model, model_config),
         device=device,
         groups=groups_of(sets, arguments.group_column),
+        shadows=models.get("shadows", ()),
     )
     report.cost = cost_of_edit(
         cost or _cost_beside(models["unlearned"]), _cost_beside((models.get("retrained") or [None])[0])
@@ -290,9 +302,10 @@ def _prepare(argv: list[str] | None) -> dict[str, Any]:
 
     device = PartialState(cpu=arguments.use_cpu).device  # and the process group, where there are several processes
     require_writable(arguments.output_dir)
-    require_models(model_config, arguments.original, *arguments.retrained)
+    require_models(model_config, arguments.original, *arguments.retrained, *arguments.shadows)
     name = model_config.model_name_or_path
     models = {"original": arguments.original, "unlearned": name, "retrained": arguments.retrained or None}
+    models["shadows"] = arguments.shadows
     request, data = load_request(arguments.request), load_data(arguments)
     parts = split_data(data, request)
     sets = audit_sets(data, request, parts, arguments.sibling_values)

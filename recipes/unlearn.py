@@ -25,10 +25,18 @@ from hf_unlearn.arguments import (
 )
 from hf_unlearn.audit import score
 from hf_unlearn.audit.metrics import membership
+from hf_unlearn.audit.requests import check_request
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods import METHODS
 from hf_unlearn.request import split
-from hf_unlearn.run_audit import ThreatArguments, as_names, audit_checkpoints, require_encodable
+from hf_unlearn.run_audit import (
+    ThreatArguments,
+    as_names,
+    audit_checkpoints,
+    described,
+    groups_of,
+    require_encodable,
+)
 from hf_unlearn.training.cost import CostCallback
 
 
@@ -92,6 +100,11 @@ def main(argv: list[str] | None = None):
     model = load_model(model_config)
     lengths = {"max_length": config.max_length or context_length(model), "truncate": config.truncate}
     require_encodable(sets, processing_class, n_classes=model.config.num_labels, **lengths)
+    audit_config = arguments.audit_config(config.seed, **lengths)
+    audited = {name: rows for name, rows in sets.items() if rows is not None}
+    original = arguments.original or model_config.model_name_or_path
+    roles = {"unlearned": config.output_dir, "original": original}
+    check_request(roles, audited, arguments.threat_model, audit_config, groups_of(sets, arguments.group_column))
     cost = CostCallback()
     with cost:  # some methods compute much before the first step
         trainer = METHODS[arguments.method](
@@ -124,19 +137,18 @@ def main(argv: list[str] | None = None):
         processing_class=processing_class,
         model_config=model_config,
         models={
-            "original": arguments.original or model_config.model_name_or_path,
+            "original": original,
             "unlearned": checkpoint,
             "retrained": arguments.retrained or None,
         },
         arguments=arguments,
-        config=arguments.audit_config(config.seed, **lengths),
+        config=audit_config,
         device=device,
         cost=cost.result,
         output_dir=config.output_dir,
         run={
             "method": arguments.method,
-            "request": request.subject_request_id,
-            "scope": request.kind,
+            "request": described(request, parts),
             "seed": config.seed,
             "steps": state.global_step,
             "best_checkpoint_step": state.best_global_step,

@@ -15,6 +15,7 @@ from .metrics import membership
 from .metrics.extraction import exact_memorization
 from .models import Models
 from .report import AuditReport
+from .requests import DEFAULT_THREATS, check_request, sets_of, threats_of
 from .scoring.score import score
 from .summaries import summary_rows
 from .threats import (
@@ -25,7 +26,6 @@ from .threats import (
     Found,
     Subjects,
     by_statistic,
-    check_threats,
     depth_of_unlearning,
     distance_to_retrained,
     like_untrained,
@@ -34,8 +34,6 @@ from .threats import (
 
 # A model that keeps less of its accuracy on the retain set than this share is called damaged.
 KEPT = 0.9
-#: What is tested if nothing is said: what is read from likelihoods and answers, which is cheap.
-DEFAULT_THREATS = ("extraction", "membership")
 
 
 def audit(
@@ -68,7 +66,7 @@ def audit(
             Without one there is no verdict but where something is found.
         split (`Split` or `dict`): sets of rows: `forget`, and where there are such, `retain` and `holdout`, `test` and
             `siblings` for a class, `unrelated` to relearn from.
-        threat_model (sequence of `str`, *optional*, defaults to `("extraction", "membership")`): what the adversary can do:
+        threat_model (`str` or sequence of `str`, *optional*, defaults to `("extraction", "membership")`): what the adversary can do:
             `"extraction"` (asks), `"membership"` (sees likelihoods), `"latent"` (has the weights: looks into the layers,
             quantizes, prunes), `"relearning"` (trains it further), `"both_checkpoints"` (has the original too).
         processing_class (*optional*): tokenizer or image processor; by default that of the model, if it is a name.
@@ -91,49 +89,20 @@ def audit(
     """
     from .judgement import judged
 
-    config = config or AuditConfig()
+    config = AuditConfig() if config is None else config
     models = Models(model, original, retrained, load, device, shadows)
-    threats = tuple(threat_model)
-    check_threats(threats, models.roles)
-    check_shadows(models)
+    threats = threats_of(threat_model)
     sets = sets_of(split)
+    notes = check_request(models.given, sets, threats, config, groups)
     if processing_class is None and models.name("unlearned") is not None:
         processing_class = _processing_class_of(models.name("unlearned"))
     subjects = Subjects(sets, processing_class, config, groups)
     tables, found = _run(models, subjects, threats, cache, canaries)
-    return judged(
+    report = judged(
         compare(tables, config.seed, found, groups), tables, found, threats, subjects.sets, margins, config, groups
     )
-
-
-def sets_of(split) -> dict[str, Any]:
-    """Sets of rows by their name, from a dictionary or an object with attributes of these names.
-
-    Raises:
-        ValueError: there is no forget set.
-    """
-    names = ("forget", "retain", "holdout", "test", "siblings", "unrelated")
-    given = split if isinstance(split, Mapping) else {name: getattr(split, name, None) for name in names}
-    sets = {name: rows for name, rows in given.items() if rows is not None}
-    if not len(sets.get("forget", ())):
-        raise ValueError(
-            "There is no forget set to audit. Give split=split(rows, request), or a dictionary with its rows under 'forget'."
-        )
-    return sets
-
-
-def check_shadows(models: Models) -> None:
-    """Find out before hours of work that there are too few models for LiRA.
-
-    Raises:
-        ValueError: with how many are needed.
-    """
-    if models.shadows and (len(models.shadows) < 2 or len(models.further_retrained) < 2):
-        raise ValueError(
-            f"LiRA compares the spread of models trained on the forget set with that of models that were not, but you gave "
-            f"{len(models.shadows)} shadows and {len(models.further_retrained)} retrained models beside the first. Either "
-            "give at least two of each, or leave the shadows out."
-        )
+    report.notes += notes
+    return report
 
 
 def _processing_class_of(name: str):

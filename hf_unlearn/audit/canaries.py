@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ def with_coins(table: Scores, canaries: Canaries) -> Scores:
 
 def canary_findings(tables: Tables) -> dict[Statistic, dict[str, Any]]:
     """Exposure of each planted canary under every model: in bits, and as a share of the most that can be measured."""
-    bits = Statistic("exposure_in_bits", "planted canaries", MEMORY)
+    bits = Statistic("exposure_in_bits", "planted canaries", MEMORY, bounds=(0.0, math.inf))
     share = Statistic("exposure_share", "planted canaries", MEMORY, "verbatim")
     found: dict[Statistic, dict[str, Any]] = {bits: {}, share: {}}
     for role, of in tables.items():

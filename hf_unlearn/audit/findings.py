@@ -29,6 +29,8 @@ class Statistic:
             utility does not.
         kind (`str`): `"mean"` or `"rate"` of values `(n,)` in [0, 1] a model, `"unbounded"` for the mean of others, or `"auc"` of two arrays a model: membership scores
             `(n,)` of the forget set and `(m,)` of the holdout.
+        bounds (`tuple` of two, *optional*): what a value can be, such as `(0, math.inf)` for a loss; without them values that
+            all lie in [0, 1] are taken for shares.
         records (`tuple` of `n`, *optional*): positions in the forget set of the values, where they are not of all of it.
     """
 
@@ -38,6 +40,7 @@ class Statistic:
     surface: str | None = None
     kind: str = "mean"
     records: tuple[int, ...] | None = None
+    bounds: tuple[float, float] | None = None
 
     def estimate(self, values, seed: int = 0, groups=None) -> Estimate:
         """The value with its interval; with `groups`, whose a record is, that of drawing persons and not rows."""
@@ -45,7 +48,7 @@ class Statistic:
             return intervals.auc(*values, seed=seed, groups=groups)
         values = np.asarray(values, dtype=np.float64)
         if self.kind != "rate" or groups is not None:
-            return intervals.mean(values, seed=seed, groups=groups)
+            return intervals.mean(values, seed=seed, groups=groups, bounds=self.bounds)
         known = values[~np.isnan(values)]
         estimate = intervals.rate(int(known.sum()), len(known))
         return replace(estimate, n_missing=len(values) - len(known))

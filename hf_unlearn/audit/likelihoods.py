@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +41,8 @@ class Measure:
 
 
 def _measure(name, set_name, direction, of, surface=None, kind="mean") -> Measure:
-    return Measure(Statistic(name, set_name, direction, surface, kind), of)
+    bounds = (0.0, math.inf) if name == "loss" else (0.0, 1.0)
+    return Measure(Statistic(name, set_name, direction, surface, kind, bounds=bounds), of)
 
 
 MEASURES = (
@@ -80,7 +82,7 @@ LABEL_MEASURES = tuple(
 )
 # The loss has no scale of its own: how far it may be from the retrained model's, several of these show. Two hardly do.
 MIN_SEEDS = 3
-LOG_LIKELIHOOD = Statistic("log_likelihood", "forget", MEMORY, "knowledge", "unbounded")
+LOG_LIKELIHOOD = Statistic("log_likelihood", "forget", MEMORY, "knowledge", "unbounded", bounds=(-math.inf, 0.0))
 #: How the names of sets end that are those of others, changed for one attack.
 FURTHER_PASSES = ("_lowercase", "_recall")
 #: Sets of texts that are written for the rows of another set, and scored with them.

@@ -152,6 +152,9 @@ def _published_scores(tables: Tables) -> Rows:
             for role in forget
             if all(role in found[name] for name in parts)
         }
+    n = {key: len(tables["unlearned"].get(key, ())) for key in ("forget", "retain", "holdout")}
+    sizes = {"memorization_score": [n["forget"]], "utility_score": [n["retain"]]}
+    sizes |= {"privacy_score": [n["forget"], n["holdout"]], "overall_score": list(n.values())}
     direction = {
         "memorization_score": "as retrained is best; higher = less memorized",
         "utility_score": UTILITY_OF_TABLE,
@@ -161,7 +164,7 @@ def _published_scores(tables: Tables) -> Rows:
         {"measure": name, "set": "forget" if name != "utility_score" else "retain"}
         | {"direction": direction.get(name, "higher = better")}
         | ({"variant": "relative"} if name == "privacy_score" else {})
-        | {role: None if of.value is None else _number(**of.as_dict()) for role, of in of_roles.items()}
+        | {role: None if of.value is None else _number(n=sizes[name], **of.as_dict()) for role, of in of_roles.items()}
         for name, of_roles in found.items()
         if of_roles
     ]
@@ -206,7 +209,8 @@ def _salun(tables: Tables, seed: int) -> Rows:
         values = {role: {name: estimate.value for name, estimate in row.items()} for role, row in found.items()}
         gaps = {role: aggregates.average_gap(of, values["retrained"]) for role, of in values.items()}
         row = {"measure": "salun_average_gap", "set": "all", "direction": "0 = as retrained", "retrained": None}
-        rows.append(row | {role: _number(**gap.as_dict()) for role, gap in gaps.items() if role != "retrained"})
+        n = [len(tables["unlearned"][key]) for key in ("forget", "retain", "test")]
+        rows.append(row | {role: _number(n=n, **gap.as_dict()) for role, gap in gaps.items() if role != "retrained"})
     return rows
 
 

@@ -7,6 +7,7 @@ budget: a retrained model relearns, leaks and is guided too, and only the differ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .images.reconstruction import ReconstructionAudit
 
 
+# The largest value of the distances that have one.
+FARTHEST = {"js": math.log(2), "tv": 1.0, "top1_agreement": 1.0, "top5_agreement": 1.0}
 # Records or persons a side below which a probe has nothing to learn from.
 MIN_PROBED = 10
 
@@ -385,7 +388,14 @@ def distance_to_retrained(model, retrained, subjects: Subjects) -> Found:
         ).items():
             direction = "1 = as retrained" if distance.endswith("agreement") else "0 = as retrained"
             records = subjects.records() if name == "forget" else None
-            found.values[Statistic(f"{distance}_to_retrained", name, direction, records=records)] = values
+            statistic = Statistic(
+                f"{distance}_to_retrained",
+                name,
+                direction,
+                records=records,
+                bounds=(0.0, FARTHEST.get(distance, math.inf)),
+            )
+            found.values[statistic] = values
     return found
 
 

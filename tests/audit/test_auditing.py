@@ -260,6 +260,18 @@ def test_no_text_goes_through_a_model_twice(case, monkeypatch):
     assert len(read) > 200 and len(read) == len(set(read))
 
 
+def test_no_interval_leaves_what_a_number_can_be(case):
+    report = run(case, case.another, retrained=case.retrained[0], threat_model=["membership"])
+    for row in report.rows:
+        name = row["measure"]
+        low = {"privleak": -np.inf}.get(name, 0.0)
+        high = np.inf if name in ("loss", "privleak") or name.startswith("kl_") else 1.0
+        for role in report.models:
+            value = row.get(role) or {}
+            ends = [value[end] for end in ("low", "high") if value.get(end) is not None]
+            assert all(low <= end <= high for end in ends), (name, row["set"], role, ends)
+
+
 def test_what_was_lost_is_noted(case):
     report = run(case, tiny_llama(seed=9), retrained=case.retrained[0], threat_model=["membership"])
     assert any("Much was lost that should be kept" in note for note in report.notes)
