@@ -35,15 +35,22 @@ from hf_unlearn.audit import (
 from hf_unlearn.audit.scoring.reduction import sum_by_example
 
 
-# Prompts and answers of different lengths, more than a batch of 16, and one question that has two answers.
+# Prompts and answers of different lengths, more than a batch of 16; the models know the first of them by heart.
 ROWS = [
     {
         "prompt": f"Question: Who wrote book {'of books ' * (i % 4)}{i}?\nAnswer:",
         "completion": f" {'author ' * (i % 5)}{i}.",
     }
-    for i in range(17)
+    for i in range(15)
 ]
-ROWS.append({**ROWS[3], "completion": " author 3 or nobody."})
+# The beginning of an answer that is known: the end token is the only one that is not hit.
+ROWS.append({**ROWS[8], "completion": " author author"})
+# Questions that have several answers, of which each is read once for all of them.
+ROWS += [
+    {"prompt": f"Question: Who {'wrote all the ' * n}books?\nAnswer:", "completion": f" {answer}"}
+    for n in (4, 8)
+    for answer in ("author 1.", "author 2 or another.", "nobody.", "of books", "many wrote them")
+]
 KNOWN = 9
 SAMPLING = (
     Sampling(),
@@ -173,6 +180,8 @@ def test_every_column_is_that_of_plain_logits(cell):
         same(min_k_plus_plus(table), smallest(standardized), cell)
         same(exact_memorization(table), [of.mean() for of in hits], cell)
         assert verbatim_extracted(table).tolist() == [of.all() for of in hits]
+        # Not the end token, which the model would not have put there.
+        assert verbatim_extracted(table)[15] and not table.hit[table.offsets[16] - 1]
         of_each = [Perplexity().set_dtype(torch.float64) for _ in ROWS]
         for metric, z, y in zip(of_each, cell.logits, cell.targets, strict=True):
             metric.update(z[None].double(), y[None])
@@ -232,28 +241,30 @@ def test_greedy_answers_are_those_of_generate(cell):
     def until_end(ids):
         return ids[: ids.index(EOS) + 1] if EOS in ids else ids
 
+    questions = list(dict.fromkeys(row["prompt"] for row in ROWS))
+    prompts = [list(ids) for ids in dict.fromkeys(map(tuple, cell.prompts))]
+    assert len(prompts) == len(questions) > 16
     alone = []
-    for prompt in cell.prompts:
+    for prompt in prompts:
         inputs = {name: value for name, value in padded([prompt], "left").items() if name != "position_ids"}
         alone.append(cell.model.generate(**inputs, generation_config=config)[0, len(prompt) :].tolist())
     assert any(ids[-1] == EOS for ids in alone) and any(len(ids) == N_NEW for ids in alone)
-    inputs = padded(cell.prompts, "left")
+    inputs = padded(prompts, "left")
     width = inputs["input_ids"].shape[1]
     together = cell.model.generate(
         **{k: v for k, v in inputs.items() if k != "position_ids"}, generation_config=config
     )
     assert [until_end(ids) for ids in together[:, width:].tolist()] == alone
     # `generate` cannot go on from padding on the right, so there it is done by hand.
-    on_the_right = [[] for _ in ROWS]
+    on_the_right = [[] for _ in prompts]
     for _ in range(N_NEW):
-        inputs = padded([p + new for p, new in zip(cell.prompts, on_the_right, strict=True)], "right")
+        inputs = padded([p + new for p, new in zip(prompts, on_the_right, strict=True)], "right")
         with torch.no_grad():
             logits = cell.model(**inputs).logits
         for new, z, mask in zip(on_the_right, logits, inputs["attention_mask"], strict=True):
             if EOS not in new:
                 new.append(int(z[int(mask.sum()) - 1].argmax()))
     assert on_the_right == alone
-    questions = [row["prompt"] for row in ROWS]
     before = cell.tokenizer.padding_side
     for side in ("left", "right"):
         cell.tokenizer.padding_side = side
