@@ -926,6 +926,36 @@ def test_every_row_is_what_another_route_gives(case, expected):
     assert not wrong
 
 
+def test_the_worst_records_are_named_by_their_place_in_the_whole_set(case, expected):
+    shown = [i * N_FORGET // N_SHOWN for i in range(N_SHOWN)]
+    half = split_in_half(shown, seed=case.seed)[1]
+    assert {"answer_probability", "rouge_l_recall", "exposure_share"} <= {w["measure"] for w in case.report.worst}
+    for worst in case.report.worst:
+        of_roles = expected.of_records[worst["measure"], worst["set"]]
+        excess = of_roles["unlearned"] - of_roles["retrained"]
+        places = (
+            half if worst["measure"].endswith("from_half") else shown if len(excess) == N_SHOWN else range(len(excess))
+        )
+        assert len(places) == len(excess), worst["measure"]
+        found = {place: value for place, value in zip(places, excess, strict=True) if value > 0}
+        largest = sorted(found.values(), reverse=True)[:10]
+        np.testing.assert_allclose(worst["excess"], largest, rtol=0, atol=1e-6)
+        # Of equal ones any may be named.
+        np.testing.assert_allclose([found[place] for place in worst["records"]], largest, rtol=0, atol=1e-6)
+        null = [of_roles[role] - of_roles["retrained"] for role in expected.ROLES[3:] if role in of_roles]
+        null = [*null, *(-of for of in null)]
+        compared = excess
+        if not null:  # of LiRA, for which the others are the yardstick already
+            compared, null = np.where(np.isnan(excess), np.nan, of_roles["unlearned"]), [of_roles["retrained"]]
+        null = np.sort(known(np.concatenate(null)))
+        limit = null[int(np.ceil(0.95 * (len(null) - 1)))]
+        assert worst["limit"] == pytest.approx(limit, abs=1e-6)
+        # Those within rounding of the limit may be on either side.
+        beyond = [(known(compared) > limit + margin).mean() for margin in (1e-6, -1e-6)]
+        assert beyond[0] <= worst["share_above"]["value"] <= beyond[1], worst["measure"]
+        assert worst["n_missing"] == int(np.isnan(excess).sum())
+
+
 def test_every_curve_is_what_another_route_gives(case, expected):
     wanted = {
         "logit lens, share of targets": {role: expected.lens_of(role) for role in expected.ROLES},
