@@ -152,7 +152,7 @@ def test_every_column_is_that_of_plain_logits(cell):
     mean, std = -entropy(p, axis=-1), np.sqrt((p * (everything + entropy(p, axis=-1)[:, None]) ** 2).sum(-1))
     logits, targets = torch.cat(cell.logits), torch.cat(cell.targets)
     hits = [(z.argmax(-1) == y).numpy()[:-1] for z, y in zip(cell.logits, cell.targets, strict=True)]
-    assert 0.3 < np.mean([of.all() for of in hits]) < 0.7  # some answers are known, others not
+    assert 0.2 < np.mean([of.all() for of in hits]) < 0.8  # some answers are known, others not
     top = logits.double().topk(2).values
     by_torchmetrics = Perplexity(ignore_index=-100).set_dtype(torch.float64)
     for z, y in zip(cell.logits, cell.targets, strict=True):
