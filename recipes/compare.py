@@ -20,9 +20,8 @@ def compare(results: dict[str, dict]) -> list[list[str]]:
         ValueError: the runs are of different requests, or compared with different models.
     """
     runs = list(results.values())
-    for key in ("request", "scope"):
-        if len({run["run"].get(key) for run in runs}) > 1:
-            raise ValueError(f"The results differ in their {key}. Give results of one request.")
+    if len({(run["run"].get("request") or {}).get("id") for run in runs}) > 1:
+        raise ValueError("The results are of different requests. Give results of one request.")
     table = [["measure", "set", "original", "retrained", *results]]
     for row in runs[0]["audit"]["rows"]:
         same = [_row(run, row["measure"], row["set"]) for run in runs]
