@@ -119,8 +119,8 @@ def audit_sets(
     return sets
 
 
-def groups_of(sets: Mapping[str, Any], column: str | None) -> list | None:
-    """Whose each of the forget rows is: the values of a column.
+def groups_of(sets: Mapping[str, Any], column: str | None) -> dict[str, list] | None:
+    """Whose each row of the forget set and of the holdout is: the values of a column.
 
     Raises:
         ValueError: the forget set has no such column; the message lists those that it has.
@@ -133,7 +133,8 @@ def groups_of(sets: Mapping[str, Any], column: str | None) -> list | None:
             f"You set group_column={column!r}, but the forget set has no such column. Its columns are "
             f"{', '.join(columns)}. Set one of them, or leave group_column out."
         )
-    return list(sets["forget"][column])
+    named = {name: sets[name] for name in ("forget", "holdout") if sets.get(name) is not None}
+    return {name: list(rows[column]) for name, rows in named.items() if column in rows.column_names}
 
 
 def load_config(arguments: ModelConfig, name: str | None = None):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .canaries import canary_sets, with_coins
-from .findings import Statistic, row
+from .findings import Groups, Statistic, row
 from .likelihoods import likelihood_findings, score_sets
 from .memberships import Tables, lira_finding
 from .metrics import membership
@@ -74,7 +74,8 @@ def audit(
         margins ([`~hf_unlearn.audit.verdicts.verdict.Margins`], *optional*): how far from the retrained model still counts as equal.
         cache ([`ScoreCache`], *optional*): keeps the tables of models that were scored before.
         load, device (*optional*): how a name becomes a model, and where it runs; see [`Models`].
-        groups (`(n,)`, *optional*): whose a forget row is; rows of one person are not independent.
+        groups (`(n,)`, *optional*): whose a forget row is; rows of one person are not independent. A dictionary of
+            `"forget"` and `"holdout"` has the labels of both.
         canaries ([`~hf_unlearn.audit.metrics.exposure.Canaries`], *optional*): what was planted in the training data of the
             original, from `make_canaries`: their exposure, and a lower bound of epsilon.
         shadows (sequence, *optional*): at least two models or names, trained on the forget set with other seeds and then
@@ -195,9 +196,10 @@ def compare(
             such models, for `"original"` and `"retrained"`: the same examples in the same order.
         seed (`int`, *optional*, defaults to `0`): of the bootstrap intervals.
         found (`dict[str, Found]`, *optional*): values and curves of each model.
-        groups (`(n,)`, *optional*): whose a forget row is.
+        groups (*optional*): as for [`audit`].
     """
     roles = list(tables)
+    groups = Groups.of(groups, len(tables["unlearned"].get("holdout", ())))
     values = likelihood_findings(tables) | by_statistic(found or {})
     rows = [row(statistic, dict.fromkeys(roles) | of_roles, seed, groups) for statistic, of_roles in values.items()]
     rows += summary_rows(tables, seed, groups)

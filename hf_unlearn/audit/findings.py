@@ -19,6 +19,23 @@ FIT = "lower = fits better"
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Whose a record is: a label each of the forget set and of the holdout. Records of one person are not independent."""
+
+    forget: list
+    holdout: list
+
+    @classmethod
+    def of(cls, groups, n_holdout: int) -> Groups | None:
+        """From a label a forget row, or labels by set; a row of the holdout without one counts by itself."""
+        if groups is None or isinstance(groups, Groups):
+            return groups
+        by_set = groups if isinstance(groups, Mapping) else {"forget": groups}
+        alone = [f"holdout {i}" for i in range(n_holdout)]
+        return cls(list(by_set["forget"]), alone if by_set.get("holdout") is None else list(by_set["holdout"]))
+
+
+@dataclass(frozen=True)
 class Statistic:
     """A number an audit reports, and how to read it.
 
@@ -59,22 +76,21 @@ class Statistic:
             return intervals.paired_auc_difference(*first, *second, seed=seed, groups=groups)
         return intervals.paired_difference(first, second, seed=seed, groups=groups)
 
-    def groups_of(self, groups, values) -> Any:
+    def groups_of(self, groups: Groups | None) -> Any:
         """The groups of the forget rows as these values need them; none where they are of another set."""
         if groups is None or not self.set.startswith("forget"):
             return None
-        groups = list(groups) if self.records is None else [groups[i] for i in self.records]
-        # Whose a row of the holdout is does not matter: each counts by itself.
-        return (groups, [f"holdout {i}" for i in range(len(values[1]))]) if self.kind == "auc" else groups
+        forget = groups.forget if self.records is None else [groups.forget[i] for i in self.records]
+        return (forget, groups.holdout) if self.kind == "auc" else forget
 
 
 #: Values a model, by its role: `(n,)`, or for an AUC `((n,), (m,))`; `None` where there is none.
 Values = Mapping[str, Any]
 
 
-def row(statistic: Statistic, values: Values, seed: int = 0, groups=None) -> dict[str, Any]:
+def row(statistic: Statistic, values: Values, seed: int = 0, groups: Groups | None = None) -> dict[str, Any]:
     """The statistic under each model, and how the unlearned one differs from the retrained one."""
-    groups = statistic.groups_of(groups, values["unlearned"]) if values.get("unlearned") is not None else None
+    groups = statistic.groups_of(groups)
     estimates = {role: None if v is None else statistic.estimate(v, seed, groups) for role, v in values.items()}
     difference = None
     if values.get("unlearned") is not None and values.get("retrained") is not None:

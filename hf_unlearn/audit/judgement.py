@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .findings import Statistic
+from .findings import Groups, Statistic
 from .images.reconstruction import LEVEL
 from .likelihoods import FURTHER_PASSES, control_findings, likelihood_findings
 from .memberships import Tables
@@ -50,6 +50,7 @@ def judged(
 ) -> AuditReport:
     """The report with a verdict on every statistic that has a surface, on every surface, and on the audit itself."""
     margins = margins or Margins()
+    groups = Groups.of(groups, len(sets.get("holdout", ())))
     baseline = _baseline(sets, config.seed, groups)
     values = likelihood_findings(tables) | by_statistic(found)
     surfaces = [surface for threat in threats for surface in SURFACES_OF[threat]]
@@ -98,7 +99,7 @@ def _verdict(statistic: Statistic, of_roles, control, baseline, margins, seed, g
         "beside_original": statistic.surface == "two-checkpoint",
     }
     if statistic.kind == "auc":
-        arguments["groups"] = statistic.groups_of(groups, of_roles["unlearned"])
+        arguments["groups"] = statistic.groups_of(groups)
         return judge_auc(statistic.name, *models, further, **arguments)
     kind = "relearn" if statistic.surface == "relearn" else statistic.kind.replace("mean", "share")
     # Where forget set and holdout differ in kind, what a model does on the one says nothing about the other.
@@ -106,9 +107,9 @@ def _verdict(statistic: Statistic, of_roles, control, baseline, margins, seed, g
     if control is not None and kind == "share" and alike:
         models = [None if v is None else (v, control[role]) for v, role in zip(models, ROLES, strict=True)]
         further = [(of_roles[role], control[role]) for role in of_roles if role.startswith("retrained_")]
-    arguments["groups"] = statistic.groups_of(groups, of_roles["unlearned"])
+    arguments["groups"] = statistic.groups_of(groups)
     if arguments["groups"] is not None and isinstance(models[1], tuple):
-        arguments["groups"] = (arguments["groups"], [f"holdout {i}" for i in range(len(models[1][1]))])
+        arguments["groups"] = (arguments["groups"], groups.holdout)
     return judge(statistic.name, kind, *models, further, **arguments)
 
 
@@ -147,9 +148,8 @@ def _baseline(sets: Mapping[str, Any], seed: int, groups=None):
     """Whether forget set and holdout can be told apart without any model."""
     if not len(sets.get("forget", ())) or not len(sets.get("holdout", ())):
         return None
-    if groups is not None:
-        groups = (list(groups), [f"holdout {i}" for i in range(len(sets["holdout"]))])
-    return blind_baseline(sets["forget"], sets["holdout"], groups=groups, seed=seed)
+    of_sides = None if groups is None else (groups.forget, groups.holdout)
+    return blind_baseline(sets["forget"], sets["holdout"], groups=of_sides, seed=seed)
 
 
 def _checks(baseline, verdicts: Sequence[Verdict], tables: Tables) -> list[dict[str, Any]]:

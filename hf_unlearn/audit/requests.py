@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .findings import Groups
 from .threats import THREATS, AuditConfig, check_threats
 
 
@@ -79,7 +80,7 @@ def check_request(
     sets: Mapping[str, Any],
     threats: Sequence[str],
     config: AuditConfig,
-    groups: Sequence | None = None,
+    groups=None,
 ) -> list[str]:
     """Find out before hours of work that an audit cannot run, or could not mean what it says.
 
@@ -88,7 +89,7 @@ def check_request(
         sets (`dict`): rows by name, from [`sets_of`].
         threats (sequence of `str`): from [`threats_of`].
         config ([`AuditConfig`]): how much of what is tried.
-        groups (`(n,)`, *optional*): whose a forget row is.
+        groups (*optional*): as for `audit`.
 
     Returns:
         `list[str]`: what a reader of the report must know of the request.
@@ -100,8 +101,8 @@ def check_request(
     check_threats(threats, list(models))
     _check_retrained(models)
     _check_shadows(models)
-    _check_groups(groups, len(sets["forget"]))
-    _check_relearning(threats, sets, groups)
+    _check_groups(groups, sets)
+    _check_relearning(threats, sets, Groups.of(groups, 0))
     return _check_shared_rows(sets)
 
 
@@ -148,26 +149,38 @@ def _place(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _check_groups(groups: Sequence | None, n: int) -> None:
+def _check_groups(groups, sets: Mapping[str, Any]) -> None:
     if groups is None:
         return
-    groups = list(groups)
-    if len(groups) != n:
+    by_set = groups if isinstance(groups, Mapping) else {"forget": groups}
+    if not {"forget"} <= set(by_set) <= {"forget", "holdout"}:
         raise ValueError(
-            f"You gave {len(groups)} groups for {n} rows of the forget set. Give one label a row, in the same order."
+            f"You gave groups of {', '.join(by_set)}. Give a label for each row of the forget set, or a dictionary of "
+            "labels for 'forget' and 'holdout'."
         )
-    missing = sum(label is None or label != label for label in groups)  # NaN is not itself
+    for name, labels in by_set.items():
+        n = len(sets.get(name, ()))
+        if labels is not None:
+            _check_labels(list(labels), n, name)
+
+
+def _check_labels(labels: list, n: int, name: str) -> None:
+    if len(labels) != n:
+        raise ValueError(
+            f"You gave {len(labels)} groups for {n} rows of the {name} set. Give one label a row, in the same order."
+        )
+    missing = sum(label is None or label != label for label in labels)  # NaN is not itself
     if missing:
         raise ValueError(
-            f"{missing} of the {n} rows of the forget set have no group. Either give each its own label, or leave the "
+            f"{missing} of the {n} rows of the {name} set have no group. Either give each its own label, or leave the "
             "groups out."
         )
 
 
-def _check_relearning(threats: Sequence[str], sets: Mapping[str, Any], groups: Sequence | None) -> None:
+def _check_relearning(threats: Sequence[str], sets: Mapping[str, Any], groups: Groups | None) -> None:
     if "relearning" not in threats or any(len(sets.get(name, ())) for name in ("retain", "unrelated")):
         return
-    parts = len(sets["forget"]) if groups is None else len(set(groups))
+    parts = len(sets["forget"]) if groups is None else len(set(groups.forget))
     if parts < 2:
         raise ValueError(
             'You chose the threat model "relearning", but there is nothing to train on: no retain set, no unrelated rows, and '

@@ -71,10 +71,9 @@ def _frozen_threshold(tables: Tables, seed: int, groups) -> Rows:
     models = {role: _loss_attack(of) for role, of in tables.items() if role in ("original", "unlearned", "retrained")}
     if "original" not in models or min(len(side) for side in models["original"]) < 2:
         return []
-    if groups is not None:
-        groups = (list(groups), [f"holdout {i}" for i in range(len(models["original"][1]))])
+    of_sides = None if groups is None else (groups.forget, groups.holdout)
     try:
-        found = at_original_threshold(models, seed=seed, groups=groups)
+        found = at_original_threshold(models, seed=seed, groups=of_sides)
     except ValueError:  # too few records that can be scored, or too few persons
         return []
     named = (

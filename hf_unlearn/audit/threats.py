@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .findings import MEMORY, UTILITY, Statistic
+from .findings import MEMORY, UTILITY, Groups, Statistic
 from .metrics.extraction import exact_memorization, extraction_strength
 from .metrics.quality import answer_probability
 from .scoring.scores import Scores, score
@@ -108,7 +108,7 @@ class Subjects:
         self.sets = {name: rows for name, rows in sets.items() if rows is not None and len(rows)}
         self.processing_class, self.config = processing_class, config
         self.of_images = has_images(self.sets["forget"])
-        self._groups = groups
+        self._groups = Groups.of(groups, len(self.sets.get("holdout", ())))
         #: The table of each set under the model that is audited now.
         self.tables: Mapping[str, Scores] = {}
 
@@ -134,9 +134,11 @@ class Subjects:
         return list(range(n)) if n <= limit else [i * n // limit for i in range(limit)]
 
     @property
-    def groups(self) -> list | None:
-        """Whose each of the forget rows is."""
-        return None if self._groups is None else [self._groups[i] for i in self.chosen("forget")]
+    def groups(self) -> Groups | None:
+        """Whose each of the chosen rows is."""
+        if self._groups is None:
+            return None
+        return Groups(*([of[i] for i in self.chosen(name)] for name, of in vars(self._groups).items()))
 
     def has_column(self, name: str) -> bool:
         return not self.of_images and name in dict(self.sets["forget"][0])
@@ -161,6 +163,19 @@ class Subjects:
         try:
             encode(row, self.processing_class, self.config.max_length or context_length(model))
         except ValueError:
+            return False
+        return True
+
+    def trainable(self, rows) -> Any:
+        """The rows that have anything to train on: one without an answer is missing everywhere, and no reason to stop."""
+        return rows if self.of_images else _picked(rows, [i for i, row in enumerate(rows) if self._has_target(row)])
+
+    def _has_target(self, row) -> bool:
+        from hf_unlearn.data.text import EmptyTargetError, encode
+
+        try:
+            encode(row, self.processing_class)
+        except EmptyTargetError:
             return False
         return True
 
@@ -246,14 +261,14 @@ def in_the_layers(model, subjects: Subjects) -> Found:
     found.values[statistic] = lens.hit_rate[:-1].max(axis=0)
     layers = tuple(range(len(lens.hit_rate)))
     found.curves[Curve("logit lens, share of targets", "forget", "layer", layers)] = lens.hit_rate
-    groups = subjects.groups or list(range(len(forget)))
-    if min(len(set(groups)), len(holdout)) >= MIN_PROBED:
+    groups = subjects.groups or Groups(list(range(len(forget))), list(range(len(holdout))))
+    if min(len(set(groups.forget)), len(set(groups.holdout))) >= MIN_PROBED:
         told = layer_probe(
             model,
             subjects.processing_class,
             [*forget, *holdout],
             labels=np.repeat([1, 0], [len(forget), len(holdout)]),
-            groups=[f"forget {group}" for group in groups] + [f"holdout {i}" for i in range(len(holdout))],
+            groups=[f"{name} {label}" for name, of in vars(groups).items() for label in of],
             batch_size=config.batch_size,
             seed=config.seed,
             **subjects.lengths,
@@ -295,10 +310,14 @@ def after_relearning(model, subjects: Subjects) -> Found:
     for protocol, name in (("related", "retain"), ("unrelated", "unrelated")):
         if len(rows := subjects.rows(name)):
             protocols[protocol] = (_picked(rows, range(min(len(rows), len(forget)))), everything)
-    if len(set(subjects.groups or everything)) >= 2:
-        half, other = split_in_half(everything, subjects.groups, config.seed)
+    people = everything if subjects.groups is None else subjects.groups.forget
+    if len(set(people)) >= 2:
+        half, other = split_in_half(everything, people, config.seed)
         protocols["half"] = (_picked(forget, half), other)
     for protocol, (train, recovered) in protocols.items():
+        train = subjects.trainable(train)
+        if not len(train):
+            continue
         runs = relearn_grid(
             model,
             subjects.processing_class,

@@ -247,6 +247,44 @@ def test_groups_follow_their_rows_into_a_part_of_the_forget_set(case):
     assert report.grouped and report.margins["auc"] == 0.05
 
 
+def test_groups_of_the_holdout_are_not_split_by_the_blind_check(case):
+    """Rows of one person are alike: with one in each part of a test, two sets of the same kind look different."""
+    rng = np.random.default_rng(3)
+
+    def rows(people):
+        names = ["".join(chr(97 + c) for c in rng.integers(26, size=12)) for _ in range(people)]
+        return [{"prompt": f"{name} {k}", "completion": f" {name}"} for name in names for k in range(6)]
+
+    forget, holdout = rows(15), rows(15)
+    groups = {"forget": [i // 6 for i in range(90)], "holdout": [i // 6 for i in range(90)]}
+    shifts = []
+    for given in (None, groups):
+        report = audit(
+            case.another,
+            None,
+            None,
+            {"forget": forget, "holdout": holdout},
+            "membership",
+            TOKENIZER,
+            SMALL,
+            groups=given,
+        )
+        (check,) = [check for check in report.checks if check["check"] == "blind_baseline"]
+        shifts.append(check["shift"])
+    assert shifts == [True, False]
+
+
+def test_a_row_without_an_answer_does_not_stop_relearning(case):
+    rows = [dict(row) for row in case.split.forget]
+    for i in range(0, 8):
+        rows[i]["completion"] = ""
+    split = {"forget": rows, "retain": case.split.retain}
+    config = replace(SMALL, max_rows=30, relearning_steps=(0, 1))
+    report = audit(case.original, split=split, threat_model="relearning", processing_class=TOKENIZER, config=config)
+    related = row_of(report, "extraction_strength_relearned_from_related", "forget")
+    assert related["unlearned"]["n"] == [N_FORGET - 8] and related["unlearned"]["n_missing"] == 8
+
+
 def test_no_text_goes_through_a_model_twice(case, monkeypatch):
     read = []
     computed = score_module._computed

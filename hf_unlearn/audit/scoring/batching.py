@@ -105,7 +105,7 @@ def plan(rows: Sequence[Sequence[int]], batch_size: int, max_targets: int, max_d
         batch = _cheapest(*_shared(members, rows, COST_OF_A_PASS / batch_size), cut, max_depth)
         with_others = [span for spans in batch.last for span in spans if span.parent is not None]
         batch = replace(batch, last=[spans for spans in batch.last if spans[0].parent is not None])
-        if batch.cost <= WORTH_SHARING * Batch(cut([whole[span.row] for span in with_others])).cost:
+        if batch.last and batch.cost <= WORTH_SHARING * Batch(cut([whole[span.row] for span in with_others])).cost:
             batches.append(batch)
             members = set(members) - {span.row for span in with_others}
         alone += [whole[i] for i in members]
