@@ -1,6 +1,6 @@
 """Log-likelihoods of targets: the tokens of an answer under a causal LM, the one label of an image under a classifier.
 
-The only place that touches logits. A classifier is a model with a one-token answer, so whatever is written in terms
+The only place that reads logits of targets; `audit/generation` looks at those of the next token. A classifier is a model with a one-token answer, so whatever is written in terms
 of [`TargetLogits`] serves both kinds of model without a branch.
 """
 

@@ -156,6 +156,8 @@ def test_audit_recipe_gives_the_same_numbers(registry, unlearned):
         "runs/registry/original/model",
         "--retrained",
         "runs/registry/retrained/model",
+        "--group_column",
+        "person",
         "--output_dir",
         "runs/audit",
         cwd=registry,

@@ -139,7 +139,7 @@ def _check_encoded(row: dict, max_length: int | None) -> dict:
 
 
 def _with_special_tokens(text: str, tokenizer) -> list[int]:
-    ids = list(tokenizer(text)["input_ids"])
+    ids = list(tokenizer(text, verbose=False)["input_ids"])  # what is too long is an error here, and no warning
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise ValueError(
