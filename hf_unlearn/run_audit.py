@@ -26,7 +26,8 @@ from hf_unlearn.arguments import (
 )
 from hf_unlearn.audit.cost import cost_ratios
 from hf_unlearn.audit.requests import DEFAULT_THREATS, check_request, threats_of
-from hf_unlearn.audit.threats import THREATS, AuditConfig
+from hf_unlearn.audit.subjects import AuditConfig
+from hf_unlearn.audit.threats import THREATS
 
 
 # What runs models is imported where it is used: `--help` and a mistyped option should not take seconds.

@@ -81,7 +81,8 @@ _MODULES = {
         "rate",
         "tpr_at_fpr",
     ],
-    "threats": ["THREATS", "AuditConfig"],
+    "subjects": ["AuditConfig"],
+    "threats": ["THREATS"],
     "verdicts.verdict": ["Margins"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -17,19 +17,9 @@ from .models import Models
 from .report import AuditReport
 from .requests import DEFAULT_THREATS, check_request, sets_of, threats_of
 from .scoring.score import score
+from .subjects import AuditConfig, Curve, Found, Subjects, by_statistic
 from .summaries import summary_rows
-from .threats import (
-    ONE_MODEL,
-    TWO_MODELS,
-    AuditConfig,
-    Curve,
-    Found,
-    Subjects,
-    by_statistic,
-    depth_of_unlearning,
-    distance_to_retrained,
-    like_untrained,
-)
+from .threats import ONE_MODEL, TWO_MODELS, depth_of_unlearning, distance_to_retrained, like_untrained
 
 
 # A model that keeps less of its accuracy on the retain set than this share is called damaged.

@@ -17,7 +17,8 @@ from .models import ROLES
 from .report import AuditReport
 from .scoring.scores import Scores
 from .statistics.exchangeability import blind_baseline
-from .threats import SURFACES_OF, AuditConfig, Found, by_statistic
+from .subjects import AuditConfig, Found, by_statistic
+from .threats import SURFACES_OF
 from .verdicts.verdict import (
     SURFACES,
     Margins,

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .findings import Groups
-from .threats import THREATS, AuditConfig, check_threats
+from .subjects import AuditConfig
+from .threats import THREATS, check_threats
 
 
 #: Sets of rows that an audit knows.
