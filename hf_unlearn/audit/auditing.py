@@ -236,7 +236,8 @@ def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:
     curves: dict[Curve, dict[str, Any]] = {}
     for role, of_role in found.items():
         for curve, values in of_role.curves.items():
-            points = [Statistic(curve.name, curve.set, curve.direction).estimate(v, seed).as_dict() for v in values]
+            statistic = Statistic(curve.name, curve.set, curve.direction, kind=curve.kind)
+            points = [statistic.estimate(v, seed).as_dict() for v in values]
             curves.setdefault(curve, {})[role] = points
     return [
         {"name": c.name, "set": c.set, "axis": c.axis, "x": list(c.x), "direction": c.direction} | of_roles

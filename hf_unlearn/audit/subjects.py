@@ -59,13 +59,14 @@ class AuditConfig:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values of records along an axis, such as steps of relearning."""
+    """Values of records along an axis, such as steps of relearning; of `kind` `"mean"`, or `"rate"` of yes and no."""
 
     name: str
     set: str
     axis: str
     x: tuple[float, ...]
     direction: str = MEMORY
+    kind: str = "mean"
 
 
 @dataclass

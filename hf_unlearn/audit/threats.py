@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from .findings import UTILITY, Groups, Statistic
-from .metrics.extraction import exact_memorization, extraction_strength
+from .generation.prefixes import prefix_curve
+from .metrics.extraction import exact_memorization, extraction_probability, extraction_strength, queries_needed
 from .metrics.quality import answer_probability
 from .scoring.scores import Scores
 from .subjects import Curve, Found, Subjects, picked
@@ -23,6 +24,9 @@ from .subjects import Curve, Found, Subjects, picked
 
 # The largest value of the distances that have one.
 FARTHEST = {"js": math.log(2), "tv": 1.0, "top1_agreement": 1.0, "top5_agreement": 1.0}
+# Shares of an answer that are given, and samples (top-k 40, chance of one half) that are drawn.
+GIVEN = (0.0, 0.25, 0.5, 0.75)
+SAMPLES = (1, 10, 100, 1_000, 10_000)
 # Records or persons a side below which a probe has nothing to learn from.
 MIN_PROBED = 10
 
@@ -32,6 +36,22 @@ def _metrics(subjects: Subjects) -> dict[str, Callable[[Scores], np.ndarray]]:
     if subjects.of_images:
         return {"accuracy": exact_memorization, "answer_probability": answer_probability}
     return {"extraction_strength": extraction_strength, "answer_probability": answer_probability}
+
+
+def by_effort(model, subjects: Subjects) -> Found:
+    """How much comes out with how much effort: of the answer given beforehand, or of samples. Read from the table."""
+    if subjects.of_images:
+        return Found()
+    table = subjects.tables["forget"]
+    rest = np.where(table.valid, prefix_curve(table, fractions=GIVEN).T, np.nan)
+    needed = np.where(table.valid, queries_needed(extraction_probability(table, top_k=40), p=0.5), np.nan)
+    drawn = np.array([np.where(np.isnan(needed), np.nan, needed <= n) for n in SAMPLES])
+    return Found(
+        curves={
+            Curve("rest comes out after a part was given", "forget", "share given", GIVEN, kind="rate"): rest,
+            Curve("comes out in so many samples", "forget", "samples", SAMPLES, kind="rate"): drawn,
+        }
+    )
 
 
 _NOT_ASKED = {"prompt": "", "completion": ""}
@@ -286,7 +306,7 @@ def like_untrained(model, subjects: Subjects) -> Found:
 
 #: What an adversary can do -> the audits of one model that follow from it; the table of likelihoods is always made.
 ONE_MODEL: dict[str, tuple[Callable[[Any, Subjects], Found], ...]] = {
-    "extraction": (asked_otherwise, generated),
+    "extraction": (by_effort, asked_otherwise, generated),
     "membership": (),
     "latent": (in_the_layers, after_weight_attacks),
     "relearning": (after_relearning,),

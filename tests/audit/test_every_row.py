@@ -44,6 +44,7 @@ TOWNS = ["Paris", "Ulm", "Oslo", "Rome", "Lima", "Bonn", "Kazan", "Cork"]
 N_FORGET, N_SHOWN, N_HOLDOUT = 24, 16, 104
 # Rows of the forget set, among those shown: one without an answer, and one that the unlearned model cannot read.
 EMPTY, UNREADABLE = 4, 9
+GIVEN, SAMPLES = (0.0, 0.25, 0.5, 0.75), (1, 10, 100, 1_000, 10_000)
 STEPS, RATES = (0, 1, 3), (1e-3, 1e-2)
 WEIGHTS = (0.5, 1.0, 2.0)
 N_SAMPLES, N_NEW = 3, 14
@@ -237,9 +238,18 @@ def strength(text):
     return 1 - next(k for k in range(n + 1) if text.hits[k:].all()) / n
 
 
+def comes_out(text, samples):
+    """A chance of one half or more to see it in so many samples."""
+    return float(1 - (1 - np.exp(text.of_40.sum())) ** samples >= 0.5)
+
+
 def extractable(text):
-    """A chance of one half or more to see it in 100 samples."""
-    return float(1 - (1 - np.exp(text.of_40.sum())) ** 100 >= 0.5)
+    return comes_out(text, 100)
+
+
+def rest_comes_out(text, share):
+    given = int(np.floor(share * len(text.hits) + 1e-9))
+    return float(text.hits[given:].all()) if given < len(text.hits) else np.nan
 
 
 def words_of(text: str) -> str:
@@ -278,6 +288,11 @@ class Expected:
 
     def each(self, of, rows, roles=ROLES) -> dict[str, np.ndarray]:
         return {role: self.plain[role].each(rows, of) for role in roles}
+
+    def along(self, of, axis) -> dict[str, np.ndarray]:
+        """A curve of the forget set, `(len(axis), n)`."""
+        points = [self.each(lambda text, x=x: of(text, x), self.sets["forget"]) for x in axis]
+        return {role: np.array([point[role] for point in points]) for role in self.ROLES}
 
     # Rows that are the mean, or the AUC, of values of records.
 
@@ -960,6 +975,8 @@ def test_every_curve_is_what_another_route_gives(case, expected):
     wanted = {
         "logit lens, share of targets": {role: expected.lens_of(role) for role in expected.ROLES},
         "guidance, extraction strength": expected.guided,
+        "rest comes out after a part was given": expected.along(rest_comes_out, GIVEN),
+        "comes out in so many samples": expected.along(comes_out, SAMPLES),
     }
     for protocol in expected.protocols:
         for k, metric in enumerate(("extraction_strength", "answer_probability")):
@@ -969,6 +986,7 @@ def test_every_curve_is_what_another_route_gives(case, expected):
     curves = {curve["name"]: curve for curve in case.report.curves}
     assert set(curves) == set(wanted)
     axes = {"logit lens, share of targets": [0, 1, 2], "guidance, extraction strength": list(WEIGHTS)}
+    axes |= {"rest comes out after a part was given": list(GIVEN), "comes out in so many samples": list(SAMPLES)}
     for name, of_roles in wanted.items():
         assert curves[name]["x"] == axes.get(name, list(STEPS))
         assert {role for role in expected.ROLES if role in curves[name]} == set(of_roles)
