@@ -49,6 +49,7 @@ class Statistic:
         bounds (`tuple` of two, *optional*): what a value can be, such as `(0, math.inf)` for a loss; without them values that
             all lie in [0, 1] are taken for shares.
         records (`tuple` of `n`, *optional*): positions in the forget set of the values, where they are not of all of it.
+        others (`tuple` of `m`, *optional*): likewise in the holdout, of an AUC.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Statistic:
     surface: str | None = None
     kind: str = "mean"
     records: tuple[int, ...] | None = None
+    others: tuple[int, ...] | None = None
     bounds: tuple[float, float] | None = None
 
     def estimate(self, values, seed: int = 0, groups=None) -> Estimate:
@@ -80,8 +82,12 @@ class Statistic:
         """The groups of the forget rows as these values need them; none where they are of another set."""
         if groups is None or not self.set.startswith("forget"):
             return None
-        forget = groups.forget if self.records is None else [groups.forget[i] for i in self.records]
-        return (forget, groups.holdout) if self.kind == "auc" else forget
+        forget, holdout = _picked(groups.forget, self.records), _picked(groups.holdout, self.others)
+        return (forget, holdout) if self.kind == "auc" else forget
+
+
+def _picked(labels: list, places: tuple[int, ...] | None) -> list:
+    return labels if places is None else [labels[i] for i in places]
 
 
 #: Values a model, by its role: `(n,)`, or for an AUC `((n,), (m,))`; `None` where there is none.

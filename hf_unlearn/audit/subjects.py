@@ -110,11 +110,11 @@ class Subjects:
         """A statistic of the chosen forget rows, or of those at these places among them."""
         return Statistic(name, "forget", MEMORY, surface, kind, self.records(records))
 
-    def records(self, places: Sequence[int] | None = None) -> tuple[int, ...] | None:
-        """Places in the whole forget set of the chosen rows, or of those at these places among them; `None` for all."""
-        chosen = self.chosen("forget")
+    def records(self, places: Sequence[int] | None = None, name: str = "forget") -> tuple[int, ...] | None:
+        """Places in the whole set of the chosen rows, or of those at these places among them; `None` for all."""
+        chosen = self.chosen(name)
         chosen = chosen if places is None else [chosen[i] for i in places]
-        return None if len(chosen) == len(self.sets["forget"]) else tuple(chosen)
+        return None if len(chosen) == len(self.sets[name]) else tuple(chosen)
 
     def chosen(self, name: str) -> list[int]:
         """Places of the rows in their set."""

@@ -139,7 +139,11 @@ def in_the_layers(model, subjects: Subjects) -> Found:
         )
         correct = told.correct[int(np.argmax(np.nan_to_num(told.accuracy)))]
         # Who is said to be of the forget set: the AUC of yes and no is the balanced accuracy.
-        statistic = replace(subjects.memory("probe_forget_or_holdout", "latent", "auc"), set="forget against holdout")
+        statistic = replace(
+            subjects.memory("probe_forget_or_holdout", "latent", "auc"),
+            set="forget against holdout",
+            others=subjects.records(name="holdout"),
+        )
         found.values[statistic] = (correct[: len(forget)], 1 - correct[len(forget) :])
     return found
 

@@ -233,13 +233,15 @@ def test_a_loss_far_beyond_that_of_retrained_models_is_over_forgotten(case):
 
 
 def test_groups_follow_their_rows_into_a_part_of_the_forget_set(case):
-    groups = [f"person {i // 5}" for i in range(N_FORGET)]
+    groups = [f"person {i // 3}" for i in range(N_FORGET)]
     config = replace(SMALL, max_rows=20, relearning_steps=(0, 1))
     threats = ["extraction", "latent", "relearning"]
     report = run(case, case.another, retrained=case.retrained[0], threat_model=threats, groups=groups, config=config)
     measures = ("rouge_l_recall", "extraction_strength_int4-rtn", "extraction_strength_relearned_from_half")
     for measure in measures:
         assert row_of(report, measure, "forget")["verdict"]["unlearned"]["method"].endswith("groups"), measure
+    probe = row_of(report, "probe_forget_or_holdout")
+    assert probe["verdict"]["unlearned"]["method"].endswith("groups") and probe["unlearned"]["n"] == [20, 20]
     # Positions are those in the whole set, also where only a part of it was looked at.
     chosen = {i * N_FORGET // 20 for i in range(20)}
     listed = [worst for worst in report.worst if worst["measure"] in measures]
