@@ -112,43 +112,45 @@ FoundByRole = dict[str, Found]
 def _run(
     models: Models, subjects: Subjects, threats: Sequence[str], cache, canaries=None
 ) -> tuple[Tables, FoundByRole]:
-    """One model after the other, and then the original beside each of the others."""
-    config, sets = subjects.config, subjects.sets
-    scored = {name: rows for name, rows in sets.items() if name != "unrelated"}
-    scored |= {} if canaries is None else canary_sets(canaries)
+    """One model after the other, then the original beside each of the others, and each beside the retrained one."""
+    config = subjects.config
     options = {"max_length": config.max_length, "truncate": config.truncate, "cache": cache}
-    tables: dict[str, Any] = {}
     found: FoundByRole = {role: Found() for role in models.roles}
+    tables = _each_model(models, subjects, threats, options, canaries, found)
+    _beside_the_original(models, subjects, threats, found)
+    if models.shadows:
+        _against_shadows(models, subjects, options, tables, found)
+    if config.stability and "retrained" in models.roles:
+        _beside_the_retrained(models, subjects, found)
+    return tables, found
+
+
+def _each_model(models: Models, subjects: Subjects, threats, options, canaries, found: FoundByRole) -> dict[str, Any]:
+    """The tables of every model, and what is found by those who have nothing but it."""
+    scored = {name: rows for name, rows in subjects.sets.items() if name != "unrelated"}
+    scored |= {} if canaries is None else canary_sets(canaries)
+    tables: dict[str, Any] = {}
     for role in models.roles:
         with models.use(role) as model:
-            tables[role] = score_sets(
-                model,
-                subjects.processing_class,
-                scored,
-                config.batch_size,
-                name=f"{role.replace('_', ' ')} model",
-                **options,
-            )
+            name = f"{role.replace('_', ' ')} model"
+            batch_size = subjects.config.batch_size
+            tables[role] = score_sets(model, subjects.processing_class, scored, batch_size, name=name, **options)
             if canaries is not None:
                 tables[role]["canaries"] = with_coins(tables[role]["canaries"], canaries)
             subjects.tables = tables[role]
             for threat in threats:
                 for audit_of_one in ONE_MODEL[threat]:
                     _add(found[role], audit_of_one(model, subjects))
+    return tables
+
+
+def _beside_the_original(models: Models, subjects: Subjects, threats: Sequence[str], found: FoundByRole) -> None:
     for threat in threats:
         for audit_of_two in TWO_MODELS.get(threat, ()):
             with models.use("original") as before:
                 for role in [role for role in models.roles if role != "original"]:
                     with models.use(role) as after:
                         _add(found[role], audit_of_two(before, after, subjects))
-    if models.shadows:
-        shadows = []
-        for role in models.shadows:
-            with models.use(role) as model:
-                shadows.append(score(model, subjects.processing_class, sets["forget"], config.batch_size, **options))
-        for statistic, values in lira_finding(tables, shadows).items():
-            for role, of_role in values.items():
-                found[role].values[statistic] = of_role
     if "latent" in threats and {"original", "retrained"} <= set(models.roles):
         with (
             models.use("original") as original,
@@ -156,18 +158,29 @@ def _run(
             models.use("unlearned") as model,
         ):
             _add(found["unlearned"], depth_of_unlearning(original, model, retrained, subjects))
-    if config.stability and "retrained" in models.roles:
-        with models.use("retrained") as retrained:
-            _add(found["retrained"], like_untrained(retrained, subjects))
-            for role in models.roles:
-                if role != "retrained":
-                    with models.use(role) as model:
-                        distances = distance_to_retrained(model, retrained, subjects)
-                        _add(found[role], like_untrained(model, subjects))
-                    _add(found[role], distances)
-                    if role == "retrained_2":  # what retraining with another seed gives: the yardstick
-                        _add(found["retrained"], distances)
-    return tables, found
+
+
+def _against_shadows(models: Models, subjects: Subjects, options, tables: Tables, found: FoundByRole) -> None:
+    shadows = []
+    for role in models.shadows:
+        with models.use(role) as model:
+            rows, batch_size = subjects.sets["forget"], subjects.config.batch_size
+            shadows.append(score(model, subjects.processing_class, rows, batch_size, **options))
+    for statistic, values in lira_finding(tables, shadows).items():
+        for role, of_role in values.items():
+            found[role].values[statistic] = of_role
+
+
+def _beside_the_retrained(models: Models, subjects: Subjects, found: FoundByRole) -> None:
+    with models.use("retrained") as retrained:
+        _add(found["retrained"], like_untrained(retrained, subjects))
+        for role in [role for role in models.roles if role != "retrained"]:
+            with models.use(role) as model:
+                distances = distance_to_retrained(model, retrained, subjects)
+                _add(found[role], like_untrained(model, subjects))
+            _add(found[role], distances)
+            if role == "retrained_2":  # what retraining with another seed gives: the yardstick
+                _add(found["retrained"], distances)
 
 
 def _add(found: Found, more: Found) -> None:
