@@ -44,7 +44,7 @@ from hf_unlearn.data.text import encode
 
 
 # Vocabulary and questions a set: forget, holdout, retain; real authors and world facts have a quarter, as in TOFU.
-SETTINGS = ((1_000, 16), (8_000, 8), (32_000, 6))
+SETTINGS = ((1_000, 16), (8_000, 8), (32_000, 6), (128_256, 4))
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 80
 WORDS_A_CHAIN = 80
@@ -223,11 +223,14 @@ def ours(suite: Suite) -> dict[str, np.ndarray]:
 
 
 def check_identical(found: Mapping, expected: Mapping):
-    """Equal to 1e-5, relative; absolute for Min-K%++, which is a mean around 0 in units of standard deviations."""
+    """Equal to 2e-5, relative: with 128,256 tokens the log-softmax of the textbook is itself 1e-5 from float64, ours 3e-6.
+
+    Absolute for Min-K%++, which is a mean around 0 in units of standard deviations.
+    """
     assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
     for name in expected:
         atol = 1e-5 if name.endswith(("min_k_plus_plus", "reference")) else 0
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=atol, err_msg=name)
+        np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, atol=atol, err_msg=name)
 
 
 def encoded(suite: Suite) -> dict[str, list[dict]]:
@@ -246,17 +249,20 @@ def memory(vocab_size: int, form: str, n: int = 6) -> float:
 def main():
     parser = argparse.ArgumentParser(description="CPU seconds and peak memory of the TOFU suite.")
     parser.add_argument("--repetitions", type=int, default=3)
+    sizes = [size for size, _ in SETTINGS]
+    parser.add_argument("--vocabulary", type=int, nargs="+", choices=sizes, default=sizes)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
     rows = []
-    for vocab_size, _ in SETTINGS:
+    settings = [(size, n) for size, n in SETTINGS if size in args.vocabulary]
+    for vocab_size, _ in settings:
         mib = [in_own_process(memory, vocab_size, form) for form in ("ours", "textbook")]
         rows.append([f"{vocab_size:,}", *(f"{m:.0f}" for m in mib), f"**{mib[0] / mib[1]:.2f}**"])
     print(markdown_table(["vocabulary", "ours, peak MiB", "textbook, peak MiB", "ratio"], rows), end="\n\n")
 
     rows = []
-    for vocab_size, n in SETTINGS:
+    for vocab_size, n in settings:
         given = suite(n, vocab_size)
         n_texts = sum(map(len, given.rows.values()))
         seconds = in_turn(given, encoded(given), args.repetitions)
