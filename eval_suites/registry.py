@@ -14,10 +14,11 @@ from hf_unlearn.audit import (
     verbatim_extracted,
 )
 from hf_unlearn.audit.findings import MEMBER, MEMORY, UTILITY, Statistic
-from hf_unlearn.data.registry import _requests, make_registry
+from hf_unlearn.audit.metrics.quality import folded_truth_ratio
+from hf_unlearn.data.registry import make_registry, make_requests
 from hf_unlearn.metrics import loaded
 from hf_unlearn.request import ErasureRequest, split
-from hf_unlearn.suites import FOLDED, folded_truth_ratio, of_test, results, score_once
+from hf_unlearn.suites import FOLDED, of_test, results, score_once
 
 
 DIRECTIONS = {"forget": MEMORY, "retain": UTILITY, "holdout": "what is guessed, higher = guesses better"}
@@ -67,7 +68,7 @@ class Suite(evaluate.EvaluationSuite):
             the true intervals are wider.
         """
         registry = make_registry(data_seed)
-        requests = _requests(registry, data_seed)
+        requests = make_requests(registry, data_seed)
         asked = ErasureRequest.from_dict(requests[request]) if request in requests else ErasureRequest.load(request)
         parts = split(registry, asked)
         sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}

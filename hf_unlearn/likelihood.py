@@ -164,7 +164,7 @@ def empty_cache(model: nn.Module):
     """
     from transformers import DynamicCache
 
-    parameters, config = _forward_parameters(model), getattr(model, "config", None)
+    parameters, config = forward_parameters(model), getattr(model, "config", None)
     prompted = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     if (
         prompted
@@ -187,7 +187,7 @@ def _plain_layers() -> set[type]:
 
 def _logits_at(model: nn.Module, inputs: Mapping[str, Tensor], keep: Tensor) -> Tensor:
     """Logits `(n_kept, n_classes)` of a causal LM at the positions that `keep (batch, length)` marks."""
-    parameters = _forward_parameters(model)
+    parameters = forward_parameters(model)
     inputs = {**inputs, "use_cache": "past_key_values" in inputs}
     if "position_ids" in parameters and "position_ids" not in inputs and "attention_mask" in inputs:
         # Absolute positions count real tokens: without this, padding on the left shifts them. The mask covers what is
@@ -206,7 +206,7 @@ def _at_least_fp32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the forward of the transformers model inside the wrappers."""
     while inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None):  # DDP, torch.compile
         model = inner

@@ -46,12 +46,6 @@ def score_once(
     return {name: table[start : start + len(sets[name])] for name, start in starts.items()}
 
 
-def folded_truth_ratio(ratios: np.ndarray) -> np.ndarray:
-    """`min(R, 1 / R)` of each record: what TOFU averages over a forget set. 1 = no preference; best as retrained."""
-    with np.errstate(divide="ignore"):
-        return np.minimum(ratios, 1 / ratios)
-
-
 def results(
     found: Mapping[Statistic, Any], retrained: Mapping[Statistic, Any] | None = None, seed: int = 0
 ) -> list[dict]:

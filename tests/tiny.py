@@ -73,7 +73,7 @@ def tiny_gpt2(vocab_size: int = VOCAB_SIZE, seed: int = 0, **config) -> GPT2LMHe
     return _build(GPT2LMHeadModel, GPT2Config(vocab_size=vocab_size, **(defaults | config)), seed)
 
 
-def tiny_vit(n_classes: int = 5, seed: int = 0) -> ViTForImageClassification:
+def tiny_vit(n_classes: int = 5, seed: int = 0, initializer_range: float = 0.2) -> ViTForImageClassification:
     """A ViT classifier with 2 layers, for images of shape (3, 16, 16)."""
     config = ViTConfig(
         hidden_size=32,
@@ -83,7 +83,7 @@ def tiny_vit(n_classes: int = 5, seed: int = 0) -> ViTForImageClassification:
         image_size=16,
         patch_size=8,
         num_labels=n_classes,
-        initializer_range=0.2,
+        initializer_range=initializer_range,
     )
     return _build(ViTForImageClassification, config, seed)
 

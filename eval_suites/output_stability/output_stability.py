@@ -125,7 +125,7 @@ class OutputStability(AuditModule):
     def _compute(self, predictions, references, seed=0):
         import torch
 
-        from hf_unlearn.audit.metrics.stability import _names, divergences
+        from hf_unlearn.audit.metrics.stability import distance_names, divergences
 
         ours, theirs = ([np.asarray(row, dtype=np.float64) for row in side] for side in (predictions, references))
         of_images = all(row.ndim == 1 for row in ours)
@@ -135,7 +135,7 @@ class OutputStability(AuditModule):
                 "predictions and references must have the same shape for every record, and the same number of classes or "
                 "tokens everywhere."
             )
-        names = _names(of_images, max(sizes, default=0))
+        names = distance_names(of_images, max(sizes, default=0))
         lengths = [1 if of_images else len(row) for row in ours]
         ours, theirs = (
             np.concatenate([np.atleast_2d(row) for row in side if row.size] or [np.zeros((0, 1))])

@@ -16,8 +16,8 @@ from hf_unlearn.audit import (
     true_better,
     truth_ratio,
 )
+from hf_unlearn.audit.metrics.quality import folded_truth_ratio
 from hf_unlearn.metrics import AuditModule, flat
-from hf_unlearn.suites import folded_truth_ratio
 
 
 _DESCRIPTION = """

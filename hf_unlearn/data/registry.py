@@ -220,7 +220,7 @@ def tokenizer_texts(n_people: int = 400) -> list[str]:
     return [r[f"{form}prompt"] + r[f"{form}completion"] for r in rows for form in ("", "paraphrased_")]
 
 
-def _requests(registry: DatasetDict, seed: int) -> dict[str, dict]:
+def make_requests(registry: DatasetDict, seed: int) -> dict[str, dict]:
     """Three OpenDSR 1.0 erasure requests on the train split: 12 people, one profession, one health condition."""
     rng = random.Random(f"registry requests {seed}")
     people = sorted(rng.sample(registry["train"].unique("person"), 12))
@@ -300,7 +300,7 @@ def write_registry(folder: str | Path, seed: int = 0) -> list[Path]:
     texts = {"README.md": CARD.format(seed=seed, **people, **n_rows)}
     for split, rows in registry.items():
         texts[f"{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
-    for name, request in _requests(registry, seed).items():
+    for name, request in make_requests(registry, seed).items():
         texts[f"requests/{name}.json"] = json.dumps(request, indent=2) + "\n"
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode())

@@ -65,6 +65,11 @@ def encode(
             "It is text, but no tokenizer was given. Either give it as processing_class, or give encoded rows "
             "(input_ids and labels)."
         )
+    if not hasattr(tokenizer, "bos_token_id"):  # its own error would quote the text
+        raise ValueError(
+            f"It is text, but the processing_class is a {type(tokenizer).__name__}. Either give a tokenizer and a language "
+            "model, or rows of image and label."
+        )
     for column in ("prompt", "completion", "text"):
         if column in row and not isinstance(row[column], str):
             raise ValueError(f"The column {column} holds {type(row[column]).__name__}, not text. Convert it.")
@@ -73,7 +78,7 @@ def encode(
     elif "prompt" in row and "completion" in row:
         ids, n_prompt, n_end = _encode_completion(row["prompt"], row["completion"], tokenizer)
     elif "text" in row:
-        ids, n_prompt, n_end = _with_special_tokens(row["text"], tokenizer), 1, 0
+        ids, n_prompt, n_end = with_special_tokens(row["text"], tokenizer), 1, 0
         if len(ids) < 2:
             raise EmptyTargetError(
                 "Empty text: it has no token that follows another, so nothing can be scored. Remove the row."
@@ -138,7 +143,7 @@ def _check_encoded(row: dict, max_length: int | None) -> dict:
     return row
 
 
-def _with_special_tokens(text: str, tokenizer) -> list[int]:
+def with_special_tokens(text: str, tokenizer) -> list[int]:
     ids = list(tokenizer(text, verbose=False)["input_ids"])  # what is too long is an error here, and no warning
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
@@ -162,8 +167,8 @@ def _encode_completion(prompt: str, completion: str, tokenizer) -> tuple[list[in
             "The prompt ends in a space, which most tokenizers merge into the first word of the answer. Move the space "
             'to the start of the completion: "...Answer:" and " Paris".'
         )
-    ids = _with_special_tokens(prompt + completion, tokenizer)
-    prompt_ids = _with_special_tokens(prompt, tokenizer)
+    ids = with_special_tokens(prompt + completion, tokenizer)
+    prompt_ids = with_special_tokens(prompt, tokenizer)
     _check_prefix(prompt_ids, ids)
     if not prompt_ids:
         raise ValueError(

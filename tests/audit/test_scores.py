@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import EOS, tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
+from transformers import ViTImageProcessorPil
 
 from hf_unlearn.audit import Scores, score
 from hf_unlearn.audit.scoring.scores import DEFAULT_SAMPLING, TARGET_COLUMNS, Sampling
@@ -387,3 +388,15 @@ def test_only_the_schemes_asked_for_are_kept(model):
 def test_schemes_that_differ_have_keys_that_differ():
     schemes = [Sampling(temperature=t, top_p=p) for t in (0.7, 0.70000001) for p in (0.9, 0.90000001)]
     assert len({s.key for s in schemes}) == 4
+
+
+def test_text_for_an_image_model_is_refused_without_its_text():
+    secret = "Ada Lovelace was born on 10 December 1815."
+    for example in (secret, {"text": secret}, {"prompt": "Who?", "completion": f" {secret}"}, {"text": 5}):
+        with pytest.raises(
+            ValueError, match="Example 0: It is text, but the processing_class is a ViTImageProcessor"
+        ) as error:
+            score(tiny_vit(), ViTImageProcessorPil(), [example])
+        assert "Ada" not in str(error.value) and "1815" not in str(error.value)
+    with pytest.raises(ValueError, match="Example 1: The column text holds int, not text"):
+        score(tiny_llama(), tiny_tokenizer(), [{"text": secret}, {"text": 5}])

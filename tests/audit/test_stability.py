@@ -14,7 +14,6 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr, softmax
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from torchmetrics import KLDivergence
-from transformers import ViTConfig, ViTForImageClassification
 
 from hf_unlearn.audit import score
 from hf_unlearn.audit.metrics.stability import (
@@ -38,19 +37,7 @@ EMPTY = [10, 11]
 
 
 def vit_of(n_classes, seed=0):
-    config = ViTConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=16,
-        patch_size=8,
-        num_labels=n_classes,
-        initializer_range=0.3,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return ViTForImageClassification(config).eval().double()
+    return tiny_vit(n_classes, seed, initializer_range=0.3).double()
 
 
 def expected(p, q):

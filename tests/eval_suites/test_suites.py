@@ -452,10 +452,10 @@ def test_registry(passes):
     results = load_suite("registry").run(models[0], tokenizer, retrained=models[1], limit=21)
     check(results)
     assert passes["scored"] == 2
-    from hf_unlearn.data.registry import _requests
+    from hf_unlearn.data.registry import make_requests
 
     registry = make_registry(0)
-    people = _requests(registry, 0)["person"]["extensions"]["hf-unlearn"]["scope"]["selector"]["values"]
+    people = make_requests(registry, 0)["person"]["extensions"]["hf-unlearn"]["scope"]["selector"]["values"]
     forget = [row for row in registry["train"] if row["person"] in people][:21]
     holdout = list(registry["holdout"])[:21]
     tables = [

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 
-from hf_unlearn.likelihood import _forward_parameters, empty_cache
+from hf_unlearn.likelihood import empty_cache, forward_parameters
 
 from ..scoring.passes import max_logits
 
@@ -197,7 +197,7 @@ class _Batch:
     """
 
     def __init__(self, model, prompts: Sequence[Sequence[int]], n_new: int, batch_size: int, drafting: bool):
-        self.model, self.parameters = model, _forward_parameters(model)
+        self.model, self.parameters = model, forward_parameters(model)
         empty = empty_cache(model)
         if empty is None:
             raise ValueError(

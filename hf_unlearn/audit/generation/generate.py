@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from hf_unlearn.data.text import EmptyTargetError, _with_special_tokens, context_length, encode
+from hf_unlearn.data.text import EmptyTargetError, context_length, encode, with_special_tokens
 from hf_unlearn.likelihood import IGNORE_INDEX
 
 from ..scoring.scores import Sampling
@@ -232,7 +232,7 @@ def split_answer(prompt: Prompt, tokenizer, index: int) -> tuple[list[int], list
                 raise ValueError(
                     "It ends in a space, which most tokenizers merge into the first word of the answer. Remove the space."
                 )
-            return _with_special_tokens(prompt, tokenizer), [], set()
+            return with_special_tokens(prompt, tokenizer), [], set()
         if not isinstance(prompt, Mapping):
             return list(prompt), [], set()
         row = encode(prompt, tokenizer)

@@ -26,9 +26,6 @@ from ..statistics.estimate import plain
 from .image_similarity import pixel_scale
 
 
-#: What became of an attempt; whether an image was recovered is known only beside the image, see `reconstruction`.
-STATUSES = ("applicable", "rank_deficient", "nothing_changed", "not_finite", "not_applicable")
-
 #: The penalty on the pixels, over the variance of the errors. For errors of their own, and pixels in [-1, 1] with a variance
 #: of 0.3, the best is 3. It is 16 times that, as the other images of a batch are in what one image explains, too. Measured:
 #: it brings 5 dB there, and costs nothing where the errors are those of rounding.

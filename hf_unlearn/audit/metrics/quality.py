@@ -123,14 +123,19 @@ def truth_ratio(paraphrased: Scores | np.ndarray, perturbed: Scores | np.ndarray
         return np.exp(log_ratio) if variant == "tofu" else expit(-log_ratio)
 
 
+def folded_truth_ratio(ratios: np.ndarray) -> np.ndarray:
+    """`min(R, 1 / R)` of each record: what TOFU averages over a forget set. 1 = no preference; best as retrained."""
+    ratios = np.asarray(ratios, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        return np.minimum(ratios, 1 / ratios)
+
+
 def forget_truth_ratio_aggregate(ratios: np.ndarray, seed: int = 0) -> Estimate:
     """TOFU's aggregate on the forget set: mean of `min(R, 1 / R)`, in [0, 1].
 
     **Best near the value of a retrained model**, which is well below 1. `ratios` are `"tofu"` or `"paper"`.
     """
-    ratios = np.asarray(ratios, dtype=np.float64)
-    with np.errstate(divide="ignore"):
-        return mean(np.minimum(ratios, 1 / ratios), seed=seed)
+    return mean(folded_truth_ratio(ratios), seed=seed)
 
 
 def true_better(ratios: np.ndarray, seed: int = 0) -> Estimate:

@@ -80,7 +80,7 @@ def distances(
     """
     with in_memory(model, reference) as models:
         check_comparable(models)
-        names = _names(is_image_classifier(models[0]), n_outputs(models[0]))
+        names = distance_names(is_image_classifier(models[0]), n_outputs(models[0]))
         rows = encode_examples(models, processing_class, examples, max_length, truncate)
 
         def of_batch(inputs: dict[str, Tensor]) -> np.ndarray:
@@ -112,7 +112,7 @@ def table_distances(scores: Scores, reference_scores: Scores) -> dict[str, np.nd
         raise ValueError(
             f"The tables are of models with {ours.shape[1]} and {theirs.shape[1]} classes, which cannot be compared."
         )
-    names = _names(True, ours.shape[1])
+    names = distance_names(True, ours.shape[1])
     values = divergences(torch.from_numpy(ours), torch.from_numpy(theirs), names)
     return dict(zip(names, values.T, strict=True))
 
@@ -246,7 +246,7 @@ def _bound(values: np.ndarray, is_agreement: bool) -> float:
     return math.nan if np.isnan(values).any() else float(np.quantile(values, share, method=method))
 
 
-def _names(of_images: bool, n_classes: int) -> tuple[str, ...]:
+def distance_names(of_images: bool, n_classes: int) -> tuple[str, ...]:
     names = ("kl_ref_model", "kl_model_ref", "js", "tv", "top1_agreement")
     if of_images:
         # Of five classes all are always among the first five.

@@ -104,12 +104,12 @@ def _encoded(
     rows, zlib_size = [], []
     for index, example in enumerate(examples):
         try:
-            zlib_size.append(_zlib_size(example))
             rows.append(encode(example, processing_class, max_length, truncate))
         except EmptyTargetError:
             rows.append(None)
         except ValueError as error:
             raise ValueError(f"Example {index}: {error}") from None
+        zlib_size.append(_zlib_size(example))  # of what is known to be text
     return rows, zlib_size
 
 
