@@ -29,7 +29,7 @@ quickstart: install
 	HF_HUB_OFFLINE=1 $(LAUNCH) recipes/unlearn.py --config recipes/registry/wga.yaml
 
 $(RUN)/data/README.md:
-	$(BIN)/python -m hf_unlearn.data.registry $(RUN)/data
+	$(BIN)/python -m hf_unlearn.examples.registry $(RUN)/data
 
 $(RUN)/original/model/config.json: $(RUN)/data/README.md recipes/registry/finetune.yaml
 	HF_HUB_OFFLINE=1 $(LAUNCH) recipes/finetune.py --config recipes/registry/finetune.yaml

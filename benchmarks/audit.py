@@ -38,9 +38,9 @@ from hf_unlearn.audit import (
     score,
     truth_ratio,
 )
-from hf_unlearn.audit.generation.generate import texts_of
-from hf_unlearn.audit.generation.text_overlap import rouge_l
+from hf_unlearn.audit.measures.text_overlap import rouge_l
 from hf_unlearn.data.text import encode
+from hf_unlearn.models.generate import texts_of
 
 
 # Vocabulary and questions a set: forget, holdout, retain; real authors and world facts have a quarter, as in TOFU.

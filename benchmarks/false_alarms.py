@@ -41,14 +41,14 @@ from hf_unlearn.audit import (
     score_sets,
     verbatim_extracted,
 )
-from hf_unlearn.audit.auditing import DEFAULT_THREATS
-from hf_unlearn.audit.judgement import judged
+from hf_unlearn.audit.run import DEFAULT_THREATS
+from hf_unlearn.audit.verdicts.judgement import judged
 from hf_unlearn.audit.verdicts.margins import Margins
 from hf_unlearn.audit.verdicts.verdict import Verdict, adjust, judge, judge_auc, reference_warning
 from hf_unlearn.data.pairing import UnlearningCollator
-from hf_unlearn.data.registry import make_registry, tokenizer_texts
-from hf_unlearn.data.registry_model import make_tokenizer
 from hf_unlearn.data.text import encode
+from hf_unlearn.examples.registry import make_registry, tokenizer_texts
+from hf_unlearn.examples.registry_model import make_tokenizer
 
 
 # So many seeds have a second original, in the place of the retrained model.

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT / "recipes"))
 
 import unlearn  # noqa: E402
 
-from hf_unlearn.arguments import audit_sets, load_data, load_model, load_processing_class, load_request, split_data  # noqa: E402
 from hf_unlearn.audit import score  # noqa: E402
+from hf_unlearn.cli.arguments import audit_sets, load_data, load_model, load_processing_class, load_request, split_data  # noqa: E402
 from hf_unlearn.methods import METHODS  # noqa: E402
 
 

@@ -5,13 +5,13 @@ import numpy as np
 from evaluate.evaluation_suite import SubTask
 
 from hf_unlearn.audit import ATTACKS, Estimate, answer_probability, score
-from hf_unlearn.audit.findings import MEMBER, UTILITY, Statistic
-from hf_unlearn.audit.metrics.aggregates import average_gap, tug_of_war
-from hf_unlearn.audit.metrics.classifiers import correctness, svc_attack
+from hf_unlearn.audit.measures.aggregates import average_gap, tug_of_war
+from hf_unlearn.audit.measures.classifiers import correctness, svc_attack
+from hf_unlearn.audit.measures.statistic import MEMBER, UTILITY, Statistic
 from hf_unlearn.data import load_rows
 from hf_unlearn.data.images import label_names
-from hf_unlearn.metrics import loaded
-from hf_unlearn.suites import result, results
+from hf_unlearn.evaluate_modules.base import loaded
+from hf_unlearn.evaluate_modules.suites import result, results
 
 
 # Columns of the data set on the Hub.

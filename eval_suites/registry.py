@@ -13,12 +13,12 @@ from hf_unlearn.audit import (
     truth_ratio,
     verbatim_extracted,
 )
-from hf_unlearn.audit.findings import MEMBER, MEMORY, UTILITY, Statistic
-from hf_unlearn.audit.metrics.quality import folded_truth_ratio
-from hf_unlearn.data.registry import make_registry, make_requests
-from hf_unlearn.metrics import loaded
+from hf_unlearn.audit.measures.quality import folded_truth_ratio
+from hf_unlearn.audit.measures.statistic import MEMBER, MEMORY, UTILITY, Statistic
+from hf_unlearn.evaluate_modules.base import loaded
+from hf_unlearn.evaluate_modules.suites import FOLDED, of_test, results, score_once
+from hf_unlearn.examples.registry import make_registry, make_requests
 from hf_unlearn.request import ErasureRequest, split
-from hf_unlearn.suites import FOLDED, of_test, results, score_once
 
 
 DIRECTIONS = {"forget": MEMORY, "retain": UTILITY, "holdout": "what is guessed, higher = guesses better"}
@@ -33,7 +33,7 @@ class Suite(evaluate.EvaluationSuite):
     def __init__(self, name):
         super().__init__(name)
         splits = ("train", "holdout")
-        self.suite = [SubTask("text-generation", "hf_unlearn.data.registry", split=split) for split in splits]
+        self.suite = [SubTask("text-generation", "hf_unlearn.examples.registry", split=split) for split in splits]
 
     def run(
         self,
@@ -53,7 +53,7 @@ class Suite(evaluate.EvaluationSuite):
             processing_class (`PreTrainedTokenizerBase`, *optional*): its tokenizer; needed with a model object.
             retrained (`PreTrainedModel` or `str`, *optional*): a model that never saw the forget set.
             data_seed (`int`, *optional*, defaults to `0`): of the registry, as given to
-                `python -m hf_unlearn.data.registry`.
+                `python -m hf_unlearn.examples.registry`.
             request (`str`, *optional*, defaults to `"person"`): or `"profession"`, `"condition"`, or the JSON file of
                 another erasure request.
             limit (`int`, *optional*): the first so many rows of each set.

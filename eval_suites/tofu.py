@@ -12,12 +12,12 @@ from hf_unlearn.audit import (
     option_probability,
     truth_ratio,
 )
-from hf_unlearn.audit.findings import MEMORY, UTILITY, Statistic
-from hf_unlearn.audit.generation.text_overlap import answer_rouge
-from hf_unlearn.audit.metrics.quality import folded_truth_ratio
-from hf_unlearn.audit.statistics.intervals import N_RESAMPLES
-from hf_unlearn.metrics import loaded
-from hf_unlearn.suites import FOLDED, TRUE_BETTER, of_test, read_rows, result, results, score_once
+from hf_unlearn.audit.measures.quality import folded_truth_ratio
+from hf_unlearn.audit.measures.statistic import MEMORY, UTILITY, Statistic
+from hf_unlearn.audit.measures.text_overlap import answer_rouge
+from hf_unlearn.evaluate_modules.base import loaded
+from hf_unlearn.evaluate_modules.suites import FOLDED, TRUE_BETTER, of_test, read_rows, result, results, score_once
+from hf_unlearn.statistics.intervals import N_RESAMPLES
 
 
 # The sets that are to be kept; those with a paraphrase beside the answer first.

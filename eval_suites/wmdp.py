@@ -4,10 +4,10 @@ import evaluate
 import numpy as np
 from evaluate.evaluation_suite import SubTask
 
-from hf_unlearn.audit.findings import Statistic
-from hf_unlearn.audit.scoring.reduction import sum_by_example
-from hf_unlearn.metrics import loaded
-from hf_unlearn.suites import read_rows, results, score_once
+from hf_unlearn.audit.measures.statistic import Statistic
+from hf_unlearn.audit.table.reduction import sum_by_example
+from hf_unlearn.evaluate_modules.base import loaded
+from hf_unlearn.evaluate_modules.suites import read_rows, results, score_once
 
 
 SUBJECTS = {"wmdp-bio": "biology", "wmdp-chem": "chemistry", "wmdp-cyber": "cybersecurity"}

@@ -10,7 +10,7 @@ __version__ = "0.1.0.dev0"
 _MODULES = {
     "hf_unlearn.request": ["ErasureRequest", "Split", "split"],
     "hf_unlearn.evidence.result": ["save_report"],
-    "hf_unlearn.metrics": ["load_metric", "load_suite"],
+    "hf_unlearn.evaluate_modules.base": ["load_metric", "load_suite"],
     "hf_unlearn.training": ["NonFiniteLossError", "UnlearningConfig", "UnlearningTrainer"],
     "hf_unlearn.methods": [
         "METHODS",

@@ -9,7 +9,7 @@ audit has run, because launchers take anything else for a crash.
 
 import sys
 
-from hf_unlearn.run_audit import NOT_RUN, main
+from hf_unlearn.cli.audit import NOT_RUN, main
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from transformers import Trainer, TrainingArguments
 from trl import ModelConfig, TrlParser, get_peft_config
 
-from hf_unlearn.arguments import (
+from hf_unlearn.cli.arguments import (
     DataArguments,
     load_data,
     load_model,

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from hf_unlearn import __version__
-from hf_unlearn.metrics import EVAL_SUITES, metric_names, suite_names
+from hf_unlearn.evaluate_modules.base import EVAL_SUITES, metric_names, suite_names
 
 
 CARD = """\

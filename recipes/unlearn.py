@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, TrlParser, get_peft_config
 
-from hf_unlearn.arguments import (
+from hf_unlearn.audit import score
+from hf_unlearn.audit.checks import check_request
+from hf_unlearn.audit.measures import membership
+from hf_unlearn.cli.arguments import (
     DataArguments,
     audit_sets,
     load_data,
@@ -23,20 +26,10 @@ from hf_unlearn.arguments import (
     save_plain,
     split_data,
 )
-from hf_unlearn.audit import score
-from hf_unlearn.audit.metrics import membership
-from hf_unlearn.audit.requests import check_request
+from hf_unlearn.cli.audit import ThreatArguments, as_names, audit_checkpoints, described, groups_of, require_encodable
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods import METHODS
 from hf_unlearn.request import split
-from hf_unlearn.run_audit import (
-    ThreatArguments,
-    as_names,
-    audit_checkpoints,
-    described,
-    groups_of,
-    require_encodable,
-)
 from hf_unlearn.training.cost import CostCallback
 
 

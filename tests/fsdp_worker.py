@@ -8,8 +8,8 @@ from accelerate.utils import DistributedType
 from cases import make_trainer, text_rows
 from peft import LoraConfig
 
+from hf_unlearn.models.sharding import is_sharded, whole
 from hf_unlearn.training import NonFiniteLossError
-from hf_unlearn.training.sharding import is_sharded, whole
 from hf_unlearn.training.updates import Project
 
 

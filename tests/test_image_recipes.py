@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification
 
-from hf_unlearn.data.digits import write_digits
+from hf_unlearn.examples.digits import write_digits
 from hf_unlearn.request import ErasureRequest
 
 
@@ -146,7 +146,7 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
     from tiny import tiny_llama
     from trl import ModelConfig
 
-    from hf_unlearn import arguments
+    from hf_unlearn.cli import arguments
 
     vit = digits / "runs" / "digits" / "original" / "model"
     tiny_llama().save_pretrained(tmp_path / "llama")
@@ -177,7 +177,7 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
     ],
 )
 def test_bad_input_is_refused(arguments, message, digits):
-    from hf_unlearn.data.image_model import write_vit
+    from hf_unlearn.examples.image_model import write_vit
 
     if not (digits / "narrow").exists():
         write_vit(digits / "narrow", list("abcd"), image_size=8, patch_size=4, hidden_size=32, n_layers=1)

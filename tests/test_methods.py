@@ -26,8 +26,8 @@ from tiny import tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import Trainer
 
 from hf_unlearn.data import UnlearningCollator, encode_dataset
-from hf_unlearn.likelihood import target_logits
 from hf_unlearn.methods import METHODS
+from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.training import UnlearningTrainer
 
 

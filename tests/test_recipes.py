@@ -43,7 +43,7 @@ def run(launcher, recipe, *arguments, cwd, ok=True):
 def registry(tmp_path_factory):
     """A registry with a target and a retrained reference, both trained for a few steps only."""
     folder = tmp_path_factory.mktemp("registry")
-    generate = [sys.executable, "-m", "hf_unlearn.data.registry", "runs/registry/data"]
+    generate = [sys.executable, "-m", "hf_unlearn.examples.registry", "runs/registry/data"]
     subprocess.run(generate, cwd=folder, check=True, capture_output=True)
     config = RECIPES / "registry" / "finetune.yaml"
     short = ["--max_steps", 40, "--disable_tqdm", "true"]

@@ -5,8 +5,8 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import mean, score
-from hf_unlearn.audit.metrics.exposure import exposure, fitted_exposure
-from hf_unlearn.metrics import AuditModule, flat
+from hf_unlearn.audit.measures.exposure import exposure, fitted_exposure
+from hf_unlearn.evaluate_modules.base import AuditModule, flat
 
 
 METHODS = {"rank": exposure, "fit": fitted_exposure}
@@ -53,7 +53,7 @@ Returns:
 
 Examples:
 
-    >>> from hf_unlearn.metrics import load_metric
+    >>> from hf_unlearn.evaluate_modules.base import load_metric
     >>> module = load_metric("exposure")
     >>> results = module.compute(predictions=[1.0, 6.5], candidates=[5.0, 6.0, 7.0], planted=[True, False])
     >>> results["exposures"]

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from hf_unlearn.demo import demo
+from hf_unlearn.evaluate_modules.demo import demo
 
 
 app = demo(

@@ -15,7 +15,7 @@ from hf_unlearn.audit import (
     score,
     verbatim_extracted,
 )
-from hf_unlearn.metrics import AuditModule, flat
+from hf_unlearn.evaluate_modules.base import AuditModule, flat
 
 
 _DESCRIPTION = """
@@ -71,7 +71,7 @@ Returns:
 
 Examples:
 
-    >>> from hf_unlearn.metrics import load_metric
+    >>> from hf_unlearn.evaluate_modules.base import load_metric
     >>> extraction = load_metric("extraction_attack")
     >>> results = extraction.compute(
     ...     predictions=["in the old town of Delft and", "by the sea"],

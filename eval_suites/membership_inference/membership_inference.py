@@ -7,8 +7,8 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import ATTACKS, CLASS_ATTACKS, auc, paired_auc_difference, score, tpr_at_fpr
-from hf_unlearn.audit.statistics.exchangeability import blind_baseline
-from hf_unlearn.metrics import AuditModule, flat, loaded
+from hf_unlearn.evaluate_modules.base import AuditModule, flat, loaded
+from hf_unlearn.statistics.exchangeability import blind_baseline
 
 
 _DESCRIPTION = """
@@ -62,7 +62,7 @@ Returns:
 
 Examples:
 
-    >>> from hf_unlearn.metrics import load_metric
+    >>> from hf_unlearn.evaluate_modules.base import load_metric
     >>> attack = load_metric("membership_inference")
     >>> results = attack.compute(predictions=[-0.1, -0.2, -0.9, -0.5, -1.1, -2.0], references=[1, 1, 1, 0, 0, 0])
     >>> round(results["auc"], 3), results["n_members"], results["n_non_members"]

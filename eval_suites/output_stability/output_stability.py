@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import mean
-from hf_unlearn.metrics import AuditModule, flat
+from hf_unlearn.evaluate_modules.base import AuditModule, flat
 
 
 _DESCRIPTION = """
@@ -66,7 +66,7 @@ Returns:
 
 Examples:
 
-    >>> from hf_unlearn.metrics import load_metric
+    >>> from hf_unlearn.evaluate_modules.base import load_metric
     >>> import numpy as np
     >>> module = load_metric("output_stability")
     >>> results = module.compute(
@@ -99,7 +99,7 @@ class OutputStability(AuditModule):
     def _from_model(
         self, examples, model, processing_class, retrained=None, zrf=False, batch_size=8, truncate=False, seed=0
     ):
-        from hf_unlearn.audit.metrics import stability
+        from hf_unlearn.audit.attacks import stability
 
         if retrained is None:
             raise ValueError(
@@ -125,7 +125,7 @@ class OutputStability(AuditModule):
     def _compute(self, predictions, references, seed=0):
         import torch
 
-        from hf_unlearn.audit.metrics.stability import distance_names, divergences
+        from hf_unlearn.audit.attacks.stability import distance_names, divergences
 
         ours, theirs = ([np.asarray(row, dtype=np.float64) for row in side] for side in (predictions, references))
         of_images = all(row.ndim == 1 for row in ours)

@@ -5,8 +5,8 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import Estimate, Scores, corpus_perplexity, mean, perplexity, score
-from hf_unlearn.audit.statistics.resampling import N_RESAMPLES, has_no_spread
-from hf_unlearn.metrics import AuditModule, flat, loaded
+from hf_unlearn.evaluate_modules.base import AuditModule, flat, loaded
+from hf_unlearn.statistics.resampling import N_RESAMPLES, has_no_spread
 
 
 _DESCRIPTION = """
@@ -45,7 +45,7 @@ Returns:
 
 Examples:
 
-    >>> from hf_unlearn.metrics import load_metric
+    >>> from hf_unlearn.evaluate_modules.base import load_metric
     >>> perplexity = load_metric("perplexity")
     >>> results = perplexity.compute(predictions=[[-1.0, -1.0, -1.0], [-3.0]])
     >>> [round(value, 3) for value in results["perplexities"]]

@@ -3,7 +3,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from hf_unlearn.demo import page
+from hf_unlearn.evaluate_modules.demo import page
 
 
 def compute(module, reconstruction, original):

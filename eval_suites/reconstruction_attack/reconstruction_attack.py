@@ -5,8 +5,8 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import mean, rate
-from hf_unlearn.audit.images.reconstruction import compare_reconstructions, reconstruction_audit
-from hf_unlearn.metrics import AuditModule, flat
+from hf_unlearn.audit.attacks.reconstruction import compare_reconstructions, reconstruction_audit
+from hf_unlearn.evaluate_modules.base import AuditModule, flat
 
 
 #: Grey, color, and color with transparency.
@@ -71,7 +71,7 @@ Returns:
 
 Examples:
 
-    >>> from hf_unlearn.metrics import load_metric
+    >>> from hf_unlearn.evaluate_modules.base import load_metric
     >>> import numpy as np
     >>> module = load_metric("reconstruction_attack")
     >>> images = np.random.default_rng(0).random((2, 3, 16, 16))

@@ -15,7 +15,7 @@ from hf_unlearn.audit.attacks.relearning_curves import (
     steps_to,
     strongest,
 )
-from hf_unlearn.metrics import AuditModule, flat, loaded
+from hf_unlearn.evaluate_modules.base import AuditModule, flat, loaded
 
 
 METRICS = {
@@ -90,7 +90,7 @@ Returns:
 
 Examples:
 
-    >>> from hf_unlearn.metrics import load_metric
+    >>> from hf_unlearn.evaluate_modules.base import load_metric
     >>> module = load_metric("relearning")
     >>> results = module.compute(
     ...     predictions=[[0.1, 0.8, 1.0], [0.0, 0.6, 1.0]],

@@ -16,8 +16,8 @@ from hf_unlearn.audit import (
     true_better,
     truth_ratio,
 )
-from hf_unlearn.audit.metrics.quality import folded_truth_ratio
-from hf_unlearn.metrics import AuditModule, flat
+from hf_unlearn.audit.measures.quality import folded_truth_ratio
+from hf_unlearn.evaluate_modules.base import AuditModule, flat
 
 
 _DESCRIPTION = """
@@ -71,7 +71,7 @@ Returns:
 
 Examples:
 
-    >>> from hf_unlearn.metrics import load_metric
+    >>> from hf_unlearn.evaluate_modules.base import load_metric
     >>> module = load_metric("truth_ratio")
     >>> results = module.compute(paraphrased=[0.5, 2.0], perturbed=[[1.5, 2.5], [2.0, 2.0]])
     >>> [round(ratio, 3) for ratio in results["truth_ratios"]]

@@ -7,7 +7,7 @@ import importlib
 
 # Lazily: what reads a table needs no torch, and a reader of numbers not all the rest.
 _MODULES = {
-    "metrics.aggregates": [
+    "hf_unlearn.audit.measures.aggregates": [
         "average_gap",
         "memorization_score",
         "overall_score",
@@ -17,13 +17,19 @@ _MODULES = {
         "tug_of_war",
         "utility_score",
     ],
-    "auditing": ["audit", "compare"],
-    "scoring.cache": ["ScoreCache"],
-    "metrics.classifiers": ["CLASS_ATTACKS", "forget_efficacy", "salun_row", "svc_attack", "top_k_correct"],
-    "cost": ["cost_ratios"],
-    "statistics.differences": ["Difference", "paired_auc_difference", "paired_difference"],
-    "metrics.exposure": ["fitted_exposure", "make_canaries"],
-    "metrics.extraction": [
+    "hf_unlearn.audit.run": ["audit", "compare"],
+    "hf_unlearn.audit.table.cache": ["ScoreCache"],
+    "hf_unlearn.audit.measures.classifiers": [
+        "CLASS_ATTACKS",
+        "forget_efficacy",
+        "salun_row",
+        "svc_attack",
+        "top_k_correct",
+    ],
+    "hf_unlearn.audit.cost": ["cost_ratios"],
+    "hf_unlearn.statistics.differences": ["Difference", "paired_auc_difference", "paired_difference"],
+    "hf_unlearn.audit.measures.exposure": ["fitted_exposure", "make_canaries"],
+    "hf_unlearn.audit.measures.extraction": [
         "exact_memorization",
         "extraction_probability",
         "extraction_strength",
@@ -31,10 +37,10 @@ _MODULES = {
         "queries_needed",
         "verbatim_extracted",
     ],
-    "generation.generate": ["greedy", "sample"],
-    "attacks.guidance": ["guided_extraction", "likelihood_drop"],
-    "likelihoods": ["score_sets"],
-    "metrics.membership": [
+    "hf_unlearn.models.generate": ["greedy", "sample"],
+    "hf_unlearn.audit.attacks.guidance": ["guided_extraction", "likelihood_drop"],
+    "hf_unlearn.audit.measures.likelihoods": ["score_sets"],
+    "hf_unlearn.audit.measures.membership": [
         "ATTACKS",
         "dc_pdd",
         "further_passes",
@@ -46,8 +52,8 @@ _MODULES = {
         "reference_loss",
         "zlib_ratio",
     ],
-    "attacks.probing": ["layer_probe", "logit_lens"],
-    "metrics.quality": [
+    "hf_unlearn.audit.attacks.probing": ["layer_probe", "logit_lens"],
+    "hf_unlearn.audit.measures.quality": [
         "Aggregate",
         "answer_probability",
         "corpus_perplexity",
@@ -61,17 +67,24 @@ _MODULES = {
         "true_better",
         "truth_ratio",
     ],
-    "attacks.patching": ["patching_depth"],
-    "attacks.perturbation": ["averaged", "noised", "pruned"],
-    "attacks.quantization": ["WEIGHT_ATTACKS", "quantized", "recovered_share"],
-    "attacks.relearning": ["relearn", "relearn_grid", "split_in_half"],
-    "attacks.relearning_curves": ["RelearningCurve", "anamnesis_index", "area_between", "steps_to", "strongest"],
-    "report": ["AuditReport"],
-    "scoring.scores": ["DEFAULT_SAMPLING", "Sampling", "Scores"],
-    "scoring.score": ["score"],
-    "metrics.shadow": ["lira", "logit_confidence", "rmia"],
-    "metrics.stability": ["distances", "null_band", "pairwise_distances", "table_distances", "zrf"],
-    "statistics.intervals": [
+    "hf_unlearn.audit.attacks.patching": ["patching_depth"],
+    "hf_unlearn.audit.attacks.perturbation": ["averaged", "noised", "pruned"],
+    "hf_unlearn.audit.attacks.quantization": ["WEIGHT_ATTACKS", "quantized", "recovered_share"],
+    "hf_unlearn.audit.attacks.relearning": ["relearn", "relearn_grid", "split_in_half"],
+    "hf_unlearn.audit.attacks.relearning_curves": [
+        "RelearningCurve",
+        "anamnesis_index",
+        "area_between",
+        "steps_to",
+        "strongest",
+    ],
+    "hf_unlearn.audit.report": ["AuditReport"],
+    "hf_unlearn.audit.table.scores": ["Scores"],
+    "hf_unlearn.models.sampling": ["DEFAULT_SAMPLING", "Sampling"],
+    "hf_unlearn.audit.table.score": ["score"],
+    "hf_unlearn.audit.measures.shadow": ["lira", "logit_confidence", "rmia"],
+    "hf_unlearn.audit.attacks.stability": ["distances", "null_band", "pairwise_distances", "table_distances", "zrf"],
+    "hf_unlearn.statistics.intervals": [
         "Estimate",
         "KolmogorovSmirnov",
         "OperatingPoint",
@@ -81,9 +94,9 @@ _MODULES = {
         "rate",
         "tpr_at_fpr",
     ],
-    "subjects": ["AuditConfig"],
-    "threats": ["THREATS"],
-    "verdicts.verdict": ["Margins"],
+    "hf_unlearn.audit.records": ["AuditConfig"],
+    "hf_unlearn.audit.threats": ["THREATS"],
+    "hf_unlearn.audit.verdicts.verdict": ["Margins"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -92,7 +105,7 @@ __all__ = sorted(_MODULE_OF)
 
 def __getattr__(name: str):
     if name in _MODULE_OF:
-        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

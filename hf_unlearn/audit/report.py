@@ -89,7 +89,7 @@ class AuditReport:
         * 3: anything else. Nothing was found and nothing is shown: `inconclusive`, `no_baseline`, records that could not be
           scored, a threat model that could not be tested, a retrained model that looks as if it had seen the forget set.
         """
-        from .threats import SURFACES_OF
+        from hf_unlearn.audit.threats import SURFACES_OF
 
         if any(surface["verdict"] in ("residual", "over_forgotten") for surface in self.surfaces.values()):
             return FOUND

@@ -14,12 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from .findings import UTILITY, Groups, Statistic
-from .generation.prefixes import prefix_curve
-from .metrics.extraction import exact_memorization, extraction_probability, extraction_strength, queries_needed
-from .metrics.quality import answer_probability
-from .scoring.scores import Scores
-from .subjects import Curve, Found, Subjects, picked
+from hf_unlearn.audit.measures.extraction import (
+    exact_memorization,
+    extraction_probability,
+    extraction_strength,
+    queries_needed,
+)
+from hf_unlearn.audit.measures.prefixes import prefix_curve
+from hf_unlearn.audit.measures.quality import answer_probability
+from hf_unlearn.audit.measures.statistic import UTILITY, Groups, Statistic
+from hf_unlearn.audit.records import Curve, Found, Subjects, picked
+from hf_unlearn.audit.table.scores import Scores
 
 
 # The largest value of the distances that have one.
@@ -59,8 +64,8 @@ _NOT_ASKED = {"prompt": "", "completion": ""}
 
 def asked_otherwise(model, subjects: Subjects) -> Found:
     """Other prompts for the same answers, and alternatives to the answers where the rows have them."""
-    from .generation.leakage import alternative_leakage, span_leakage
-    from .generation.prompts import attack_prompts, over_prompts
+    from hf_unlearn.audit.attacks.leakage import alternative_leakage, span_leakage
+    from hf_unlearn.audit.attacks.prompts import attack_prompts, over_prompts
 
     if subjects.of_images or not subjects.has_column("prompt"):
         return Found()
@@ -93,7 +98,7 @@ def asked_otherwise(model, subjects: Subjects) -> Found:
 
 def generated(model, subjects: Subjects) -> Found:
     """ROUGE-L recall of the greedy answer, on forget and retain set."""
-    from .generation.text_overlap import answer_rouge
+    from hf_unlearn.audit.measures.text_overlap import answer_rouge
 
     found = Found()
     if subjects.of_images or not subjects.has_column("prompt"):
@@ -115,7 +120,7 @@ def generated(model, subjects: Subjects) -> Found:
 
 def in_the_layers(model, subjects: Subjects) -> Found:
     """What the layers hold: the logit lens, and a linear probe that tells the forget set from the holdout."""
-    from .attacks.probing import layer_probe, logit_lens
+    from hf_unlearn.audit.attacks.probing import layer_probe, logit_lens
 
     found, config = Found(), subjects.config
     forget, holdout = subjects.rows("forget"), subjects.rows("holdout")
@@ -150,7 +155,7 @@ def in_the_layers(model, subjects: Subjects) -> Found:
 
 def after_weight_attacks(model, subjects: Subjects) -> Found:
     """The forget set after the weights were quantized, pruned or disturbed, which can bring back what an edit hid."""
-    from .attacks.quantization import WEIGHT_ATTACKS
+    from hf_unlearn.audit.attacks.quantization import WEIGHT_ATTACKS
 
     found, rows = Found(), subjects.rows("forget")
     for name in subjects.config.weight_attacks:
@@ -168,7 +173,7 @@ def after_relearning(model, subjects: Subjects) -> Found:
     Protocols: `related` trains on as many rows of the retain set, `half` on one half of the forget set to recover the
     other, `unrelated` on the set of that name, where there is one.
     """
-    from .attacks.relearning import relearn_grid, split_in_half, strongest
+    from hf_unlearn.audit.attacks.relearning import relearn_grid, split_in_half, strongest
 
     found, config = Found(), subjects.config
     forget = subjects.rows("forget")
@@ -215,7 +220,7 @@ def guided(before, after, subjects: Subjects) -> Found:
     What the original gives away by itself this adversary has anyway, so only the gain counts. The retrained model beside
     the original is the yardstick.
     """
-    from .attacks.guidance import guided_extraction
+    from hf_unlearn.audit.attacks.guidance import guided_extraction
 
     if subjects.of_images:
         return Found()
@@ -240,7 +245,7 @@ def guided(before, after, subjects: Subjects) -> Found:
 
 def read_off_the_weights(before, after, subjects: Subjects) -> Found:
     """Images of the forget set from the difference of the weights, which publishing both checkpoints gives away."""
-    from .images.reconstruction import reconstruction_audit
+    from hf_unlearn.audit.attacks.reconstruction import reconstruction_audit
 
     if not subjects.of_images:
         return Found()
@@ -259,7 +264,7 @@ def read_off_the_weights(before, after, subjects: Subjects) -> Found:
 
 def distance_to_retrained(model, retrained, subjects: Subjects) -> Found:
     """Output stability: how far the predictions are from those of the retrained model, on every set."""
-    from .metrics.stability import distances
+    from hf_unlearn.audit.attacks.stability import distances
 
     found, config = Found(), subjects.config
     for name in ("forget", "retain", "holdout"):
@@ -284,7 +289,7 @@ def distance_to_retrained(model, retrained, subjects: Subjects) -> Found:
 
 def depth_of_unlearning(original, model, retrained, subjects: Subjects) -> Found:
     """In how many layers the states lack what the original has, as those of the retrained model do."""
-    from .attacks.patching import patching_depth
+    from hf_unlearn.audit.attacks.patching import patching_depth
 
     found, config = Found(), subjects.config
     rows = subjects.rows("forget")
@@ -298,7 +303,7 @@ def depth_of_unlearning(original, model, retrained, subjects: Subjects) -> Found
 
 def like_untrained(model, subjects: Subjects) -> Found:
     """How alike a classifier is to a network that knows nothing (ZRF), which the retrained model is not either."""
-    from .metrics.stability import zrf
+    from hf_unlearn.audit.attacks.stability import zrf
 
     if not subjects.of_images:
         return Found()

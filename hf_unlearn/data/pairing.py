@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hf_unlearn.likelihood import IGNORE_INDEX
+from hf_unlearn.data.rows import IGNORE_INDEX
 
 
 PARTS = ("forget", "alternate", "retain")

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hf_unlearn.data.images import ImageRows, encode_image, has_images
-from hf_unlearn.likelihood import IGNORE_INDEX
+from hf_unlearn.data.rows import IGNORE_INDEX
 
 
 FORMATS = '{"prompt", "completion"}, {"messages"} or {"text"}'

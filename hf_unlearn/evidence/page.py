@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .glossary import EXIT_CODES, MARGINS, MODELS, SURFACES, VERDICTS
+from hf_unlearn.evidence.glossary import EXIT_CODES, MARGINS, MODELS, SURFACES, VERDICTS
 
 
 # Of the options, those that say what was done; result.json has them all.

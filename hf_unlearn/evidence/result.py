@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .page import to_markdown
+from hf_unlearn.evidence.page import to_markdown
 
 
 _PACKAGES = ("hf-unlearn", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes")

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import GenerationConfig
 
 from hf_unlearn.data.text import context_length
-from hf_unlearn.likelihood import target_logits
 from hf_unlearn.methods.idk import IdkDPOTrainer
 from hf_unlearn.methods.other_answers import (
     OtherLabels,
@@ -23,8 +22,9 @@ from hf_unlearn.methods.other_answers import (
     own_answer,
     with_answer,
 )
+from hf_unlearn.models.likelihood import target_logits
+from hf_unlearn.models.modes import dropout_off
 from hf_unlearn.training import UnlearningConfig
-from hf_unlearn.training.reference import dropout_off
 
 
 #: How often a row is asked, each time a quarter hotter: a model that knows an answer by heart says little else.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.methods.divergence import kl_divergence, kl_from_uniform
 from hf_unlearn.methods.fresh import fresh_copy
+from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 from hf_unlearn.training.checks import check_sharding
 from hf_unlearn.training.reference import Reference

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_unlearn.data.pairing import PairedDataset
-from hf_unlearn.likelihood import IGNORE_INDEX, TargetLogits, is_image_classifier
+from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.methods.other_answers import answer_positions
 from hf_unlearn.methods.undial import soft_cross_entropy
+from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.methods.divergence import kl_divergence, kl_from_uniform, without_target
 from hf_unlearn.methods.fresh import fresh_copy
+from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 

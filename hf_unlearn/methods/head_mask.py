@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hf_unlearn.likelihood import TargetLogits, target_logits
+from hf_unlearn.models.likelihood import TargetLogits, target_logits
+from hf_unlearn.models.modes import dropout_off
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 from hf_unlearn.training.gates import Gates, find_gate_points, probability_open
-from hf_unlearn.training.reference import dropout_off
 from hf_unlearn.training.state import load_state
 
 

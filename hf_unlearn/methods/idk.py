@@ -10,8 +10,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.methods.other_answers import encode_answers, other_labels
+from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.methods.finetune import FineTuneConfig, FineTuneTrainer
+from hf_unlearn.models.likelihood import TargetLogits
 
 
 def l1_norm(parameters: list[nn.Parameter]) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_unlearn.curvature.importance import squared_gradients
 from hf_unlearn.methods.ihl import InvertedHingeConfig, InvertedHingeTrainer
-from hf_unlearn.training.covariance import linear_modules
-from hf_unlearn.training.importance import squared_gradients
+from hf_unlearn.models.linear import linear_modules
 from hf_unlearn.training.where import layer_of
 
 

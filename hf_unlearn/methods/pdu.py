@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hf_unlearn.likelihood import TargetLogits, target_logits
+from hf_unlearn.models.likelihood import TargetLogits, target_logits
+from hf_unlearn.models.modes import dropout_off
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
-from hf_unlearn.training.reference import dropout_off
 
 
 #: Retain rows that the retain loss at the start is measured on, evenly spread; all, if there are fewer.

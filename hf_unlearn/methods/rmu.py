@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.likelihood import IGNORE_INDEX
+from hf_unlearn.data.rows import IGNORE_INDEX
+from hf_unlearn.models.blocks import find_blocks, run_to_block
+from hf_unlearn.models.modes import dropout_off
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
-from hf_unlearn.training.activations import find_blocks, run_to_block
-from hf_unlearn.training.reference import Reference, dropout_off
+from hf_unlearn.training.reference import Reference
 from hf_unlearn.training.where import layer_of
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainerCallback
 
-from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.methods.divergence import kl_divergence
+from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 

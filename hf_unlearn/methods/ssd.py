@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from hf_unlearn.curvature.importance import squared_gradients
 from hf_unlearn.training import UnlearningConfig
 from hf_unlearn.training.edit import TrainingFreeTrainer
-from hf_unlearn.training.importance import squared_gradients
 
 
 logger = logging.get_logger(__name__)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from hf_unlearn.curvature.covariance import input_covariances
+from hf_unlearn.models.linear import linear_modules
 from hf_unlearn.training import UnlearningConfig
-from hf_unlearn.training.covariance import input_covariances, linear_modules
 from hf_unlearn.training.edit import TrainingFreeTrainer
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_unlearn.likelihood import TargetLogits
+from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 

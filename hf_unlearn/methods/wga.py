@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_unlearn.likelihood import TargetLogits
+from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import TrainerCallback
 
-from hf_unlearn.training.sharding import whole
+from hf_unlearn.models.sharding import whole
 
 
 class RunCallback(TrainerCallback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers.utils import logging
 
-from hf_unlearn.likelihood import is_image_classifier
+from hf_unlearn.models.likelihood import is_image_classifier
 
 
 logger = logging.get_logger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hf_unlearn.training.covariance import linear_modules
+from hf_unlearn.models.linear import linear_modules
 
 
 PARTS = ("top", "bottom")

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_unlearn.likelihood import TargetLogits, target_logits
-from hf_unlearn.training.sharding import is_sharded, placed_like
+from hf_unlearn.models.likelihood import TargetLogits, target_logits
+from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.sharding import is_sharded, placed_like
 
 
 class Reference:
@@ -125,14 +126,3 @@ def cached_log_probs(
                 total[batch] = target_logits(model, inputs).sequence_log_probs.double()
     total = accelerator.reduce(total, "sum")
     return total.float().cpu().numpy().reshape(n, k)
-
-
-@contextmanager
-def dropout_off(model: nn.Module):
-    """Evaluation mode for a while, then the mode from before."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hf_unlearn.likelihood import target_logits
-from hf_unlearn.training.reference import dropout_off
+from hf_unlearn.models.likelihood import target_logits
+from hf_unlearn.models.modes import dropout_off
 
 
 def largest(values: list[Tensor], share: float) -> list[Tensor]:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from hf_unlearn.training.covariance import input_covariances, linear_modules
+from hf_unlearn.curvature.covariance import input_covariances
+from hf_unlearn.models.linear import linear_modules
 
 
 logger = logging.get_logger(__name__)

@@ -14,11 +14,11 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
 from hf_unlearn.data.text import context_length, encode_dataset
-from hf_unlearn.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
+from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
+from hf_unlearn.models.load import load_model
 from hf_unlearn.training.callbacks import RunCallback
 from hf_unlearn.training.checks import check_run, check_sharding, warn_of_readable_images
 from hf_unlearn.training.config import UnlearningConfig
-from hf_unlearn.training.load import load_model
 from hf_unlearn.training.low_rank import SingularSubspace
 from hf_unlearn.training.reference import OneCandidate, Reference, cached_log_probs
 from hf_unlearn.training.saliency import SaliencyMask

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_unlearn.training.sharding import is_sharded, local, placed_like, whole
+from hf_unlearn.models.sharding import is_sharded, local, placed_like, whole
 from hf_unlearn.training.subspace import Subspace
 
 

@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from hf_unlearn.training.covariance import linear_modules
+from hf_unlearn.models.linear import linear_modules
 
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")

@@ -12,11 +12,11 @@ from reconstruct import EDITS, forget
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
-from hf_unlearn.audit.images.class_inversion import invert_class
-from hf_unlearn.audit.images.gradient_inversion import invert_gradient
-from hf_unlearn.audit.images.reconstruction import compare_reconstructions
-from hf_unlearn.audit.statistics import intervals
+from hf_unlearn.audit.attacks.class_inversion import invert_class
+from hf_unlearn.audit.attacks.gradient_inversion import invert_gradient
+from hf_unlearn.audit.attacks.reconstruction import compare_reconstructions
 from hf_unlearn.data import encode_dataset, load_rows
+from hf_unlearn.statistics import intervals
 
 
 SEARCHED = ["ga, SGD, 5 steps", "ga, AdamW", "ga, SGD, embeddings frozen", "ga, LoRA on queries and values"]

@@ -20,11 +20,11 @@ from peft import LoraConfig
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
-from hf_unlearn.audit.images.image_similarity import class_token, image_chunks, ssim
-from hf_unlearn.audit.images.reconstruction import LEVEL, ReconstructionAudit, reconstruction_audit
-from hf_unlearn.audit.statistics.estimate import plain
+from hf_unlearn.audit.attacks.reconstruction import LEVEL, ReconstructionAudit, reconstruction_audit
+from hf_unlearn.audit.measures.image_similarity import class_token, image_chunks, ssim
 from hf_unlearn.data import encode_dataset, load_rows
 from hf_unlearn.methods import METHODS
+from hf_unlearn.statistics.estimate import plain
 
 
 @dataclass(frozen=True)

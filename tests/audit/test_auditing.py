@@ -15,14 +15,14 @@ from tiny import tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import AutoModelForCausalLM, ViTImageProcessorPil
 
 from hf_unlearn.audit import AuditConfig, ScoreCache, auc, audit, dc_pdd, make_canaries, recall, score
-from hf_unlearn.audit.metrics.membership import token_frequencies, with_prefix
-from hf_unlearn.audit.models import Models
-from hf_unlearn.audit.scoring import score as score_module
-from hf_unlearn.audit.summaries import PRIVACY_ATTACKS
+from hf_unlearn.audit.measures.membership import token_frequencies, with_prefix
+from hf_unlearn.audit.measures.summaries import PRIVACY_ATTACKS
+from hf_unlearn.audit.roles import Models
+from hf_unlearn.audit.table import score as score_module
 from hf_unlearn.audit.threats import SURFACES_OF, THREATS
 from hf_unlearn.data import encode_dataset
 from hf_unlearn.data.pairing import UnlearningCollator
-from hf_unlearn.likelihood import target_logits
+from hf_unlearn.models.likelihood import target_logits
 
 
 N_FORGET, N_HOLDOUT = 30, 30

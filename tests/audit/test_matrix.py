@@ -32,7 +32,7 @@ from hf_unlearn.audit import (
     score,
     verbatim_extracted,
 )
-from hf_unlearn.audit.scoring.reduction import sum_by_example
+from hf_unlearn.audit.table.reduction import sum_by_example
 
 
 # Prompts and answers of different lengths, more than a batch of 16; the models know the first of them by heart.

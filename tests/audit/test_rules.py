@@ -26,10 +26,10 @@ from hf_unlearn.audit import (
     score_sets,
     truth_ratio,
 )
-from hf_unlearn.audit.generation.text_overlap import answer_rouge
-from hf_unlearn.audit.scoring.passes import Passes
-from hf_unlearn.audit.summaries import PRIVLEAK_K
-from hf_unlearn.likelihood import target_statistics
+from hf_unlearn.audit.measures.summaries import PRIVLEAK_K
+from hf_unlearn.audit.measures.text_overlap import answer_rouge
+from hf_unlearn.audit.table.passes import Passes
+from hf_unlearn.models.likelihood import target_statistics
 
 
 TOKENIZER = tiny_tokenizer()

@@ -19,7 +19,7 @@ from hf_unlearn.data import (
     encode_dataset,
     load_rows,
 )
-from hf_unlearn.data.image_model import make_vit, write_vit
+from hf_unlearn.examples.image_model import make_vit, write_vit
 
 
 SIZE = {"height": 16, "width": 16}

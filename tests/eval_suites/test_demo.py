@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_unlearn.metrics import EVAL_SUITES, load_metric, metric_names
+from hf_unlearn.evaluate_modules.base import EVAL_SUITES, load_metric, metric_names
 
 
 pytest.importorskip("gradio", reason="needs the extra demo")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from hf_unlearn.audit import mean, score
-from hf_unlearn.audit.metrics.exposure import Canaries, exposure, fitted_exposure
-from hf_unlearn.metrics import load_metric
+from hf_unlearn.audit.measures.exposure import Canaries, exposure, fitted_exposure
+from hf_unlearn.evaluate_modules.base import load_metric
 
 
 def test_exposure_of_losses_agrees_with_a_count():

@@ -13,7 +13,7 @@ from tiny import tiny_vit
 from transformers import ViTImageProcessorPil
 
 from hf_unlearn.audit import ATTACKS, auc, extraction_probability, mean, queries_needed, score, tpr_at_fpr
-from hf_unlearn.metrics import EVAL_SUITES, load_metric, metric_names
+from hf_unlearn.evaluate_modules.base import EVAL_SUITES, load_metric, metric_names
 
 
 NAMES = metric_names()

@@ -7,8 +7,8 @@ from scipy.stats import entropy
 from tiny import tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.audit import mean
-from hf_unlearn.audit.metrics.stability import distances, null_band, pairwise_distances, zrf
-from hf_unlearn.metrics import load_metric
+from hf_unlearn.audit.attacks.stability import distances, null_band, pairwise_distances, zrf
+from hf_unlearn.evaluate_modules.base import load_metric
 
 
 def test_distances_of_classes_agree_with_scipy():

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hf_unlearn.metrics import EVAL_SUITES, metric_names, suite_names
+from hf_unlearn.evaluate_modules.base import EVAL_SUITES, metric_names, suite_names
 
 
 RECIPE = EVAL_SUITES.parent / "recipes" / "publish_eval_suites.py"

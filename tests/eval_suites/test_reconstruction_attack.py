@@ -7,7 +7,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_unlearn.metrics import load_metric
+from hf_unlearn.evaluate_modules.base import load_metric
 
 
 def test_reconstructions_agree_with_scikit_image():

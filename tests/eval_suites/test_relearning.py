@@ -8,7 +8,7 @@ from tiny import tiny_llama, tiny_tokenizer
 
 from hf_unlearn.audit import exact_memorization, mean, score
 from hf_unlearn.audit.attacks.relearning import relearn
-from hf_unlearn.metrics import load_metric
+from hf_unlearn.evaluate_modules.base import load_metric
 
 
 def test_curves_of_ones_own_are_read_as_their_definitions_say():

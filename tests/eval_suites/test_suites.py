@@ -18,13 +18,12 @@ from sklearn.metrics import roc_auc_score
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import ViTImageProcessorPil
 
-import hf_unlearn.suites
 from hf_unlearn.audit import loss, min_k, paired_difference, privleak, score, truth_ratio
-from hf_unlearn.audit.findings import Statistic
-from hf_unlearn.audit.scoring.reduction import sum_by_example
-from hf_unlearn.data.registry import make_registry
-from hf_unlearn.metrics import EVAL_SUITES, load_suite, suite_names
-from hf_unlearn.suites import read_rows, score_once
+from hf_unlearn.audit.measures.statistic import Statistic
+from hf_unlearn.audit.table.reduction import sum_by_example
+from hf_unlearn.evaluate_modules.base import EVAL_SUITES, load_suite, suite_names
+from hf_unlearn.evaluate_modules.suites import read_rows, score_once
+from hf_unlearn.examples.registry import make_registry
 
 
 KEYS = {"task_name", "measure", "value", "low", "high", "n", "n_missing", "orientation", "method", "reason"}
@@ -62,7 +61,7 @@ def passes(monkeypatch):
         model.register_forward_pre_hook(count, with_kwargs=True)
         return model
 
-    monkeypatch.setattr(hf_unlearn.suites, "score", counted)
+    monkeypatch.setattr(suites_module, "score", counted)
     counts["watch"] = watch
     return counts
 
@@ -199,7 +198,7 @@ def test_the_interval_of_model_utility_holds_the_value_and_repeats(tofu):
 
 
 def test_tofu_costs_one_pass_over_the_answers_and_one_generation(tofu, passes):
-    from hf_unlearn.audit.generation.text_overlap import answer_rouge
+    from hf_unlearn.audit.measures.text_overlap import answer_rouge
 
     tokenizer, model = tiny_tokenizer(), passes["watch"](tiny_llama())
     load_suite("tofu").run(model, tokenizer, data=str(tofu), forget="forget01", max_new_tokens=3)
@@ -452,7 +451,7 @@ def test_registry(passes):
     results = load_suite("registry").run(models[0], tokenizer, retrained=models[1], limit=21)
     check(results)
     assert passes["scored"] == 2
-    from hf_unlearn.data.registry import make_requests
+    from hf_unlearn.examples.registry import make_requests
 
     registry = make_registry(0)
     people = make_requests(registry, 0)["person"]["extensions"]["hf-unlearn"]["scope"]["selector"]["values"]

@@ -7,7 +7,7 @@ from data_dir import DATA
 from scipy.stats import ks_2samp
 
 from hf_unlearn.audit import forget_truth_ratio_aggregate, paired_difference
-from hf_unlearn.metrics import load_metric
+from hf_unlearn.evaluate_modules.base import load_metric
 
 
 ROWS = [

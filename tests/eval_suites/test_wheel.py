@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_unlearn.metrics import EVAL_SUITES, load_metric, load_suite, metric_names, suite_names
+from hf_unlearn.evaluate_modules.base import EVAL_SUITES, load_metric, load_suite, metric_names, suite_names
 
 
 ROOT = Path(__file__).resolve().parents[2]

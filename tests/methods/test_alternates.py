@@ -11,7 +11,6 @@ from datasets import Dataset
 from tiny import TURN_END, tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.data import PairedDataset, UnlearningCollator, encode_dataset
-from hf_unlearn.likelihood import target_logits
 from hf_unlearn.methods import METHODS, IdkDPOTrainer, IdkNLLConfig, IdkNLLTrainer
 from hf_unlearn.methods.altpo import AltPOConfig, AltPOTrainer, sample_answers
 from hf_unlearn.methods.other_answers import (
@@ -24,6 +23,7 @@ from hf_unlearn.methods.other_answers import (
 )
 from hf_unlearn.methods.random_label import RandomLabelConfig, RandomLabelTrainer
 from hf_unlearn.methods.salun import SalUnConfig, SalUnTrainer
+from hf_unlearn.models.likelihood import target_logits
 
 
 TRAINERS = [AltPOTrainer, IdkDPOTrainer, IdkNLLTrainer, RandomLabelTrainer, SalUnTrainer]

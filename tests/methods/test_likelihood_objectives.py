@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_unlearn.data import UnlearningCollator, encode_dataset
-from hf_unlearn.likelihood import TargetLogits, target_logits
 from hf_unlearn.methods import METHODS, GradientAscentTrainer, WGATrainer
 from hf_unlearn.methods import pdu as pdu_module
 from hf_unlearn.methods.ceu import CEUConfig, CEUTrainer, ceu_loss, skip_tokens
@@ -22,6 +21,7 @@ from hf_unlearn.methods.l1_sparse import L1SparseConfig, L1SparseTrainer
 from hf_unlearn.methods.pdu import PDUConfig, PDUTrainer, flatness_loss
 from hf_unlearn.methods.satimp import SatImpConfig, SatImpTrainer, satimp_loss
 from hf_unlearn.methods.undial import UNDIALConfig, UNDIALTrainer, undial_loss
+from hf_unlearn.models.likelihood import TargetLogits, target_logits
 
 
 LOGIT = st.floats(-30, 30)

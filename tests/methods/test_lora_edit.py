@@ -10,9 +10,9 @@ from tiny import tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hf_unlearn.data import encode_dataset
-from hf_unlearn.likelihood import target_logits
 from hf_unlearn.methods import LoRAEditConfig, LoRAEditTrainer
 from hf_unlearn.methods.lora_edit import weighted_factors
+from hf_unlearn.models.likelihood import target_logits
 
 
 KINDS = ["llama", "gpt2", "vit"]

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_unlearn.likelihood import TargetLogits
 from hf_unlearn.methods import GradDiffTrainer, GradientAscentTrainer, IdkNLLTrainer, WGATrainer
 from hf_unlearn.methods.idk import dpo_loss
 from hf_unlearn.methods.npo import npo_loss
 from hf_unlearn.methods.simnpo import simnpo_loss
+from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningTrainer
 
 

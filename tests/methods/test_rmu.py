@@ -7,8 +7,8 @@ import torch
 from cases import MODELS, make_trainer, weights
 from peft import LoraConfig
 
-from hf_unlearn.likelihood import target_logits
-from hf_unlearn.training.activations import find_blocks, run_to_block
+from hf_unlearn.models.blocks import find_blocks, run_to_block
+from hf_unlearn.models.likelihood import target_logits
 
 
 KINDS = ["llama", "gpt2", "vit"]

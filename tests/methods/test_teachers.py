@@ -13,10 +13,10 @@ from peft import LoraConfig
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.data import UnlearningCollator, encode_dataset
-from hf_unlearn.likelihood import TargetLogits, target_logits
 from hf_unlearn.methods import METHODS, BadTeacherConfig, DistillationConfig, SCRUBConfig, SCRUBTrainer
 from hf_unlearn.methods.divergence import kl_divergence, kl_from_uniform, without_target
 from hf_unlearn.methods.fresh import fresh_copy
+from hf_unlearn.models.likelihood import TargetLogits, target_logits
 
 
 LOGITS = st.lists(st.floats(-30, 30), min_size=3, max_size=3)

@@ -14,11 +14,11 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
+from hf_unlearn.curvature.covariance import input_covariances
 from hf_unlearn.data import encode_dataset
 from hf_unlearn.methods import METHODS, SSDConfig, SVDForgetConfig, TaskVectorConfig
 from hf_unlearn.methods.ssd import dampening
 from hf_unlearn.methods.svd_forget import removal, soft_projection
-from hf_unlearn.training.covariance import input_covariances
 
 
 MODELS = {

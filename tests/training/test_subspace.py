@@ -12,8 +12,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from hf_unlearn.curvature.covariance import input_covariances
 from hf_unlearn.data import UnlearningCollator, encode_dataset
-from hf_unlearn.training.covariance import input_covariances, linear_modules
+from hf_unlearn.models.linear import linear_modules
 from hf_unlearn.training.subspace import principal_directions
 
 

@@ -13,8 +13,8 @@ from tiny import tiny_llama, tiny_tokenizer
 from transformers import TrainerCallback
 
 from hf_unlearn.data import encode_dataset
-from hf_unlearn.likelihood import target_logits
 from hf_unlearn.methods import GradDiffConfig, GradDiffTrainer, NPOConfig, NPOTrainer, SimNPOConfig
+from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.training import NonFiniteLossError
 from hf_unlearn.training.reference import Reference
 

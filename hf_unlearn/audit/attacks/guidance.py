@@ -14,13 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_unlearn.data.images import ImageRows
-from hf_unlearn.likelihood import target_statistics
-
-from ..metrics.extraction import exact_memorization, extraction_strength, verbatim_extracted
-from ..metrics.membership import loss, reference_loss
-from ..scoring.scores import Scores
-from ..scoring.streaming import (
+from hf_unlearn.audit.measures.extraction import exact_memorization, extraction_strength, verbatim_extracted
+from hf_unlearn.audit.measures.membership import loss, reference_loss
+from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.audit.table.streaming import (
     Rows,
     by_record,
     check_comparable,
@@ -32,6 +29,8 @@ from ..scoring.streaming import (
     targets_of,
     warn_of_broken,
 )
+from hf_unlearn.data.images import ImageRows
+from hf_unlearn.models.likelihood import target_statistics
 
 
 # From the model after (0) to the model before (1) and beyond, where the attack of the paper is.

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_unlearn.likelihood import scored_positions
-
-from ..scoring.streaming import (
+from hf_unlearn.audit.table.streaming import (
     by_record,
     check_comparable,
     encode_examples,
@@ -22,7 +20,8 @@ from ..scoring.streaming import (
     stacked,
     warn_of_broken,
 )
-from .layers import blocks_of, log_probs_and_hits, output_replaced, reading_positions, states_of
+from hf_unlearn.models.layers import blocks_of, log_probs_and_hits, output_replaced, reading_positions, states_of
+from hf_unlearn.models.likelihood import scored_positions
 
 
 @dataclass(frozen=True)

@@ -7,63 +7,14 @@ run it, the original and the unlearned model through the same one and compare.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from ..scoring.processes import is_divided
-
-
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose weights can be changed: no wrapper, adapters merged into what they adapt.
-
-    Raises:
-        ValueError: the weights are quantized already, or are not all in the memory of this process.
-    """
-    while inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None):  # DDP, torch.compile
-        model = inner
-    if getattr(model, "is_quantized", False):
-        raise ValueError(
-            "The model is quantized, so its weights cannot be changed or trained. Load it without quantization; an "
-            "adapter beside it is merged here."
-        )
-    if is_divided(model) or any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError(
-            "Not all weights of the model are in the memory of this process (they are divided by FSDP or ZeRO-3, or "
-            "offloaded). Load the model without that."
-        )
-    model = copy.deepcopy(model)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    return model.eval()
-
-
-def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers (and GPT-2's `Conv1D`) by name, without the head and what is tied to an embedding.
-
-    These are the layers that quantization and pruning libraries change. A weight that several layers share counts once.
-
-    Raises:
-        ValueError: there are none.
-    """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = set()
-    for module in (model.get_output_embeddings(), getattr(model, "classifier", None)):
-        head |= set() if module is None else {id(part) for part in module.modules()}
-    found, seen = {}, set(embeddings)
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and id(module) not in head and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found[name] = module
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no linear layer but its head, so there is nothing to change. Leave this attack out."
-        )
-    return found
+from hf_unlearn.models.linear import weight_modules
+from hf_unlearn.models.modes import plain_copy
 
 
 @torch.no_grad()
@@ -81,7 +32,7 @@ def pruned(model: nn.Module, fraction: float) -> nn.Module:
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must be between 0 and 1, not {fraction}.")
     model = plain_copy(model)
-    weights = [module.weight for module in linear_modules(model).values()]
+    weights = [module.weight for module in weight_modules(model).values()]
     left = round(fraction * sum(weight.numel() for weight in weights))
     threshold = _smallest(weights, left)
     left -= sum(int((bits < threshold).sum()) for bits in map(_magnitude, weights))
@@ -128,7 +79,7 @@ def noised(model: nn.Module, relative_std: float, seed: int = 0) -> nn.Module:
         raise ValueError(f"relative_std must not be negative, it is {relative_std}.")
     model = plain_copy(model)
     generator = torch.Generator().manual_seed(seed)  # of the CPU, so that the device does not matter
-    for module in linear_modules(model).values():
+    for module in weight_modules(model).values():
         weight = module.weight
         noise = torch.randn(weight.shape, generator=generator).to(
             weight.device, torch.promote_types(weight.dtype, torch.float32)

@@ -15,10 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_unlearn.data.images import ImageRows
-from hf_unlearn.likelihood import IGNORE_INDEX, is_image_classifier, scored_positions
-
-from ..scoring.streaming import (
+from hf_unlearn.audit.table.streaming import (
     by_record,
     encode_examples,
     in_memory,
@@ -29,7 +26,17 @@ from ..scoring.streaming import (
     targets_of,
     warn_of_broken,
 )
-from .layers import blocks_of, cut_to_one, log_probs_and_hits, output_replaced, reading_positions, states_of
+from hf_unlearn.data.images import ImageRows
+from hf_unlearn.data.rows import IGNORE_INDEX
+from hf_unlearn.models.layers import (
+    blocks_of,
+    cut_to_one,
+    log_probs_and_hits,
+    output_replaced,
+    reading_positions,
+    states_of,
+)
+from hf_unlearn.models.likelihood import is_image_classifier, scored_positions
 
 
 POOLS = ("mean", "prompt")

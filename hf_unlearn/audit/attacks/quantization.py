@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..statistics.differences import aligned
-from ..statistics.estimate import Estimate, of_groups
-from ..statistics.resampling import group_codes, interval, n_units, resampled_counts, weighted_mean
-from .perturbation import PERTURBATIONS, linear_modules, plain_copy
+from hf_unlearn.audit.attacks.perturbation import PERTURBATIONS
+from hf_unlearn.models.linear import weight_modules
+from hf_unlearn.models.modes import plain_copy
+from hf_unlearn.statistics.differences import aligned
+from hf_unlearn.statistics.estimate import Estimate, of_groups
+from hf_unlearn.statistics.resampling import group_codes, interval, n_units, resampled_counts, weighted_mean
 
 
 SCHEMES = ("int8", "nf4", "int4-rtn")
@@ -50,7 +52,7 @@ def quantized(model: nn.Module, scheme: str) -> nn.Module:
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, not {scheme!r}.")
     model = plain_copy(model)
-    for name, module in linear_modules(model).items():
+    for name, module in weight_modules(model).items():
         if scheme == "int8":
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, _int8_layer(module))

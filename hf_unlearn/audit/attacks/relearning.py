@@ -24,15 +24,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_unlearn.audit.attacks.relearning_curves import (
+    RelearningCurve,
+    anamnesis_index,
+    area_between,
+    steps_to,
+    strongest,
+)
+from hf_unlearn.audit.table.cache import digest_of_rows
+from hf_unlearn.audit.table.score import score
+from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.data.images import has_images
 from hf_unlearn.data.pairing import UnlearningCollator
 from hf_unlearn.data.text import context_length, encode, encode_dataset
-from hf_unlearn.likelihood import target_logits
-
-from ..scoring.cache import digest_of_rows
-from ..scoring.scores import Scores, score
-from .perturbation import plain_copy
-from .relearning_curves import RelearningCurve, anamnesis_index, area_between, steps_to, strongest
+from hf_unlearn.models.likelihood import target_logits
+from hf_unlearn.models.modes import plain_copy
 
 
 __all__ = [

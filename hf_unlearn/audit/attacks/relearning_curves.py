@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..scoring.scores import Scores
-from ..statistics.differences import aligned
+from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.statistics.differences import aligned
 
 
 Metric = Callable[[Scores], np.ndarray]

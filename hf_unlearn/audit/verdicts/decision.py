@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 
-from ..statistics.differences import Difference
-from ..statistics.equivalence import records_needed, smallest_detectable
-from ..statistics.estimate import Estimate, plain
-from ..statistics.paired_rates import PairedRates
-from .distributions import DistributionDifference
-from .margins import Margins, SeedBand
+from hf_unlearn.audit.verdicts.distributions import DistributionDifference
+from hf_unlearn.audit.verdicts.margins import Margins, SeedBand
+from hf_unlearn.statistics.differences import Difference
+from hf_unlearn.statistics.equivalence import records_needed, smallest_detectable
+from hf_unlearn.statistics.estimate import Estimate, plain
+from hf_unlearn.statistics.paired_rates import PairedRates
 
 
 #: From the worst to the best; `not_tested` stands apart.

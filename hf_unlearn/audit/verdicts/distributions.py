@@ -9,9 +9,9 @@ from itertools import combinations
 
 import numpy as np
 
-from ..statistics.differences import aligned
-from ..statistics.estimate import Estimate
-from .margins import SeedBand
+from hf_unlearn.audit.verdicts.margins import SeedBand
+from hf_unlearn.statistics.differences import aligned
+from hf_unlearn.statistics.estimate import Estimate
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .decision import VERDICTS, Verdict
+from hf_unlearn.audit.verdicts.decision import VERDICTS, Verdict
 
 
 #: Where erased data may show. One that was not tested is listed as not tested.

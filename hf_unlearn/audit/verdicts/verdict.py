@@ -12,15 +12,20 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..statistics.differences import Difference, difference_in_differences, paired_auc_difference, paired_difference
-from ..statistics.intervals import auc
-from ..statistics.multiplicity import holm
-from ..statistics.paired_rates import paired_rates
-from .decision import VERDICTS, Evidence, PairedTest, Verdict, decide, p_values
-from .distributions import distance_band, distribution_difference
-from .margins import DEFAULT_MARGINS, Margins, seed_band
-from .surfaces import SURFACES, SurfaceVerdict, surface_verdict, surface_verdicts
-from .wording import wording
+from hf_unlearn.audit.verdicts.decision import VERDICTS, Evidence, PairedTest, Verdict, decide, p_values
+from hf_unlearn.audit.verdicts.distributions import distance_band, distribution_difference
+from hf_unlearn.audit.verdicts.margins import DEFAULT_MARGINS, Margins, seed_band
+from hf_unlearn.audit.verdicts.surfaces import SURFACES, SurfaceVerdict, surface_verdict, surface_verdicts
+from hf_unlearn.audit.verdicts.wording import wording
+from hf_unlearn.statistics.differences import (
+    Difference,
+    difference_in_differences,
+    paired_auc_difference,
+    paired_difference,
+)
+from hf_unlearn.statistics.intervals import auc
+from hf_unlearn.statistics.multiplicity import holm
+from hf_unlearn.statistics.paired_rates import paired_rates
 
 
 __all__ = [

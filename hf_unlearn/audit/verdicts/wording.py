@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from .verdict import SurfaceVerdict, Verdict
+    from hf_unlearn.audit.verdicts.verdict import SurfaceVerdict, Verdict
 
 
 #: Belongs beside the verdicts of every report, with the list of what was not tested.

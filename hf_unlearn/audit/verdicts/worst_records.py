@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..statistics.differences import aligned
-from ..statistics.estimate import Estimate
-from ..statistics.intervals import rate
+from hf_unlearn.statistics.differences import aligned
+from hf_unlearn.statistics.estimate import Estimate
+from hf_unlearn.statistics.intervals import rate
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,309 @@
+"""Output stability: how far the distributions that two models predict are from each other, record by record.
+
+Every distance is 0 for equal models, every agreement 1. None of them is 0 between two models that were both retrained
+without the forget set: what their distance is, from [`null_band`], is the yardstick.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_unlearn.audit.measures.classifiers import class_log_probs
+from hf_unlearn.audit.measures.membership import check_same_targets
+from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.audit.table.streaming import (
+    by_record,
+    check_comparable,
+    encode_examples,
+    in_memory,
+    n_outputs,
+    side_by_side,
+    stacked,
+    warn_of_broken,
+)
+from hf_unlearn.models.likelihood import is_image_classifier
+from hf_unlearn.statistics.estimate import plain
+
+
+# What a distance is called with the two models in each other's place; all others are symmetric.
+_SWAPPED = {"kl_ref_model": "kl_model_ref", "kl_model_ref": "kl_ref_model"}
+TOP = 5
+
+
+def distances(
+    model,
+    reference,
+    processing_class,
+    examples: Iterable,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    truncate: bool = False,
+) -> dict[str, np.ndarray]:
+    """Distances between the predictions of two models, a mean over the targets of each record.
+
+    Both models read a batch, it is reduced at once, and memory does not depend on the number of examples.
+
+    Args:
+        model, reference (`PreTrainedModel`, `str` or callable): the audited model and, as a rule, the retrained one, with
+            the same tokenizer or classes. A name, or a function without arguments, is loaded for as long as it is
+            needed; both are in memory together.
+        processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`, *optional*): needed for text, and for images.
+        examples (iterable of `n`): as for [`score`].
+        batch_size, max_length, truncate (*optional*): as for [`score`].
+
+    Returns:
+        `dict[str, float64 (n,)]`, NaN for a record without targets or with NaN logits (a warning names these). Each is a
+        mean over the positions that predict a target, never over padding or the prompt:
+
+        - `kl_ref_model`: KL(reference || model) in nats, 0 or more; infinite where the model rules out what the
+          reference does not;
+        - `kl_model_ref`: KL(model || reference);
+        - `js`: Jensen-Shannon divergence, half of KL(p || m) plus half of KL(q || m) with m = (p + q) / 2, in nats,
+          from 0 to ln 2;
+        - `tv`: total variation, half of the sum of |p - q|, from 0 to 1;
+        - `top1_agreement`: share of targets for which both have the same most likely token, from 0 to 1.
+
+        Of images also `activation_distance`, the L2 norm of the difference of the probabilities (as in Chundawat et
+        al., arXiv 2205.08096), and with more than five classes `top5_agreement`, the share of the five most likely classes that
+        are the same ones.
+
+    Raises:
+        ValueError: the models have different vocabularies or classes, or an example cannot be encoded.
+    """
+    with in_memory(model, reference) as models:
+        check_comparable(models)
+        names = distance_names(is_image_classifier(models[0]), n_outputs(models[0]))
+        rows = encode_examples(models, processing_class, examples, max_length, truncate)
+
+        def of_batch(inputs: dict[str, Tensor]) -> np.ndarray:
+            n = len(inputs["labels"])
+            total, count = np.zeros((n, len(names))), np.zeros((n, 1))
+            for (ours, theirs), _, of_row in side_by_side(models, inputs):
+                np.add.at(total, of_row, divergences(ours, theirs, names))
+                count[:, 0] += np.bincount(of_row, minlength=n)
+            return total / count
+
+        found = by_record(models, rows, batch_size, of_batch, "Comparing two models")
+    values = stacked(found, (len(names),))
+    warn_of_broken(values, rows)
+    return dict(zip(names, values, strict=True))
+
+
+def table_distances(scores: Scores, reference_scores: Scores) -> dict[str, np.ndarray]:
+    """[`distances`] of two image classifiers, from tables that are there already: no model is run.
+
+    Args:
+        scores, reference_scores ([`Scores`]): the same images, in the same order, under both models.
+
+    Raises:
+        ValueError: the tables are of texts, of different images, or of models with different classes.
+    """
+    check_same_targets(scores, reference_scores)
+    ours, theirs = class_log_probs(scores), class_log_probs(reference_scores)
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"The tables are of models with {ours.shape[1]} and {theirs.shape[1]} classes, which cannot be compared."
+        )
+    names = distance_names(True, ours.shape[1])
+    values = divergences(torch.from_numpy(ours), torch.from_numpy(theirs), names)
+    return dict(zip(names, values.T, strict=True))
+
+
+def zrf(
+    model,
+    processing_class,
+    examples: Iterable,
+    batch_size: int = 8,
+    seed: int = 0,
+    max_length: int | None = None,
+    truncate: bool = False,
+) -> np.ndarray:
+    """Zero retrain forgetting of each record: `1 - js` to an untrained network (Chundawat et al., arXiv 2205.08096).
+
+    The divergence is summed over the classes, so that it reaches ln 2. Published code divides it by their number as well,
+    after which every model scores about 1.
+
+    Args:
+        model, processing_class, examples, batch_size, max_length, truncate: as for [`distances`].
+        seed (`int`, *optional*, defaults to `0`): of the weights of the untrained network.
+
+    Returns:
+        `float64 (n,)` from 1 - ln 2 to 1, higher = more like a network that knows nothing. **Best near that of the
+        retrained model**, which knows the other classes; 1 is not the goal.
+    """
+    with in_memory(model) as (loaded,):
+        fresh = untrained(loaded, seed)
+        found = distances(loaded, fresh, processing_class, examples, batch_size, max_length, truncate)
+    return 1 - found["js"]
+
+
+def untrained(model: nn.Module, seed: int) -> nn.Module:
+    """A network of the same architecture with weights drawn anew from the seed, on the same device and in its dtype."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        fresh = type(base)(copy.deepcopy(base.config))
+    return fresh.to(model.device, model.dtype).eval()
+
+
+def pairwise_distances(
+    models: Sequence,
+    processing_class,
+    examples: Iterable,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    truncate: bool = False,
+) -> list[dict[str, np.ndarray]]:
+    """[`distances`] between every two of several models that were retrained with different seeds, for [`null_band`].
+
+    Models that are given by their names, or as functions that load them, are loaded in turn: no more than two of them
+    are in memory at a time.
+
+    Args:
+        models (sequence of `k`): see [`distances`].
+
+    Returns:
+        `list` of `k * (k - 1) / 2` results of [`distances`], in the order of `itertools.combinations`.
+
+    Raises:
+        ValueError: there are fewer than two models.
+    """
+    if len(models) < 2:
+        raise ValueError(
+            f"How far retrained models are from each other takes two of them or more, with different seeds, not "
+            f"{len(models)}. Retrain with another seed, or report the distances without a yardstick."
+        )
+    examples, found = examples if hasattr(examples, "__getitem__") else list(examples), []
+    for i, first in enumerate(models[:-1]):
+        with in_memory(first) as (loaded,):
+            for second in models[i + 1 :]:
+                found.append(distances(loaded, second, processing_class, examples, batch_size, max_length, truncate))
+            del loaded
+    return found
+
+
+@dataclass(frozen=True)
+class NullBand:
+    """How far models are from each other that were all retrained without the forget set.
+
+    Attributes:
+        values (`dict[str, float64 (k,)]`): the mean over the records for each pair; of a KL divergence in both
+            directions, since either model may be the reference.
+        bound (`dict[str, float]`): their 97.5th percentile, or the 2.5th of an agreement; what is beyond it is farther
+            from a retrained model than these are from each other. With fewer than 40 values it is the extreme one, and a
+            further retrained model may well exceed it: three seeds are few.
+        n_pairs (`int`): number of pairs. They are not independent, as they share models.
+    """
+
+    values: dict[str, np.ndarray]
+    bound: dict[str, float]
+    n_pairs: int
+
+    def as_dict(self) -> dict:
+        """Plain types for JSON."""
+        values = {name: of.tolist() for name, of in self.values.items()}
+        return plain({"values": values, "bound": self.bound, "n_pairs": self.n_pairs})
+
+
+def null_band(pairs: Sequence[Mapping[str, np.ndarray]]) -> NullBand:
+    """The distances to be expected between retrained models, from those of every pair.
+
+    Args:
+        pairs (sequence): from [`pairwise_distances`], or of classifiers
+            `[table_distances(a, b) for a, b in itertools.combinations(tables, 2)]`.
+
+    Raises:
+        ValueError: there is no pair.
+    """
+    if not pairs:
+        raise ValueError("There are no distances between retrained models. Give those of at least one pair.")
+    values = {}
+    for name in pairs[0]:
+        means = [_mean(pair[name]) for pair in pairs]
+        if name in _SWAPPED:
+            means += [_mean(pair[_SWAPPED[name]]) for pair in pairs]
+        values[name] = np.array(means)
+    bound = {name: _bound(of, is_agreement=name.endswith("agreement")) for name, of in values.items()}
+    return NullBand(values, bound, len(pairs))
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _bound(values: np.ndarray, is_agreement: bool) -> float:
+    # Between two order statistics the outer one: an interpolated percentile of few values is inside all of them.
+    share, method = (0.025, "lower") if is_agreement else (0.975, "higher")
+    return math.nan if np.isnan(values).any() else float(np.quantile(values, share, method=method))
+
+
+def distance_names(of_images: bool, n_classes: int) -> tuple[str, ...]:
+    names = ("kl_ref_model", "kl_model_ref", "js", "tv", "top1_agreement")
+    if of_images:
+        # Of five classes all are always among the first five.
+        names += ("activation_distance", "top5_agreement") if n_classes > TOP else ("activation_distance",)
+    return names
+
+
+def divergences(logits: Tensor, reference_logits: Tensor, names: Sequence[str]) -> np.ndarray:
+    """The named distances of two models at each target: logits `(t, outputs)` of both -> `float64 (t, names)`.
+
+    Works through the targets in chunks, so that memory beyond the logits is bounded whatever the vocabulary. Log-
+    probabilities are logits, too.
+    """
+    # On the CPU 1 MB in float32, which stays in its cache; elsewhere 64 MB, so that a launch has enough to do.
+    chunk = max(1, (2**18 if logits.device.type == "cpu" else 2**24) // logits.shape[-1])
+    found = [
+        torch.stack([of for of in _of_chunk(z, r, names)], dim=1).cpu().double().numpy()
+        for z, r in zip(logits.split(chunk), reference_logits.split(chunk), strict=True)
+    ]
+    values = np.concatenate(found) if found else np.zeros((0, len(names)))
+    # Rounding may lead beyond the ends of the range.
+    upper = [math.log(2) if name == "js" else 1 if name in ("tv", "top5_agreement") else np.inf for name in names]
+    return np.clip(values, 0, upper)
+
+
+def _of_chunk(logits: Tensor, reference: Tensor, names: Sequence[str]) -> list[Tensor]:
+    dtype = torch.promote_types(logits.dtype, reference.dtype)
+    log_p, log_q = logits.to(dtype).log_softmax(-1), reference.to(dtype).log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    middle = ((p + q) / 2).clamp(min=torch.finfo(p.dtype).tiny)
+    found = {
+        "kl_ref_model": _kl(q, log_q, log_p),
+        "kl_model_ref": _kl(p, log_p, log_q),
+        # Of ratios and not of differences of logarithms: exactly 0 where p = q.
+        "js": (torch.xlogy(p, p / middle) + torch.xlogy(q, q / middle)).sum(-1) / 2,
+        "tv": (p - q).abs().sum(-1) / 2,
+        "top1_agreement": (_first_largest(logits) == _first_largest(reference)).to(p.dtype),
+    }
+    if "activation_distance" in names:
+        found["activation_distance"] = (p - q).square().sum(-1).sqrt()
+    if "top5_agreement" in names:
+        same = _top(logits)[:, :, None] == _top(reference)[:, None, :]
+        found["top5_agreement"] = same.any(-1).to(p.dtype).mean(-1)
+    # Logits that are no numbers have no order either.
+    broken = found["js"].isnan()
+    return [found[name].masked_fill(broken, torch.nan) for name in names]
+
+
+def _kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q); what p rules out adds 0, whatever q says of it."""
+    return (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1)
+
+
+def _first_largest(logits: Tensor) -> Tensor:
+    """Index of the largest logit, of equal ones the first: on some devices argmax may name any of them."""
+    index = torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where(logits == logits.amax(-1, keepdim=True), index, logits.shape[-1]).amin(-1)
+
+
+def _top(logits: Tensor) -> Tensor:
+    return logits.sort(dim=-1, descending=True, stable=True).indices[:, :TOP]

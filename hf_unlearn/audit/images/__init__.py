@@ -1,1 +1,0 @@
-"""Images that can be read off weights and gradients."""

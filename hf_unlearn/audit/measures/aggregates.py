@@ -1,0 +1,224 @@
+"""Published aggregates: several measures of a model in one number, with the exact formula of each.
+
+None of them decides anything: two models with the same aggregate can differ in every part, so the parts are always
+returned with it. A missing part gives no value, never the value of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from hf_unlearn.audit.measures.quality import Aggregate, harmonic_mean, warn_if_reference_is_member
+
+
+PRIVACY_VARIANTS = ("relative", "gap")
+ROBUSTNESS_VARIANTS = ("clipped", "symmetric")
+
+
+def memorization_score(
+    extraction_strength: float | None,
+    exact_memorization: float | None,
+    paraphrase_probability: float | None,
+    truth_ratio: float | None,
+) -> Aggregate:
+    """Mem (Dorna et al., arXiv 2506.12618): harmonic mean of one minus each argument, higher = less memorized.
+
+    **Best near the value of the retrained model**, which itself gets only about 0.58 on TOFU.
+
+    Args:
+        extraction_strength, exact_memorization (`float`): means over the forget set.
+        paraphrase_probability (`float`): mean probability of the paraphrased answers, [`answer_probability`].
+        truth_ratio (`float`): mean [`truth_ratio`] of the forget set in its `"probability"` form.
+    """
+    parts = {
+        "extraction_strength": extraction_strength,
+        "exact_memorization": exact_memorization,
+        "paraphrase_probability": paraphrase_probability,
+        "truth_ratio": truth_ratio,
+    }
+    return harmonic_mean({f"1 - {name}": None if value is None else 1 - value for name, value in parts.items()})
+
+
+def privacy_score(
+    unlearned: Mapping[str, float | None],
+    retrained: Mapping[str, float | None],
+    original: Mapping[str, float | None] | None = None,
+    variant: str = "relative",
+) -> Aggregate:
+    """Priv: harmonic mean over attacks of how near the AUC is to that of the retrained model, higher = nearer.
+
+    Args:
+        unlearned, retrained (`dict[str, float]`): AUC of each attack, forget set against holdout, higher = forget set
+            looks like members. The published ones are loss, zlib, min_k and min_k_plus_plus.
+        original (`dict[str, float]`, *optional*): the same of the original model, for `"gap"`.
+        variant (`str`, *optional*, defaults to `"relative"`):
+            - `"relative"`: `1 - |A_u - A_r| / A_r`, at least 0, as in a study of 150 published checkpoints. It depends
+              on the orientation of the AUC.
+            - `"gap"`: `1 - |A_u - A_r| / |A_o - A_r|`, at least 0: 0 as the original, 1 as retrained.
+
+    Returns:
+        [`Aggregate`] in [0, 1] with a part for each attack, which is `None` where a denominator is 0.
+
+    Raises:
+        ValueError: there is no retrained model, or the models were attacked differently.
+    """
+    if variant not in PRIVACY_VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(PRIVACY_VARIANTS)}, not {variant!r}.")
+    if retrained is None:
+        raise ValueError(
+            "The privacy score compares with a model retrained without the forget set, but you gave none. Attack that "
+            "model too, or report the AUC of the unlearned model with its interval."
+        )
+    if variant == "gap" and original is None:
+        raise ValueError('variant="gap" needs the AUC of the original model. Give original, or use "relative".')
+    scales = retrained if variant == "relative" else original
+    if not set(unlearned) == set(retrained) == set(scales):
+        raise ValueError("The models were attacked differently. Give the AUC of the same attacks for each.")
+    parts: dict[str, float | None] = {}
+    for name in unlearned:
+        if _missing(unlearned[name], retrained[name], scales[name]):
+            parts[name] = None
+            continue
+        warn_if_reference_is_member(retrained[name], f"The privacy score of {name}")
+        scale = abs(scales[name] - (retrained[name] if variant == "gap" else 0))
+        parts[name] = None if scale == 0 else max(0.0, 1 - abs(unlearned[name] - retrained[name]) / scale)
+    return harmonic_mean(parts)
+
+
+def utility_score(
+    model_utility: float | None,
+    original_model_utility: float | None,
+    fluency: float | None = None,
+    original_fluency: float | None = None,
+) -> Aggregate:
+    """Util: what is left of the original model's utility, `HM(utility, fluency)` over that of the original, at most 1.
+
+    Args:
+        model_utility, original_model_utility (`float`): [`model_utility`] of the unlearned and of the original model.
+        fluency, original_fluency (`float`, *optional*): share of fluent generations under both. Without them the model
+            utility is compared alone, and `reason` says so.
+
+    Raises:
+        ValueError: the fluency of only one of the two models is given.
+    """
+    if (fluency is None) != (original_fluency is None):
+        raise ValueError("The fluency of one model is missing. Give that of both models, or of neither.")
+    if fluency is None:
+        parts, reason = {"unlearned": model_utility, "original": original_model_utility}, "without fluency"
+    else:
+        both = {"unlearned": (model_utility, fluency), "original": (original_model_utility, original_fluency)}
+        parts = {name: harmonic_mean({"utility": u, "fluency": f}).value for name, (u, f) in both.items()}
+        reason = None
+    missing = [name for name, value in parts.items() if _missing(value)]
+    if missing:
+        return Aggregate(None, parts, f"missing: {', '.join(missing)}")
+    if parts["original"] == 0:
+        return Aggregate(None, parts, "the original model has no utility to keep")
+    return Aggregate(min(1.0, parts["unlearned"] / parts["original"]), parts, reason)
+
+
+def overall_score(memorization: float | None, privacy: float | None, utility: float | None) -> Aggregate:
+    """Harmonic mean of [`memorization_score`], [`privacy_score`] and [`utility_score`], higher = better on the whole.
+
+    The study of 150 checkpoints takes as privacy the harmonic mean of [`privacy_score`] and of a measure of the depth
+    of unlearning inside the model.
+    """
+    return harmonic_mean({"memorization": memorization, "privacy": privacy, "utility": utility})
+
+
+def average_gap(unlearned: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> Aggregate:
+    """Mean absolute difference to the retrained model, 0 = as retrained (SalUn, Fan et al., arXiv 2310.12508).
+
+    Args:
+        unlearned, retrained (`dict[str, float]`): the same measures, all on one scale: UA, RA, TA and MIA of
+            [`~hf_unlearn.audit.measures.classifiers.salun_row`].
+
+    Returns:
+        [`Aggregate`] in the unit of the measures; its parts are the signed differences, unlearned minus retrained.
+    """
+    gaps = _gaps(unlearned, retrained)
+    return _of_gaps(gaps, lambda: sum(map(abs, gaps.values())) / len(gaps))
+
+
+def tug_of_war(unlearned: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> Aggregate:
+    """ToW: product of one minus each absolute difference to the retrained model, 1 = as retrained (arXiv 2406.01257).
+
+    Args:
+        unlearned, retrained (`dict[str, float]`): accuracy on the forget, retain and test set, in [0, 1]. For ToW-MIA
+            give the success of a membership attack on the forget set in place of its accuracy.
+
+    Returns:
+        [`Aggregate`] in [0, 1]; its parts are the signed differences, unlearned minus retrained.
+
+    Raises:
+        ValueError: a measure is not in [0, 1].
+    """
+    if any(not _missing(value) and not 0 <= value <= 1 for value in (*unlearned.values(), *retrained.values())):
+        raise ValueError("ToW multiplies shares, but a measure is not in [0, 1]. Divide percentages by 100.")
+    gaps = _gaps(unlearned, retrained)
+    return _of_gaps(gaps, lambda: math.prod(1 - abs(gap) for gap in gaps.values()))
+
+
+def relearning_robustness(
+    unlearned_before: float,
+    unlearned_after: float,
+    retrained_before: float,
+    retrained_after: float,
+    variant: str = "clipped",
+) -> float:
+    """How little a *metric* is misled by knowledge that relearning brings back (Dorna et al., arXiv 2506.12618).
+
+    It judges a metric, not a model: relearning should move the metric of the unlearned model no more than that of the
+    retrained one, if the metric had seen what was left.
+
+    Args:
+        unlearned_before, unlearned_after (`float`): the metric (higher = more memorized) before and after relearning.
+        retrained_before, retrained_after (`float`): the same of the retrained model.
+        variant (`str`, *optional*, defaults to `"clipped"`): with the changes r of the retrained and u of the
+            unlearned model, `"clipped"` is `min(r / u, 1)` and `"symmetric"` is `1 - |u - r| / (|u| + |r|)`.
+
+    Returns:
+        `float`, 1 = best; NaN where nothing changed.
+    """
+    r, u = retrained_after - retrained_before, unlearned_after - unlearned_before
+    return _robustness(r, u, variant)
+
+
+def quantization_robustness(before: float, after: float, variant: str = "clipped") -> float:
+    """How little a *metric* (higher = more memorized) changes as an unlearned model is quantized (arXiv 2506.12618).
+
+    `min(before / after, 1)`, or `1 - |after - before| / (|after| + |before|)` for `"symmetric"`. 1 = best; NaN of
+    zeros. The published robustness is the [`harmonic_mean`] of this and [`relearning_robustness`].
+    """
+    return _robustness(before, after, variant)
+
+
+def _robustness(wanted: float, found: float, variant: str) -> float:
+    if variant not in ROBUSTNESS_VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(ROBUSTNESS_VARIANTS)}, not {variant!r}.")
+    if variant == "symmetric":
+        total = abs(found) + abs(wanted)
+        return 1 - abs(found - wanted) / total if total else math.nan
+    return min(wanted / found, 1.0) if found else math.nan
+
+
+def _gaps(unlearned: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> dict[str, float | None]:
+    if not unlearned or set(unlearned) != set(retrained):
+        raise ValueError(
+            f"The unlearned model has {sorted(unlearned)} and the retrained one {sorted(retrained)}. Give the same "
+            "measures for both."
+        )
+    return {
+        name: None if _missing(value, retrained[name]) else float(value - retrained[name])
+        for name, value in unlearned.items()
+    }
+
+
+def _of_gaps(gaps: dict[str, float | None], of) -> Aggregate:
+    missing = [name for name, gap in gaps.items() if gap is None]
+    return Aggregate(None, gaps, f"missing: {', '.join(missing)}") if missing else Aggregate(float(of()), gaps)
+
+
+def _missing(*values: float | None) -> bool:
+    return any(value is None or math.isnan(value) for value in values)

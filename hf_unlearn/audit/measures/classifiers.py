@@ -1,0 +1,282 @@
+"""Attacks on image classifiers, from the log-probabilities of all classes, and the table in which they are published.
+
+Images must be scored without augmentation, members and non-members alike. Non-members of a forgotten class are unseen
+images *of that class*: an attack that compares with other classes finds the class, not the membership.
+
+`loss` of the module `membership` is minus the log of [`confidence`]; RMIA and LiRA are in `shadow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import logsumexp
+
+from hf_unlearn.audit.table.reduction import mean_by_example
+from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.statistics.intervals import Estimate, rate
+
+
+N_FOLDS = 10
+
+
+def confidence(scores: Scores) -> np.ndarray:
+    """Probability of the label: `float64 (n,)` in [0, 1], higher = more member-like."""
+    return np.exp(mean_by_example(scores, scores.log_prob))
+
+
+def correctness(scores: Scores) -> np.ndarray:
+    """1 where the label is the most likely class, 0 where not: `float64 (n,)`, higher = more member-like."""
+    # Of logits that are not numbers none is the largest, but argmax names one.
+    return mean_by_example(scores, np.where(np.isnan(scores.log_prob), np.nan, scores.hit))
+
+
+def entropy(scores: Scores) -> np.ndarray:
+    """Entropy of the predicted distribution in nats: `float64 (n,)`, **low = more member-like**.
+
+    [`CLASS_ATTACKS`] holds its negative.
+    """
+    return -mean_by_example(scores, scores.mean)
+
+
+def modified_entropy(scores: Scores) -> np.ndarray:
+    """Entropy that knows the label y (Song and Mittal, arXiv 2003.10595), in nats; **low = more member-like**.
+
+    `-(1 - p_y) ln p_y - sum over the other classes c of p_c ln(1 - p_c)`: 0 for a sure and correct prediction, and
+    large for a sure and wrong one, which plain entropy can't tell apart. [`CLASS_ATTACKS`] holds its negative.
+
+    Returns:
+        `float64 (n,)`, `inf` where the label has no probability at all.
+    """
+    log_p = class_log_probs(scores)
+    of_label = np.arange(log_p.shape[1]) == _labels(scores)[:, None]
+    log_rest = _log_of_rest(log_p)
+    terms = np.where(of_label, np.exp(log_rest) * log_p, np.exp(log_p) * log_rest)
+    return np.where(scores.valid, -terms.sum(axis=1), np.nan)
+
+
+def class_probabilities(scores: Scores) -> np.ndarray:
+    """Probabilities of all classes: `float64 (n, C)`."""
+    return np.exp(class_log_probs(scores))
+
+
+def top_k_correct(scores: Scores, k: int = 5) -> np.ndarray:
+    """1 where the label is among the k most likely classes, 0 where not: `float64 (n,)`.
+
+    Its mean is the top-k accuracy. Of classes that are equally likely the first count as more likely, as in
+    `Scores.hit`.
+    """
+    log_p = class_log_probs(scores)
+    if not 1 <= k <= log_p.shape[1]:
+        raise ValueError(f"k must be between 1 and the number of classes, which is {log_p.shape[1]}, not {k}.")
+    labels = _labels(scores)
+    own = np.take_along_axis(log_p, labels[:, None], axis=1)
+    before = (log_p > own) | ((log_p == own) & (np.arange(log_p.shape[1]) < labels[:, None]))
+    return np.where(scores.valid, before.sum(axis=1) < k, np.nan)
+
+
+# The attacks that read the table of one model and fit nothing; all are higher = more member-like.
+CLASS_ATTACKS: dict[str, Callable[[Scores], np.ndarray]] = {
+    "confidence": confidence,
+    "correctness": correctness,
+    "entropy": lambda scores: -entropy(scores),
+    "modified_entropy": lambda scores: -modified_entropy(scores),
+}
+
+# What the classifier of SalUn's attack may look at.
+FEATURES: dict[str, Callable[[Scores], np.ndarray]] = {
+    "confidence": confidence,
+    "correctness": correctness,
+    "entropy": entropy,
+    "modified_entropy": modified_entropy,
+    "probabilities": class_probabilities,
+}
+
+
+def svc_attack(forget: Scores, retain: Scores, test: Scores, feature: str = "confidence", seed: int = 0) -> np.ndarray:
+    """Which forget images a support vector classifier takes for members, as in SalUn (Fan et al., arXiv 2310.12508).
+
+    It learns to tell as many retain images as there are test images from the test images (RBF kernel, C = 3, gamma =
+    1 / number of features), all under the audited model, and is then shown the forget set.
+
+    Args:
+        forget, retain, test ([`Scores`]): images under the audited model; it was trained on the retain set and not on
+            the test set.
+        feature (`str`, *optional*, defaults to `"confidence"`): `"confidence"`, `"correctness"`, `"entropy"`,
+            `"modified_entropy"` or `"probabilities"`.
+        seed (`int`, *optional*, defaults to `0`): which retain images (or, if there are fewer of these, test images).
+
+    Returns:
+        `float64 (n,)`, 1 = taken for a member; NaN for an image that can't be scored. Published is the share of zeros,
+        see [`forget_efficacy`].
+
+    Raises:
+        ValueError: the feature is unknown, or no retain or no test image can be scored.
+    """
+    from sklearn.svm import SVC
+
+    if feature not in FEATURES:
+        raise ValueError(f"feature must be one of {', '.join(FEATURES)}, not {feature!r}.")
+    members, non_members = (_finite(FEATURES[feature](scores)) for scores in (retain, test))
+    size, rng = min(len(members), len(non_members)), np.random.default_rng(seed)
+    members, non_members = (
+        side[np.sort(rng.choice(len(side), size, replace=False))] for side in (members, non_members)
+    )
+    return _called_members(SVC(C=3, kernel="rbf", gamma="auto"), members, non_members, FEATURES[feature](forget))
+
+
+def entropy_attack(forget: Scores, retain: Scores, test: Scores) -> np.ndarray:
+    """Which forget images a logistic regression on the entropy takes for members (arXiv 2205.08096, 2308.07707).
+
+    It learns to tell retain from test images, which are weighed so that both sides count the same. Published is the
+    mean, in percent. **Best near that of the retrained model.** Arguments and result as for [`svc_attack`].
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    members, non_members = _finite(entropy(retain)), _finite(entropy(test))
+    return _called_members(LogisticRegression(class_weight="balanced"), members, non_members, entropy(forget))
+
+
+def forget_efficacy(called_members: np.ndarray) -> Estimate:
+    """SalUn's MIA: share of the forget set that [`svc_attack`] takes for unseen, with its interval.
+
+    **Best near that of the retrained model; more is not better.** A model that generalizes treats unseen images much
+    like its training images, so that even after retraining the share is small (about 13 % on CIFAR-10).
+    """
+    called = np.asarray(called_members, dtype=np.float64)
+    known = called[~np.isnan(called)]
+    return replace(rate(int((known == 0).sum()), len(known)), n_missing=len(called) - len(known))
+
+
+def loss_classifier_accuracy(forget: Scores, test: Scores, seed: int = 0) -> Estimate:
+    """Accuracy with which a logistic regression on the loss tells forget from test images, 0.5 = it can't.
+
+    The attack of the NeurIPS 2023 unlearning challenge (Triantafillou et al., arXiv 2406.09073), in 10 folds, of which
+    each image is in one. Of every class as many forget as test images take part, drawn at random, so that a forgotten
+    class is compared with unseen images of itself.
+
+    Args:
+        forget, test ([`Scores`]): images under the audited model; it was not trained on the test set.
+        seed (`int`, *optional*, defaults to `0`): of the draw and the folds.
+
+    Returns:
+        [`Estimate`] of the share of images told rightly; its `n` is the number of both sides together, and `n_missing`
+        the forget images that can't be scored or have no counterpart. NaN with a reason if fewer than 10 a side are
+        left. More than 0.5 does not say which side looks like members: over-forgotten images are told apart as well.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    sides = [-mean_by_example(scores, scores.log_prob) for scores in (forget, test)]
+    chosen = same_class_draw(forget, test, seed)
+    size = len(chosen[0])
+    n_missing = len(forget) - size
+    if size < N_FOLDS:
+        reason = f"only {size} forget images have an unseen image of the same class beside them, {N_FOLDS} are needed"
+        return Estimate(np.nan, np.nan, np.nan, (2 * size,), "10-fold", n_missing=n_missing, reason=reason)
+    losses = np.concatenate([side[of] for side, of in zip(sides, chosen, strict=True)])[:, None]
+    is_member = np.repeat([1, 0], size)
+    folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed)
+    told = cross_val_predict(LogisticRegression(), losses, is_member, cv=folds)
+    return replace(rate(int((told == is_member).sum()), 2 * size), n_missing=n_missing)
+
+
+def same_class_draw(forget: Scores, test: Scores, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of as many forget as test images of every class, drawn at random: two `int64 (k,)`, in rising order.
+
+    Images whose loss isn't finite are not drawn.
+    """
+    rng = np.random.default_rng(seed)
+    usable = [np.isfinite(mean_by_example(scores, scores.log_prob)) for scores in (forget, test)]
+    labels = [_labels(scores) for scores in (forget, test)]
+    drawn: tuple[list, list] = ([], [])
+    for label in np.unique(labels[0]):
+        images = [np.flatnonzero(ok & (of == label)) for ok, of in zip(usable, labels, strict=True)]
+        size = min(map(len, images))
+        for side, of in zip(drawn, images, strict=True):
+            side.append(rng.choice(of, size, replace=False))
+    forget_images, test_images = (np.sort(np.concatenate([*side, np.zeros(0, np.int64)])) for side in drawn)
+    return forget_images, test_images
+
+
+def salun_row(
+    forget: Scores, retain: Scores, test: Scores, feature: str = "confidence", seed: int = 0
+) -> dict[str, Estimate]:
+    """A row of SalUn's table (arXiv 2310.12508), in [0, 1]: UA, RA, TA and MIA.
+
+    UA is one minus the accuracy on the forget set, RA and TA are the accuracy on retain and test set, MIA is
+    [`forget_efficacy`]. Each is best near that of the retrained model: compare rows with
+    [`~hf_unlearn.audit.measures.aggregates.average_gap`] of their values. The table's last column, the minutes it
+    took, is not to be seen here.
+    """
+    accuracies = {name: _rate_of(correctness(scores)) for name, scores in (("RA", retain), ("TA", test))}
+    return {
+        "UA": _rate_of(1 - correctness(forget)),
+        **accuracies,
+        "MIA": forget_efficacy(svc_attack(forget, retain, test, feature, seed)),
+    }
+
+
+def class_log_probs(scores: Scores) -> np.ndarray:
+    """Log-probabilities of all classes, `float64 (n, C)`.
+
+    Raises:
+        ValueError: the table has none, because it is of texts or was scored without.
+    """
+    values = getattr(scores, "class_log_probs", None)
+    if values is None:
+        raise ValueError(
+            "The scores have no log-probabilities of all classes. Only tables of image classifiers do: score the "
+            "images again if this is one, or use the attacks on texts."
+        )
+    return np.asarray(values, dtype=np.float64)
+
+
+def _labels(scores: Scores) -> np.ndarray:
+    """The label of each image, `int64 (n,)`; -1 where there is none."""
+    if np.any(scores.lengths > 1):
+        raise ValueError(
+            "The scores are of texts, with several targets an example. This attack is made for classifiers."
+        )
+    labels = np.full(len(scores), -1)
+    labels[scores.lengths > 0] = scores.target_ids
+    return labels
+
+
+def _log_of_rest(log_p: np.ndarray) -> np.ndarray:
+    """`ln(1 - p_c)` for every class: `(n, C)`. Exact for the likeliest class too, where 1 - p would round to 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_rest = np.log1p(-np.exp(log_p))
+        top = np.argmax(log_p, axis=1)[:, None]
+        others = log_p.copy()
+        np.put_along_axis(others, top, -np.inf, axis=1)
+        np.put_along_axis(log_rest, top, logsumexp(others, axis=1)[:, None], axis=1)
+    return log_rest
+
+
+def _rate_of(values: np.ndarray) -> Estimate:
+    known = values[~np.isnan(values)]
+    return replace(rate(int(known.sum()), len(known)), n_missing=len(values) - len(known))
+
+
+def _finite(features: np.ndarray) -> np.ndarray:
+    """The images whose features can be used, as `(n, features)`."""
+    features = features[:, None] if features.ndim == 1 else features
+    return features[np.isfinite(features).all(axis=1)]
+
+
+def _called_members(classifier, members: np.ndarray, non_members: np.ndarray, audited: np.ndarray) -> np.ndarray:
+    if not len(members) or not len(non_members):
+        raise ValueError(
+            f"The attack learns from {len(members)} retain and {len(non_members)} test images that can be scored, and "
+            "needs some of both."
+        )
+    audited = audited[:, None] if audited.ndim == 1 else audited
+    classifier.fit(np.concatenate([members, non_members]), np.repeat([1, 0], [len(members), len(non_members)]))
+    usable = np.isfinite(audited).all(axis=1)
+    called = np.full(len(audited), np.nan)
+    if usable.any():
+        called[usable] = classifier.predict(audited[usable])
+    return called

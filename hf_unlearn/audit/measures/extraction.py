@@ -1,0 +1,139 @@
+"""Extraction: how much of an answer comes out of the model when it is given the prompt.
+
+Everything is read from the teacher-forced table. Greedy decoding reproduces a target exactly if every target is the
+most likely token, so no text is generated; the match is of tokens and hence a lower bound on the match of strings. The
+end token is left out of what is compared, except in [`first_mismatch`] and the probability of drawing the answer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_unlearn.audit.table.reduction import example_of_target, mean_by_example, sum_by_example
+from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.models.sampling import Sampling
+
+
+ES_VARIANTS = ("paper", "open-unlearning")
+
+
+def exact_memorization(scores: Scores) -> np.ndarray:
+    """Share of the targets that are the most likely token, end token left out (Tirumala et al., arXiv 2205.10770).
+
+    Returns:
+        `float64 (n,)` in [0, 1], higher = more memorized; NaN without targets. A model that never saw the text is far
+        from 0 (about half of the tokens of an ordinary sentence can be guessed): compare with a retrained model.
+    """
+    return mean_by_example(scores, scores.hit, ~scores.is_end)
+
+
+def extraction_strength(scores: Scores, variant: str = "paper") -> np.ndarray:
+    """Share of the answer that the model completes by itself, given the rest (Carlini et al., arXiv 2012.07805).
+
+    `1 - k / T`, where `T` is the number of targets without the end token and `k` the smallest number of them that must
+    be given so that all others are the most likely tokens.
+
+    Args:
+        scores ([`Scores`]): `n` examples.
+        variant (`str`, *optional*, defaults to `"paper"`): with `"paper"` a wrong last token gives 0. With
+            `"open-unlearning"`, k stops at `T - 1` as in that benchmark, so that the smallest value is `1 / T`.
+
+    Returns:
+        `float64 (n,)` in [0, 1], higher = more memorized; NaN without targets.
+    """
+    if variant not in ES_VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(ES_VARIANTS)}, not {variant!r}.")
+    content = ~scores.is_end
+    length = sum_by_example(scores, content)
+    examples = example_of_target(scores)
+    # Number of content targets up to and including each one, counted within its example.
+    place = np.cumsum(content) - (np.cumsum(length) - length)[examples]
+    given = np.zeros(len(scores))
+    missed = content & ~scores.hit
+    np.maximum.at(given, examples[missed], place[missed])
+    if variant == "open-unlearning":
+        given = np.minimum(given, length - 1)
+    return 1 - given / np.where((length > 0) & scores.valid, length, np.nan)
+
+
+def verbatim_extracted(scores: Scores) -> np.ndarray:
+    """Whether greedy decoding reproduces the answer token for token, end token left out: `bool (n,)`.
+
+    `False` for an example without targets. The share of `True` is a rate: report it with `statistics.rate`.
+    """
+    content = ~scores.is_end
+    missed = sum_by_example(scores, content & ~scores.hit)
+    return (missed == 0) & (sum_by_example(scores, content) > 0)
+
+
+def first_mismatch(scores: Scores) -> np.ndarray:
+    """Number of targets, end token included, that greedy decoding reproduces before its first error.
+
+    Returns:
+        `float64 (n,)`, a whole number from 0 to the number of targets (no error); higher = more memorized. NaN without
+        targets.
+    """
+    first = scores.lengths.astype(np.float64)
+    examples = example_of_target(scores)
+    place = np.arange(len(examples)) - scores.offsets[:-1][examples]
+    missed = ~scores.hit
+    np.minimum.at(first, examples[missed], place[missed])
+    first[~scores.valid] = np.nan
+    return first
+
+
+def extraction_probability(
+    scores: Scores, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, log: bool = False
+) -> np.ndarray:
+    """Probability of drawing exactly the answer, end token included, in one sample (Hayes et al., arXiv 2410.19482).
+
+    Args:
+        scores ([`Scores`]): `n` examples.
+        temperature, top_k, top_p (*optional*): the sampling scheme, see [`Sampling`]. The default, plain sampling, can
+            always be read; other schemes only if they were among those given to `score`.
+        log (`bool`, *optional*, defaults to `False`): return the natural logarithm, which doesn't underflow.
+
+    Returns:
+        `float64 (n,)`, higher = more memorized; NaN without targets, 0 (`-inf`) where the scheme removes a target.
+
+    Raises:
+        ValueError: the scheme was not scored.
+    """
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    if sampling == Sampling():
+        log_prob = scores.log_prob
+    elif sampling.key in scores.sampled:
+        log_prob = scores.sampled[sampling.key]
+    else:
+        known = "; ".join(sorted(scores.sampled)) or "none but plain sampling"
+        raise ValueError(
+            f"You asked for sampling with {sampling.key}, but the scores hold {known}. Either ask for that, "
+            f"or score again with sampling=[Sampling(temperature={temperature:g}, top_k={top_k}, top_p={top_p:g})]."
+        )
+    total = sum_by_example(scores, log_prob)
+    total[~scores.valid] = np.nan
+    return total if log else np.exp(total)
+
+
+def queries_needed(probability: np.ndarray, p: float = 0.5) -> np.ndarray:
+    """Number of samples after which the answer has come out at least once with probability `p`.
+
+    The `n` of (n, p)-discoverable extraction (Hayes et al., arXiv 2410.19482): `ln(1 - p) / ln(1 - probability)`,
+    rounded up.
+
+    Args:
+        probability (`float (n,)`): chance that one sample is the answer, from [`extraction_probability`].
+        p (`float`, *optional*, defaults to `0.5`): the chance of at least one success; 0.9 is the other usual choice.
+
+    Returns:
+        `float64 (n,)`, whole numbers from 1; **low = easy to extract**, `inf` where `probability` is 0, NaN for NaN.
+    """
+    if not 0 < p < 1:
+        raise ValueError(f"p must lie strictly between 0 and 1, not {p}.")
+    probability = np.asarray(probability, dtype=np.float64)
+    if np.any((probability < 0) | (probability > 1)):
+        raise ValueError("probability must be in [0, 1]. Pass extraction_probability(..., log=False).")
+    with np.errstate(divide="ignore", over="ignore"):
+        ratio = np.log1p(-p) / np.log1p(-probability)
+    # A ratio that is whole in exact arithmetic may come out a rounding error larger; it must not cost one sample more.
+    return np.where(probability == 0, np.inf, np.maximum(1.0, np.ceil(ratio * (1 - 1e-12))))

@@ -1,0 +1,220 @@
+"""Membership inference with other models whose training data is known: RMIA and LiRA.
+
+Both ask how a record's likelihood under the audited model compares with its likelihood under models that were not
+trained on it (and, for LiRA, models that were). They need those models, so they cost a training run each; RMIA is made
+for as few as one, and the model retrained without the forget set is one. Everything here reads tables that were scored
+before; scores are **higher = more member-like**.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from hf_unlearn.audit.measures.membership import check_same_targets, loss
+from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.statistics.intervals import auc
+
+
+# Below this many models on a side Carlini et al. estimate one variance for all records.
+MANY_SHADOWS = 32
+LABEL_A, TEXT_A = 0.3, 1.0
+
+
+def rmia(
+    scores: Scores,
+    references: Sequence[Scores],
+    population: Scores,
+    population_references: Sequence[Scores],
+    gamma: float = 1.0,
+    a: float | None = None,
+) -> np.ndarray:
+    """Offline RMIA: Share of a population that a record beats (Zarifzadeh et al., arXiv 2312.03262).
+
+    With the length-normalized probability `p = exp(-loss)`, a record x beats a population record z if
+    `[p(x) / q(x)] / [p(z) / q(z)] > gamma`, where `q = ((1 + a) * mean of p under the references + 1 - a) / 2` stands
+    for the probability under a model that may or may not have seen the record.
+
+    Args:
+        scores ([`Scores`]): `n` records under the audited model.
+        references (sequence of [`Scores`]): the same records under one to four models that were not trained on them,
+            such as the retrained model.
+        population ([`Scores`]): other records of the same kind under the audited model, which was not trained on them.
+            Not the non-members that the attack is tested on.
+        population_references (sequence of [`Scores`]): the population under the same references, in the same order.
+        gamma (`float`, *optional*, defaults to `1.0`): by what factor a record must beat another.
+        a (`float`, *optional*): how training on a record raises its probability, from 0 (to near 1 whatever it was
+            before) to 1 (not at all). By default 0.3 for labels, as in the authors' tool. By default 1 for texts,
+            whose p is mostly far below 1: with less, the constant swamps it and the attack becomes the LOSS attack.
+            [`tune_a`] finds the best one on models whose members are known.
+
+    Returns:
+        `float64 (n,)` in [0, 1], higher = more member-like (as in the paper); NaN where a record has no targets.
+        Population records without targets are left out.
+
+    Raises:
+        ValueError: there is no reference or no population, tables do not match, or `a` or `gamma` is out of range.
+    """
+    if a is None:
+        a = LABEL_A if scores.meta.get("targets") == "label" else TEXT_A
+    if not 0 <= a <= 1:
+        raise ValueError(f"a must be in [0, 1], not {a}.")
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, not {gamma}.")
+    if not references or len(references) != len(population_references):
+        raise ValueError(
+            f"There are {len(references)} references of the records and {len(population_references)} of the "
+            "population. Give at least one, and the same models for both. The retrained model is one."
+        )
+    records, others = _log_ratio(scores, references, a), _log_ratio(population, population_references, a)
+    others = np.sort(others[~np.isnan(others)])
+    if len(others) == 0:
+        raise ValueError(
+            "No population record can be scored. Give records with targets, of the kind of the audited ones."
+        )
+    share = np.searchsorted(others, records - np.log(gamma), side="left") / len(others)
+    return np.where(np.isnan(records), np.nan, share)
+
+
+def tune_a(
+    scores: Scores,
+    is_member: np.ndarray,
+    references: Sequence[Scores],
+    population: Scores,
+    population_references: Sequence[Scores],
+    gamma: float = 1.0,
+) -> float:
+    """The `a` of 0, 0.1, ..., 1 with which [`rmia`] finds the members of a model whose members are known (by AUC).
+
+    The model is a stand-in for the audited one, such as a reference model, attacked with the help of the others.
+    Tuning on the audited records themselves would make the attack look better than it is.
+
+    Args:
+        scores ([`Scores`]): `n` records under the stand-in.
+        is_member (`bool (n,)`): whether the stand-in was trained on them.
+        references, population, population_references, gamma: as for [`rmia`].
+    """
+    is_member = np.asarray(is_member, dtype=bool)
+    if is_member.all() or not is_member.any():
+        raise ValueError("Tuning needs members and non-members, but is_member is the same for all records.")
+
+    def separation(a: float) -> float:
+        found = rmia(scores, references, population, population_references, gamma, a)
+        return auc(found[is_member], found[~is_member]).value
+
+    return float(max(np.arange(11) / 10, key=separation))
+
+
+def logit_confidence(scores: Scores) -> np.ndarray:
+    """`ln(p / (1 - p))`, the statistic of LiRA (Carlini et al., arXiv 2112.03570), roughly normal over models.
+
+    p is the probability of the label or, of a text, the length-normalized probability `exp(-loss)`. With the
+    log-probabilities of all classes 1 - p is the sum over the others, so that nothing is lost where p is near 1;
+    without them 1 - p is no smaller than the resolution of the table.
+
+    Returns:
+        `float64 (n,)`, higher = more member-like; NaN for an example without targets.
+    """
+    log_p = -loss(scores)
+    if getattr(scores, "class_log_probs", None) is not None:
+        others = np.array(scores.class_log_probs, dtype=np.float64)
+        others[np.flatnonzero(scores.lengths > 0), scores.target_ids] = -np.inf
+        return log_p - logsumexp(others, axis=1)
+    floor = np.log(np.finfo(scores.log_prob.dtype).eps)
+    with np.errstate(divide="ignore"):
+        # Both forms are exact, but each loses its digits where the other is needed.
+        log_rest = np.where(log_p > -np.log(2), np.log(-np.expm1(log_p)), np.log1p(-np.exp(log_p)))
+    return log_p - np.maximum(log_rest, floor)
+
+
+def lira(
+    phi: np.ndarray,
+    phi_in: np.ndarray | None,
+    phi_out: np.ndarray,
+    center: str = "mean",
+    variance: str | None = None,
+) -> np.ndarray:
+    """LiRA: Likelihood ratio of two normal distributions fitted to shadow models (Carlini et al., arXiv 2112.03570).
+
+    `ln N(phi; m_in, s_in) - ln N(phi; m_out, s_out)`, record by record. For U-LiRA (Hayes et al., arXiv 2403.01218)
+    the `in` models were trained on the record and then unlearned it: the score tells an unlearned model from one that
+    never saw the record. The audited model must not be among the shadow models. Some tools return the negative.
+
+    Args:
+        phi (`float (n,)`): a statistic of `n` records under the audited model: [`logit_confidence`] or [`loss`].
+        phi_in (`float (k, n)`, *optional*): the same under `k` models trained on the record. `None` gives the
+            one-sided (offline) score `(phi - m_out) / s_out`, the distance from the never-trained models in standard
+            deviations; phi must then be higher for members.
+        phi_out (`float (m, n)`): the same under `m` models never trained on the record. NaN where a model is on the
+            other side for that record, in both.
+        center (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"median"`, which single odd models do not move.
+        variance (`str`, *optional*): `"record"`, estimated for each record, or `"global"`, one for all records from
+            the spread of each about its own mean. By default `"global"` if some record has fewer than 32 models on a
+            side.
+
+    Returns:
+        `float64 (n,)`, higher = more member-like; NaN where phi is not finite, a side has no model (two for
+        `variance="record"`), or its models do not differ.
+
+    Raises:
+        ValueError: the shapes differ, an option is unknown, or no record has two models on a side.
+    """
+    if center not in ("mean", "median"):
+        raise ValueError(f"center must be mean or median, not {center!r}.")
+    if variance not in (None, "record", "global"):
+        raise ValueError(f"variance must be record, global or None, not {variance!r}.")
+    phi = _finite_or_nan(phi)
+    sides = [_finite_or_nan(side) for side in (phi_in, phi_out) if side is not None]
+    for side in sides:
+        if side.ndim != 2 or side.shape[1] != len(phi):
+            raise ValueError(
+                f"phi_in and phi_out must have shape (models, {len(phi)}), not {side.shape}. Use NaN where a model is "
+                "on the other side for a record."
+            )
+    if variance is None:
+        fewest = min((~np.isnan(side)).sum(axis=0).min(initial=MANY_SHADOWS) for side in sides)
+        variance = "record" if fewest >= MANY_SHADOWS else "global"
+    fits = [_normal_fit(side, center, variance) for side in sides]
+    if phi_in is None:
+        m_out, s_out = fits[0]
+        return (phi - m_out) / s_out
+    (m_in, s_in), (m_out, s_out) = fits
+    return norm.logpdf(phi, m_in, s_in) - norm.logpdf(phi, m_out, s_out)
+
+
+def _log_ratio(scores: Scores, references: Sequence[Scores], a: float) -> np.ndarray:
+    """`ln(p / q)` of RMIA: `(n,)`. In logarithms, so that the probability of a long unlikely text does not vanish."""
+    for reference in references:
+        check_same_targets(scores, reference)
+    mean_out = logsumexp([-loss(reference) for reference in references], axis=0) - np.log(len(references))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -loss(scores) - np.logaddexp(np.log((1 + a) / 2) + mean_out, np.log((1 - a) / 2))
+
+
+def _finite_or_nan(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _normal_fit(side: np.ndarray, center: str, variance: str) -> tuple[np.ndarray, np.ndarray]:
+    """Center and standard deviation of each record's models: two `(n,)`."""
+    present = ~np.isnan(side)
+    count = present.sum(axis=0)
+    if not np.any(count > 1):
+        raise ValueError(
+            "No record has two shadow models on each side, so there is no spread to compare with. Train more models, "
+            "or use rmia, which needs one."
+        )
+    values = np.where(present, side, 0)
+    mean = values.sum(axis=0) / np.where(count > 0, count, np.nan)
+    squares = np.where(present, (side - mean) ** 2, 0).sum(axis=0)
+    if variance == "global":
+        std = np.full(len(count), np.sqrt(squares.sum() / np.maximum(count - 1, 0).sum()))
+    else:
+        std = np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
+    if center == "median":
+        mean = np.where(count > 0, np.nanmedian(np.where(count > 0, side, 0), axis=0), np.nan)
+    return mean, np.where(std > 0, std, np.nan)

@@ -1,0 +1,228 @@
+"""Rows of an audit beside its statistics: rates at fixed thresholds, and the aggregates that papers publish.
+
+They inform and decide nothing: two models with the same aggregate can differ in every part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hf_unlearn.audit.measures import aggregates, membership, quality
+from hf_unlearn.audit.measures.canaries import epsilon_row
+from hf_unlearn.audit.measures.classifiers import salun_row
+from hf_unlearn.audit.measures.extraction import exact_memorization, extraction_strength
+from hf_unlearn.audit.measures.memberships import Tables
+from hf_unlearn.audit.measures.statistic import MEMBER, Statistic, row_of
+from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.statistics import intervals
+from hf_unlearn.statistics.thresholds import at_original_threshold
+
+
+Rows = list[dict[str, Any]]
+# What a table knows of utility. TOFU's nine parts need answers, real authors and world facts: those are in the suite `tofu`.
+UTILITY_OF_TABLE = (
+    "higher = better; utility of answer probability and next-token accuracy on retain, not TOFU's nine parts"
+)
+# The form of the truth ratio that TOFU's scripts compute.
+VARIANT = "tofu"
+# MUSE computes PrivLeak from Min-K% with this share (arXiv 2407.06460).
+PRIVLEAK_K = 0.4
+# The attacks of the published privacy score (arXiv 2506.12618).
+PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
+
+
+def summary_rows(tables: Tables, seed: int = 0, groups=None) -> Rows:
+    """All rows that the tables allow."""
+    sets = tables["unlearned"]
+    of_labels = sets["forget"].meta.get("targets") == "label"
+    rows: Rows = []
+    if len(sets.get("holdout", ())):
+        rows += _rates(tables) + _frozen_threshold(tables, seed, groups)
+        rows += [] if of_labels else _privleak(tables)
+    if "forget_paraphrased" in sets:
+        rows += _truth_ratio(tables, seed)
+    if of_labels and len(sets.get("test", ())) and len(sets.get("retain", ())):
+        rows += _salun(tables, seed)
+    elif not of_labels:
+        rows += _published_scores(tables)
+    if "canaries" in sets:
+        rows.append(epsilon_row(tables, seed))
+    return rows
+
+
+def _rates(tables: Tables) -> Rows:
+    scores = {role: _loss_attack(of) for role, of in tables.items()}
+    rows = []
+    for fpr in (0.01, 0.05):
+        statistic = Statistic(f"membership_tpr_at_{fpr:.0%}_fpr", "forget against holdout", MEMBER)
+        points = {role: intervals.tpr_at_fpr(*pair, fpr) for role, pair in scores.items()}
+        row = row_of(statistic, {role: point.tpr for role, point in points.items()})
+        for role, point in points.items():
+            row[role]["fpr"] = point.fpr.as_dict()  # what it really is: at most the one asked for
+        rows.append(row)
+    return rows
+
+
+def _frozen_threshold(tables: Tables, seed: int, groups) -> Rows:
+    """What an attack calls a member whose threshold was fixed on the original model."""
+    models = {role: _loss_attack(of) for role, of in tables.items() if role in ("original", "unlearned", "retrained")}
+    if "original" not in models or min(len(side) for side in models["original"]) < 2:
+        return []
+    of_sides = None if groups is None else (groups.forget, groups.holdout)
+    try:
+        found = at_original_threshold(models, seed=seed, groups=of_sides)
+    except ValueError:  # too few records that can be scored, or too few persons
+        return []
+    named = (
+        ("tpr_at_threshold_of_original", "forget", MEMBER, found.tpr),
+        ("fpr_at_threshold_of_original", "holdout", "0 = no false alarm", found.fpr),
+        ("balanced_accuracy_at_threshold_of_original", "forget against holdout", MEMBER, found.balanced_accuracy),
+    )
+    return [row_of(Statistic(name, of, direction), values) for name, of, direction, values in named]
+
+
+def _privleak(tables: Tables) -> Rows:
+    """PrivLeak of every model against the retrained one, which is 0 by definition."""
+    if "retrained" not in tables:
+        return []
+    aucs = {
+        role: intervals.auc(*(membership.min_k(of[key], PRIVLEAK_K) for key in ("forget", "holdout")))
+        for role, of in tables.items()
+    }
+    if np.isnan(aucs["retrained"].value):
+        return []
+    row: dict[str, Any] = {
+        "measure": "privleak",
+        "set": "forget against holdout",
+        "direction": "percent; 0 = as retrained, negative = still memorized, positive = over-forgotten",
+        "variant": "Min-40%",
+        "retrained": None,
+    }
+    for role, auc in aucs.items():
+        if role != "retrained":
+            row[role] = _number(quality.privleak(auc.value, aucs["retrained"].value), auc.n)
+    return [row]
+
+
+def _truth_ratio(tables: Tables, seed: int) -> Rows:
+    ratios = {
+        role: quality.truth_ratio(of["forget_paraphrased"], of["forget_perturbed"], VARIANT)
+        for role, of in tables.items()
+    }
+    estimates = {role: quality.forget_truth_ratio_aggregate(ratio, seed=seed) for role, ratio in ratios.items()}
+    rows = [row_of(Statistic("truth_ratio", "forget", "as retrained is best"), estimates) | {"variant": VARIANT}]
+    if "retrained" in tables:
+        row: dict[str, Any] = {"measure": "forget_quality", "set": "forget", "variant": VARIANT}
+        row["direction"] = "p of a KS test; high = not told apart"
+        row["retrained"] = None  # against itself it is 1 by definition
+        for role in tables:
+            if role != "retrained":
+                test = quality.forget_quality(ratios[role], ratios["retrained"])
+                row[role] = {"value": test.p, **test.as_dict()}
+        rows.append(row)
+    return rows
+
+
+def _published_scores(tables: Tables) -> Rows:
+    """Mem, Priv, Util and Overall as far as their parts are there; see [`~hf_unlearn.audit.measures.aggregates`]."""
+    found: dict[str, dict[str, quality.Aggregate]] = {}
+    forget = {role: of for role, of in tables.items() if not role.startswith("retrained_")}
+    if "forget_paraphrased" in tables["unlearned"]:
+        found["memorization_score"] = {role: _memorization(of) for role, of in forget.items()}
+    if "retrained" in tables and len(tables["retrained"].get("holdout", ())):
+        aucs = {role: _privacy_aucs(of) for role, of in forget.items()}
+        found["privacy_score"] = {
+            role: aggregates.privacy_score(of, aucs["retrained"])
+            for role, of in aucs.items()
+            if not np.isnan([*of.values(), *aucs["retrained"].values()]).any()
+        }
+    if "original" in tables and len(tables["original"].get("retain", ())):
+        kept = {role: _utility(of["retain"]) for role, of in forget.items()}
+        found["utility_score"] = {
+            role: aggregates.utility_score(of.value, kept["original"].value) for role, of in kept.items()
+        }
+    parts = ("memorization_score", "privacy_score", "utility_score")
+    if all(found.get(name) for name in parts):
+        found["overall_score"] = {
+            role: aggregates.overall_score(*(found[name][role].value for name in parts))
+            for role in forget
+            if all(role in found[name] for name in parts)
+        }
+    n = {key: len(tables["unlearned"].get(key, ())) for key in ("forget", "retain", "holdout")}
+    sizes = {"memorization_score": [n["forget"]], "utility_score": [n["retain"]]}
+    sizes |= {"privacy_score": [n["forget"], n["holdout"]], "overall_score": list(n.values())}
+    direction = {
+        "memorization_score": "as retrained is best; higher = less memorized",
+        "utility_score": UTILITY_OF_TABLE,
+        "overall_score": UTILITY_OF_TABLE,
+    }
+    return [
+        {"measure": name, "set": "forget" if name != "utility_score" else "retain"}
+        | {"direction": direction.get(name, "higher = better")}
+        | ({"variant": "relative"} if name == "privacy_score" else {})
+        | {role: None if of.value is None else _number(n=sizes[name], **of.as_dict()) for role, of in of_roles.items()}
+        for name, of_roles in found.items()
+        if of_roles
+    ]
+
+
+def _memorization(of: Mapping[str, Scores]) -> quality.Aggregate:
+    paraphrased, perturbed = of["forget_paraphrased"], of["forget_perturbed"]
+    return aggregates.memorization_score(
+        _mean(extraction_strength(of["forget"])),
+        _mean(exact_memorization(of["forget"])),
+        _mean(quality.answer_probability(paraphrased)),
+        _mean(quality.truth_ratio(paraphrased, perturbed, variant="probability")),
+    )
+
+
+def _privacy_aucs(of: Mapping[str, Scores]) -> dict[str, float]:
+    attacks = {name: membership.ATTACKS[name] for name in PRIVACY_ATTACKS}
+    return {name: intervals.auc(attack(of["forget"]), attack(of["holdout"])).value for name, attack in attacks.items()}
+
+
+def _utility(retain: Scores) -> quality.Aggregate:
+    return quality.model_utility(
+        {
+            "answer_probability": _mean(quality.answer_probability(retain)),
+            "next_token_accuracy": _mean(exact_memorization(retain)),
+        }
+    )
+
+
+def _salun(tables: Tables, seed: int) -> Rows:
+    """The columns of SalUn's table, and how far they are from those of the retrained model on average."""
+    found = {role: salun_row(of["forget"], of["retain"], of["test"], seed=seed) for role, of in tables.items()}
+    sets = {"UA": "forget", "RA": "retain", "TA": "test", "MIA": "forget"}
+    rows = [
+        row_of(
+            Statistic(f"salun_{column.lower()}", of, "as retrained is best"),
+            {r: row[column] for r, row in found.items()},
+        )
+        for column, of in sets.items()
+    ]
+    if "retrained" in tables:
+        values = {role: {name: estimate.value for name, estimate in row.items()} for role, row in found.items()}
+        gaps = {role: aggregates.average_gap(of, values["retrained"]) for role, of in values.items()}
+        row = {"measure": "salun_average_gap", "set": "all", "direction": "0 = as retrained", "retrained": None}
+        n = [len(tables["unlearned"][key]) for key in ("forget", "retain", "test")]
+        rows.append(row | {role: _number(n=n, **gap.as_dict()) for role, gap in gaps.items() if role != "retrained"})
+    return rows
+
+
+def _loss_attack(of: Mapping[str, Scores]) -> tuple[np.ndarray, np.ndarray]:
+    forget, holdout = (membership.negative_loss(of[key]) for key in ("forget", "holdout"))
+    return forget, holdout
+
+
+def _number(value: float, n=(), **further: Any) -> dict[str, Any]:
+    """A number without an interval."""
+    return {"value": None if value is None or np.isnan(value) else float(value), "n": list(n), **further}
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,220 @@
+"""Tables of scores by the content of what they were computed from, readable by who has that content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.models.sampling import Sampling
+
+
+# Raised when the same weights and rows would give another table, or a table another file.
+FORMAT = "2"
+# Of no other digest over rows: one that is known from elsewhere (of a report, of another tool) must open nothing.
+DOMAIN = f"hf_unlearn score cache {FORMAT}"
+NONCE_BYTES, TAG_BYTES = 12, 16
+# Fields of a config that change when a model is saved and loaded. The types of the weights count by themselves.
+NOT_COMPUTED_FROM = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+
+
+@dataclass(frozen=True)
+class TableKey:
+    """What finds a table and what opens it. Neither can be computed from the other.
+
+    Attributes:
+        name (`str`): of the file, 64 hex digits.
+        secret (`bytes`): 32 bytes for AES-256. Keep it in memory: it opens the file to who does not have the rows.
+    """
+
+    name: str
+    secret: bytes = field(repr=False)
+
+
+class ScoreCache:
+    """A folder of tables, so that the original and the retrained model are run over the same examples once.
+
+    A table is found by a digest of the weights, their configuration, the encoded examples and the sampling schemes.
+    Nothing is found by the name of a model or of a data set, and nothing is stale: other weights are other tables.
+
+    With the model, a plain table is as good as the texts: the rank of each target says which token it is
+    ([`Scores.save`]). So each table is encrypted (AES-256-GCM), and its key is made from all of the encoded examples, in
+    their order, and stored nowhere. Who has neither the examples nor the memory of a process that has them cannot read a
+    table, and who deletes the examples makes it unreadable. What this does not do:
+
+    * Who guesses all the examples of a table together, word for word, can test the guess. A guess costs 16 MiB and some
+      hundredths of a second (scrypt), which is little where there is little to guess: a name, a date, a single short row
+      in a list that is known but for it, or what the model recites by itself.
+    * A file shows about how many targets its table has, and when it was written.
+
+    So delete the folder with the records all the same. A file that is incomplete, damaged or foreign counts as absent and
+    is written anew. Several processes may share the folder.
+
+        cache = ScoreCache("runs/scores")
+        before = score(model, tokenizer, rows, cache=cache)
+
+    Args:
+        folder (`str` or `Path`): made when the first table is written.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def key(
+        self, model, rows: Sequence[dict | None], zlib_size: Sequence[int], sampling: Sequence[Sampling]
+    ) -> TableKey:
+        """Name and secret of the table of these encoded rows under this model.
+
+        Raises:
+            ValueError: what the model computes does not follow from weights in memory.
+        """
+        sha = hashlib.sha256()
+        _add(sha, DOMAIN, digest_of_model(model), repr([scheme.key for scheme in sampling]))
+        _add(sha, repr([int(size) for size in zlib_size]))
+        _add_rows(sha, rows)
+        # Slow on purpose: it is what a guess of the rows costs.
+        made = Scrypt(salt=DOMAIN.encode(), length=64, n=2**14, r=8, p=1).derive(sha.digest())
+        return TableKey(name=made[:32].hex(), secret=made[32:])
+
+    def load(self, key: TableKey) -> Scores | None:
+        """The table of that key, without `target_ids`, or `None` where there is none that is whole."""
+        try:
+            scores = Scores.from_bytes(_decrypted(key, self._path(key).read_bytes()))
+        except Exception:  # whatever is in the file, it is not the table
+            return None
+        # What `to_bytes` adds for tables that have only themselves to tell their targets by.
+        return replace(scores, meta={name: value for name, value in scores.meta.items() if name != "target_digest"})
+
+    def save(self, key: TableKey, scores: Scores) -> None:
+        """Write the table. Who reads meanwhile finds all of it or none, and nothing of it is on disk unencrypted."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".incomplete")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(_encrypted(key, scores.to_bytes()))
+            os.replace(temporary, self._path(key))
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _path(self, key: TableKey) -> Path:
+        return self.folder / f"{key.name}.encrypted.safetensors"
+
+
+def _encrypted(key: TableKey, plain: bytes) -> Iterable[bytes]:
+    """Nonce, ciphertext and tag. The tag also vouches for the name and format, so that no file passes for another."""
+    nonce = os.urandom(NONCE_BYTES)
+    # `Cipher`, as `AESGCM` ends at 2 GiB.
+    encryptor = Cipher(algorithms.AES256(key.secret), modes.GCM(nonce)).encryptor()
+    encryptor.authenticate_additional_data(_vouched_for(key))
+    return nonce, encryptor.update(plain), encryptor.finalize(), encryptor.tag
+
+
+def _decrypted(key: TableKey, content: bytes) -> bytes:
+    """What was encrypted; an exception where a bit of it, its name or its key is another."""
+    nonce, tag = content[:NONCE_BYTES], content[-TAG_BYTES:]
+    decryptor = Cipher(algorithms.AES256(key.secret), modes.GCM(nonce, tag)).decryptor()
+    decryptor.authenticate_additional_data(_vouched_for(key))
+    return decryptor.update(memoryview(content)[NONCE_BYTES:-TAG_BYTES]) + decryptor.finalize()
+
+
+def _vouched_for(key: TableKey) -> bytes:
+    return f"{DOMAIN}\n{key.name}".encode()
+
+
+def digest_of_model(model) -> str:
+    """SHA-256 over all that a model computes from: weights with their types, configuration, and adapters in use.
+
+    Where a model was loaded from does not count. Weights that are spread over processes (FSDP) are put together one by
+    one, so each process must call it.
+
+    Raises:
+        ValueError: weights are not in memory, or forward hooks may change what the model computes.
+    """
+    import torch
+
+    sha = hashlib.sha256()
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in NOT_COMPUTED_FROM}
+    _add(sha, type(model).__name__.removeprefix("FSDP"), json.dumps(settings, sort_keys=True, default=str))
+    for name, config in getattr(model, "peft_config", {}).items():
+        settings = {key: value for key, value in config.to_dict().items() if key != "base_model_name_or_path"}
+        _add(sha, name, json.dumps(settings, sort_keys=True, default=_plain))
+    for name, module in model.named_modules():
+        _check_hooks(module)
+        if hasattr(module, "merged_adapters"):  # a layer of an adapter: which of them is in use is in no weight
+            state = [module.active_adapters, module.merged_adapters, module.disable_adapters]
+            _add(sha, name, repr(state), repr(sorted(getattr(module, "scaling", {}).items())))
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            _add(sha, name, repr(value))
+            continue
+        if value.is_meta or hasattr(value, "ds_id"):
+            raise ValueError(
+                "You gave a cache, but not all weights of the model are in the memory of this process (they were "
+                "offloaded, or are divided by ZeRO-3). Either load the model without that, or leave out the cache."
+            )
+        if hasattr(value, "full_tensor"):
+            value = value.full_tensor()
+        _add(sha, name)
+        _add_tensor(sha, value)
+    return sha.hexdigest()
+
+
+def digest_of_rows(rows: Sequence[dict | None], with_pixels: bool = True) -> str:
+    """SHA-256 over encoded rows: ids and labels, or pixels and labels, in their order."""
+    sha = hashlib.sha256()
+    _add_rows(sha, rows, with_pixels)
+    return sha.hexdigest()
+
+
+def _add_rows(sha, rows: Sequence[dict | None], with_pixels: bool = True) -> None:
+    import torch
+
+    labels = None if with_pixels else getattr(rows, "labels", None)
+    if labels is not None:  # without decoding an image
+        _add(sha, repr(labels))
+        return
+    for row in rows:
+        for name in ("input_ids", "pixel_values", "labels", "n_end"):
+            value = None if row is None else row.get(name)
+            if value is None or (name == "pixel_values" and not with_pixels):
+                _add(sha, "-")
+            else:
+                tensor = torch.as_tensor(value)
+                _add_tensor(sha, tensor if name == "pixel_values" else tensor.long())
+
+
+def _check_hooks(module) -> None:
+    for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
+        package = (getattr(hook, "__module__", None) or "").split(".")[0]
+        if package not in ("torch", "transformers", "peft", "accelerate"):
+            raise ValueError(
+                "You gave a cache, but the model has a forward hook, and what it changes is in no weight. Either remove "
+                "the hook, or leave out the cache."
+            )
+
+
+def _add(sha, *texts: str) -> None:
+    for text in texts:
+        data = text.encode()
+        sha.update(len(data).to_bytes(8, "little") + data)
+
+
+def _add_tensor(sha, tensor) -> None:
+    import torch
+
+    _add(sha, str(tensor.dtype), str(tuple(tensor.shape)))
+    sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _plain(value):
+    # The order of a set is another one in each run of Python.
+    return sorted(map(str, value)) if isinstance(value, Iterable) else str(value)

@@ -1,0 +1,210 @@
+"""The passes of a model over encoded rows: what goes in, in how much memory, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache
+
+from hf_unlearn.audit.table import batching
+from hf_unlearn.audit.table.batching import Batch, Span
+from hf_unlearn.data.images import ImageRows
+from hf_unlearn.data.pairing import UnlearningCollator
+from hf_unlearn.data.rows import IGNORE_INDEX
+from hf_unlearn.models.likelihood import (
+    empty_cache,
+    max_logits,
+    target_logits,
+    target_logits_in_parts,
+    target_statistics,
+)
+
+
+# As deep as anything goes that is worth its passes.
+MAX_DEPTH = 8
+#: Where values are among those computed: pairs of start and length, which follow each other in a row.
+Places = list[tuple[int, int]]
+
+
+@dataclass
+class _Read:
+    """What a model knows of spans that it has read: keys and values, attention mask, and the line of each in both."""
+
+    cache: Cache
+    mask: Tensor
+    line: dict[Span, int]
+
+
+class Passes:
+    """The passes of one model over encoded rows, and what they leave: a few numbers a target.
+
+    The rows are cut into pieces of work that do not depend on how many processes do them.
+
+    * What rows of text share at their beginning is read once, where the model has a cache to go on from
+      ([`batching.plan`]).
+    * A pass has at most `max_logits` logits. Where a single row has more, it is read part by part.
+    * Padding repeats a token of its own row, so that the weights of no token outside a row have a part in it.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): in evaluation mode.
+        rows (sequence of encoded rows): of text or of images, each with at least one target.
+        batch_size (`int`): rows a pass.
+        sampling (sequence of [`Sampling`]): schemes to keep the log-probability of.
+
+    Attributes:
+        lengths (`int64 (rows,)`): number of targets of each row.
+        columns (`dict[str, list]`): what was computed so far: arrays `(targets,)`, and `class_log_probs` of images
+            `(targets, classes)`.
+        places (`dict[int, Places]`): where in them the targets of a row are.
+    """
+
+    def __init__(self, model, rows: Sequence[dict], batch_size: int, sampling=()):
+        self.model, self.rows, self.batch_size, self.sampling = model, rows, batch_size, sampling
+        self.of_images = isinstance(rows, ImageRows) or (len(rows) > 0 and "pixel_values" in rows[0])
+        self.columns: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.places: dict[int, Places] = {}
+        self._n_computed = 0
+        if self.of_images:
+            self.lengths = np.ones(len(rows), dtype=np.int64)
+            self.max_targets = batch_size
+            return
+        self.max_targets = max(1, max_logits(model.device) // model.config.get_text_config().vocab_size)
+        self._symbols = [batching.symbols(row["input_ids"], row["labels"]) for row in rows]
+        self.lengths = np.array([batching.n_targets(row[1:]) for row in self._symbols], dtype=np.int64)
+        cache = empty_cache(model)
+        # Spans of various lengths leave gaps of padding, and a gap between two of them would count in the distances of a
+        # sliding window. With no more than one before the last, all padded to one length, it can be on the left.
+        self._slides = cache is not None and any(cache.is_sliding)
+        self._max_depth = 0 if cache is None else 1 if self._slides else MAX_DEPTH
+
+    def batches(self) -> list[Batch]:
+        """The pieces of work."""
+        if self.of_images:  # all of one size, so there is no order to prefer
+            every = [Span(i, 0, 0) for i in range(len(self.rows))]
+            return [Batch([every[k : k + self.batch_size]]) for k in range(0, len(every), self.batch_size)]
+        return batching.plan(self._symbols, self.batch_size, self.max_targets, self._max_depth)
+
+    def run(self, batch: Batch) -> None:
+        """Run a piece of work, and keep what it leaves."""
+        if not batch.shared:
+            for spans in batch.last:
+                self._run_whole([span.row for span in spans])
+            return
+        # Two depths are in memory at most: the one read last, and the one that goes on from it.
+        read: _Read | None = None
+        places: dict[Span | None, Places] = {None: []}
+        for depth in range(len(batch.shared) + 1):
+            for spans in batch.last:
+                if spans[0].depth == depth:
+                    found, _ = self._run_spans(spans, read)
+                    self.places |= {s.row: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
+            if depth < len(batch.shared):
+                read = self._run_shared(batch.shared[depth], read, places)
+
+    def _run_shared(self, passes: list[list[Span]], before: _Read | None, places: dict[Span | None, Places]) -> _Read:
+        """Run the shared spans of a depth, and add to `places` where the values of their targets are."""
+        width = max(len(span) for spans in passes for span in spans) if self._slides else 0
+        parts = []
+        for spans in passes:
+            found, part = self._run_spans(spans, before, width)
+            parts.append(part)
+            places |= {s: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
+        return self._joined(parts)
+
+    def _run_whole(self, rows: list[int]) -> None:
+        """Run rows that share nothing."""
+        encoded = [self.rows[i] for i in rows]
+        if self.of_images:
+            inputs = self._to_device(UnlearningCollator()(encoded))
+        else:
+            inputs = self._padded([row["input_ids"][:-1] for row in encoded], [row["labels"] for row in encoded])
+            if self.lengths[rows[0]] > self.max_targets:
+                parts = target_logits_in_parts(self.model, inputs, self.max_targets)
+                self.places[rows[0]] = [self._keep(*part, [len(part[1])])[0] for part in parts]
+                return
+        out = target_logits(self.model, inputs)
+        for i, place in zip(rows, self._keep(out.logits, out.targets, out.lengths.tolist()), strict=True):
+            self.places[i] = [place]
+
+    def _run_spans(self, spans: list[Span], before: _Read | None, left_width: int = 0) -> tuple[Places, _Read]:
+        """Go on with spans from their parents. The result holds where the values of their targets are."""
+        inputs = self._padded(
+            [self.rows[span.row]["input_ids"][span.start : span.end] for span in spans],
+            [self.rows[span.row]["labels"][span.start : span.end + 1] for span in spans],
+            left_width,
+        )
+        cache = empty_cache(self.model)
+        if before is not None:
+            lines = torch.tensor([before.line[span.parent] for span in spans], device=self.model.device)
+            inputs["attention_mask"] = torch.cat([before.mask[lines], inputs["attention_mask"]], dim=1)
+            cache = copy(before.cache)
+            cache.layers = [copy(layer) for layer in before.cache.layers]
+            cache.batch_select_indices(lines)
+        out = target_logits(self.model, {**inputs, "past_key_values": cache})
+        places = self._keep(out.logits, out.targets, out.lengths.tolist())
+        return places, _Read(cache, inputs["attention_mask"], {span: k for k, span in enumerate(spans)})
+
+    def _joined(self, parts: list[_Read]) -> _Read:
+        """What was read in several passes, as if it had been one: with more padding."""
+        if len(parts) == 1:
+            return parts[0]
+        longest = max(part.mask.shape[1] for part in parts)
+        gaps = [longest - part.mask.shape[1] for part in parts]
+        joined = parts[0]
+        for layers in zip(*(part.cache.layers for part in parts), strict=True):
+            for name in ("keys", "values"):
+                states = [F.pad(getattr(layer, name), (0, 0, 0, gap)) for layer, gap in zip(layers, gaps, strict=True)]
+                for layer in layers:
+                    setattr(layer, name, None)  # or there would be twice as much in memory
+                setattr(layers[0], name, torch.cat(states))
+        joined.mask = torch.cat([F.pad(part.mask, (0, gap)) for part, gap in zip(parts, gaps, strict=True)])
+        every = [span for part in parts for span in part.line]
+        joined.line = {span: k for k, span in enumerate(every)}
+        return joined
+
+    def _keep(self, logits: Tensor, targets: Tensor, lengths: list[int]) -> Places:
+        """Reduce the logits of several rows, one after the other, and say where the values are."""
+        table = target_statistics(logits, targets, self.sampling)
+        kept = {name: getattr(table, name) for name in ("log_prob", "hit", "rank", "mean", "std", "margin")}
+        kept |= {f"sampled/{key}": values for key, values in table.sampled.items()}
+        if self.of_images:
+            broken = table.log_prob.isnan()[:, None]
+            kept["class_log_probs"] = logits.log_softmax(-1).masked_fill(broken, torch.nan)
+        for name, values in kept.items():
+            self.columns[name].append(values.cpu().numpy())
+        places = []
+        for length in lengths:
+            places.append((self._n_computed, length))
+            self._n_computed += length
+        return places
+
+    def _padded(
+        self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], left_width=0
+    ) -> dict[str, Tensor]:
+        """A batch, padded on the right, or on the left to the width given.
+
+        The last token of a row is predicted, but need not be read, so there is one label more.
+        """
+
+        def pad(rows: Sequence[Sequence[int]], filler: Sequence[int], more: int = 0) -> Tensor:
+            width = left_width + more if left_width else max(map(len, rows))
+            gaps = [[value] * (width - len(row)) for row, value in zip(rows, filler, strict=True)]
+            return torch.tensor([[*g, *row] if left_width else [*row, *g] for row, g in zip(rows, gaps, strict=True)])
+
+        return self._to_device(
+            {
+                "input_ids": pad(ids, [row[-1] for row in ids]),
+                "attention_mask": pad([[1] * len(row) for row in ids], [0] * len(ids)),
+                "labels": pad(labels, [IGNORE_INDEX] * len(ids), more=1),
+            }
+        )
+
+    def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.model.device) for name, value in inputs.items()}

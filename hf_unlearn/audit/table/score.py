@@ -1,0 +1,265 @@
+"""From examples to the table of [`Scores`]: each distinct text goes through the model once."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_unlearn.audit.table.scores import TARGET_COLUMNS, Scores
+from hf_unlearn.models.sampling import DEFAULT_SAMPLING, Sampling
+
+
+if TYPE_CHECKING:
+    from hf_unlearn.audit.table.cache import ScoreCache
+
+
+def score(
+    model,
+    processing_class,
+    examples: Iterable[str | Mapping[str, Any]],
+    batch_size: int = 8,
+    sampling: Sequence[Sampling] = DEFAULT_SAMPLING,
+    max_length: int | None = None,
+    truncate: bool = False,
+    description: str | None = None,
+    cache: ScoreCache | None = None,
+) -> Scores:
+    """Run the model once over the examples and keep a few numbers a target, see [`Scores`].
+
+    Equal examples are computed once, and what precedes the answers to one question (or the texts after one prefix) is
+    read once for all of them. Memory depends neither on the number of examples nor, beyond a bound, on the batch size
+    and the vocabulary.
+
+    The values do not depend on the batch size or the order, but for rounding (2e-6 in float32). An empty text or
+    answer stays in its place, without targets. An example with NaN or infinite logits stays too: all its values are
+    NaN, its hits are false, and a warning names it.
+
+    Under `torchrun` or `accelerate launch`, once a process group was started, the processes share the work: each must
+    call this with the same model and examples, and each returns the whole table, with the numbers that a single
+    process gives.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): causal language model or image classifier; it is run where it is, in
+            evaluation mode, and left in the mode it was in.
+        processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`, *optional*): needed for text, and for images.
+        examples (iterable): strings, rows of `{"prompt", "completion"}`, `{"messages"}`, `{"text"}` or
+            `{"image", "label"}`, or encoded rows. Of a `Dataset` of images no more than a batch is in memory at once.
+        batch_size (`int`, *optional*, defaults to `8`): examples a forward pass, at most; they are sorted by length.
+        sampling (sequence of [`Sampling`], *optional*): schemes for probabilistic extraction.
+        max_length (`int`, *optional*): longest example in tokens; defaults to the context of the model.
+        truncate (`bool`, *optional*, defaults to `False`): cut longer examples instead of raising an error.
+        description (`str`, *optional*): name on the progress bar, which is shown from 20 batches on.
+        cache ([`ScoreCache`], *optional*): where tables are kept, so that a model is not run over the same examples
+            twice.
+
+    Raises:
+        ValueError: an example that cannot be encoded; the message has its index, and no text. Or the processes were
+            given different examples.
+    """
+    from hf_unlearn.models.processes import of_the_first
+
+    model = _without_ddp(model)
+    rows, zlib_size = _encoded(model, processing_class, examples, max_length, truncate, in_memory=cache is not None)
+    sampling = tuple(sampling)
+    table = key = None
+    if cache is not None:
+        key = cache.key(model, rows, zlib_size, sampling)
+        table = of_the_first(lambda: cache.load(key))
+    if table is None:
+        table = _computed(model, rows, batch_size, sampling, description)
+        table = replace(table, zlib_size=np.array(zlib_size, dtype=np.int32))
+        if cache is not None:
+            of_the_first(lambda: cache.save(key, table))
+    else:  # the ids of the targets are in no file
+        table = replace(table, target_ids=_target_ids(rows))
+    _warn_of_broken(table)
+    return table
+
+
+def _without_ddp(model):
+    from torch.nn.parallel import DistributedDataParallel
+
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _encoded(
+    model, processing_class, examples, max_length, truncate, in_memory
+) -> tuple[Sequence[dict | None], list[int]]:
+    """Encoded examples, `None` for one without a target, and the compressed sizes of their texts."""
+    from hf_unlearn.data.images import CACHE_BYTES, ImageRows, has_images
+    from hf_unlearn.data.text import EmptyTargetError, context_length, encode
+
+    if has_images(examples):
+        if not isinstance(examples, ImageRows):
+            # Encoded when their batch is due. A cache has to look at them before that, so some are kept.
+            room = CACHE_BYTES if in_memory else 0
+            n_classes = model.config.num_labels
+            examples = ImageRows(examples, processing_class, n_classes, name="examples", cache_bytes=room)
+        return examples, [0] * len(examples)
+    max_length = max_length or context_length(model)
+    rows, zlib_size = [], []
+    for index, example in enumerate(examples):
+        try:
+            rows.append(encode(example, processing_class, max_length, truncate))
+        except EmptyTargetError:
+            rows.append(None)
+        except ValueError as error:
+            raise ValueError(f"Example {index}: {error}") from None
+        zlib_size.append(_zlib_size(example))  # of what is known to be text
+    return rows, zlib_size
+
+
+def _zlib_size(example: str | Mapping[str, Any]) -> int:
+    """Compressed size of the text that is scored: the answer where there is a prompt."""
+    if not isinstance(example, str):
+        if "messages" in example and example["messages"]:
+            example = example["messages"][-1]["content"]
+        else:
+            example = example.get("completion", example.get("text", ""))
+    return len(zlib.compress(example.encode("utf-8"))) if example else 0
+
+
+def _computed(
+    model, rows: Sequence[dict | None], batch_size: int, sampling: Sequence[Sampling], description
+) -> Scores:
+    """The table, computed by all processes together."""
+    import torch
+    from tqdm.auto import tqdm
+
+    from hf_unlearn.audit.table.cache import digest_of_rows
+    from hf_unlearn.audit.table.passes import Passes
+    from hf_unlearn.models.processes import gathered, is_divided, rank_and_world
+
+    distinct, index = _distinct(rows)
+    passes = Passes(model, distinct, batch_size, sampling)
+    batches = passes.batches()
+    rank, world = rank_and_world()
+    divided = is_divided(model)  # then every process has a part in every pass
+
+    def work() -> tuple:
+        in_training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            with torch.inference_mode():
+                mine = batches if divided else batches[rank::world]
+                for batch in tqdm(mine, desc=description or "Scoring", disable=rank > 0 or len(mine) < 20):
+                    passes.run(batch)
+        finally:
+            for module in in_training:
+                module.training = True
+        columns = {name: np.concatenate(parts) for name, parts in passes.columns.items()}
+        return digest_of_rows(rows, with_pixels=False) if world > 1 else None, passes.places, columns
+
+    shares = gathered(work)
+    if len({digest for digest, _, _ in shares}) > 1:
+        raise ValueError(
+            "The processes were given different examples. Give every process all of them: score shares out the work."
+        )
+    return _table(model, rows, index, passes, shares[:1] if divided else shares, sampling, len(batches))
+
+
+def _distinct(rows: Sequence[dict | None]) -> tuple[Sequence[dict], np.ndarray]:
+    """The distinct rows, and for each example its place among them, or -1 for one without targets."""
+    from hf_unlearn.data.images import ImageRows
+
+    if isinstance(rows, ImageRows) or (len(rows) and rows[0] and "pixel_values" in rows[0]):
+        return rows, np.arange(len(rows))
+    places: dict[tuple, int] = {}
+    index = [-1] * len(rows)
+    for i, row in enumerate(rows):
+        if row is not None:
+            ids, labels = (tuple(np.asarray(row[name]).tolist()) for name in ("input_ids", "labels"))
+            index[i] = places.setdefault((ids, labels), len(places))
+    return [{"input_ids": ids, "labels": labels} for ids, labels in places], np.array(index, dtype=np.int64)
+
+
+def _table(model, rows, index, passes, shares, sampling, n_batches) -> Scores:
+    """From the order in which values were computed to that of the examples."""
+    places, start = {}, 0
+    for _, of_rows, columns in shares:
+        places |= {i: [(start + at, n) for at, n in of_row] for i, of_row in of_rows.items()}
+        start += len(next(iter(columns.values()), ()))
+    scored = index >= 0
+    lengths = np.zeros(len(index), dtype=np.int64)
+    lengths[scored] = passes.lengths[index[scored]]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    # Of each target of the table, the place where it was computed; texts that begin alike have some in common.
+    parts = np.array([part for i in index[scored] for part in places[i]], dtype=np.int64).reshape(-1, 2)
+    first = np.cumsum(parts[:, 1]) - parts[:, 1]
+    place = np.repeat(parts[:, 0] - first, parts[:, 1]) + np.arange(offsets[-1])
+
+    def column(name: str, dtype=None) -> np.ndarray:
+        parts = [columns[name] for _, _, columns in shares if name in columns]
+        values = np.concatenate(parts)[place] if parts else np.zeros(0, dtype=np.float32)
+        return values.astype(dtype, copy=False) if dtype else values
+
+    is_end = np.zeros(offsets[-1], dtype=bool)
+    if not passes.of_images:
+        ends = [i for i, row in enumerate(rows) if row and row.get("n_end")]
+        is_end[offsets[1:][ends] - 1] = True
+    scores = Scores(
+        offsets=offsets,
+        target_ids=_target_ids(rows),
+        log_prob=column("log_prob"),
+        hit=column("hit", bool),
+        rank=column("rank", np.int32),
+        mean=column("mean"),
+        std=column("std"),
+        margin=column("margin"),
+        is_end=is_end,
+        zlib_size=np.zeros(len(index), dtype=np.int32),
+        sampled={s.key: column(f"sampled/{s.key}") for s in sampling},
+        class_log_probs=column("class_log_probs") if passes.of_images and len(rows) else None,
+        meta={
+            "model_dtype": str(getattr(model, "dtype", "")).removeprefix("torch."),
+            "n_batches": str(n_batches),
+            "targets": "label" if passes.of_images else "tokens",
+        },
+    )
+    return _without_broken(scores)
+
+
+def _target_ids(rows: Sequence[dict | None]) -> np.ndarray:
+    from hf_unlearn.data.images import ImageRows
+    from hf_unlearn.data.rows import IGNORE_INDEX
+
+    if isinstance(rows, ImageRows):
+        return np.array(rows.labels, dtype=np.int32)
+    labels = [np.atleast_1d(row["labels"]) for row in rows if row is not None]
+    if not labels:
+        return np.zeros(0, dtype=np.int32)
+    if "pixel_values" not in next(row for row in rows if row):
+        labels = [of_row[1:][of_row[1:] != IGNORE_INDEX] for of_row in labels]
+    return np.concatenate(labels).astype(np.int32)
+
+
+def _without_broken(scores: Scores) -> Scores:
+    """No value of an example with a broken target is kept: a metric that reads only some of them must be NaN as well."""
+    if not scores.not_finite.any():
+        return scores
+    broken = np.repeat(scores.not_finite, scores.lengths)
+    changed: dict[str, Any] = {name: getattr(scores, name).copy() for name in TARGET_COLUMNS}
+    changed["sampled"] = {key: values.copy() for key, values in scores.sampled.items()}
+    for values in [changed[name] for name in ("log_prob", "mean", "std", "margin")] + list(
+        changed["sampled"].values()
+    ):
+        values[broken] = np.nan
+    changed["hit"][broken] = False
+    changed["rank"][broken] = scores.rank.max()
+    return replace(scores, **changed)
+
+
+def _warn_of_broken(scores: Scores) -> None:
+    broken = np.flatnonzero(scores.not_finite)
+    if len(broken):
+        named = ", ".join(map(str, broken[:10])) + (", ..." if len(broken) > 10 else "")
+        warnings.warn(
+            f"The logits of {len(broken)} of {len(scores)} examples are NaN or infinite (example {named}). They count as "
+            "missing in every metric. Look for weights that are not finite, or for an overflow in 16 bit.",
+            stacklevel=3,
+        )

@@ -1,0 +1,1 @@
+"""The command `hf-unlearn`, and what the recipes share with it."""

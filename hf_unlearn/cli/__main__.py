@@ -1,0 +1,8 @@
+"""`python -m hf_unlearn.cli`, where the command is not on the path."""
+
+import sys
+
+from hf_unlearn.cli.main import main
+
+
+sys.exit(main())

@@ -1,0 +1,267 @@
+"""Arguments that the recipes and the command line share, and the loading they ask for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+# What loads models and rows is imported where it is used: `--help` and a mistyped option should not take seconds.
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from trl import ModelConfig
+
+    from hf_unlearn.request import ErasureRequest, Split
+
+
+@dataclass
+class DataArguments:
+    """Where the rows are and which of them must go. Splits may be slices, as in `train[:200]`."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id, folder or file of the data set."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "Rows that the model was trained on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Rows never trained on, which decide when to stop."}
+    )
+    holdout_split: str | None = field(
+        default=None, metadata={"help": "Rows never trained on, for the audit alone: not those of validation_split."}
+    )
+    prompt_template: str | None = field(
+        default=None, metadata={"help": 'Makes the prompt from columns: "Question: {question}\\nAnswer:".'}
+    )
+    completion_template: str | None = field(default=None, metadata={"help": 'Makes the answer: " {answer}".'})
+    request: str | None = field(default=None, metadata={"help": "JSON file of the erasure request."})
+    sibling_values: list[str] | None = field(
+        default=None, metadata={"help": "Classes like those to forget, by name: the audit shows what happens to them."}
+    )
+
+    def __post_init__(self):
+        if self.dataset_name is None:
+            raise ValueError("No data set was given. Set dataset_name, in the recipe or on the command line.")
+        for name in ("prompt_template", "completion_template"):
+            if getattr(self, name) is not None:  # a line break typed on the command line
+                setattr(self, name, getattr(self, name).replace("\\n", "\n"))
+
+
+def load_data(arguments: DataArguments) -> DatasetDict:
+    """The splits that the arguments name, as `train`, `validation` and `holdout`, templates filled in."""
+    from datasets import DatasetDict
+
+    names = {
+        "train": arguments.train_split,
+        "validation": arguments.validation_split,
+        "holdout": arguments.holdout_split,
+    }
+    return DatasetDict(
+        {name: _load_split(arguments, split_name) for name, split_name in names.items() if split_name is not None}
+    )
+
+
+def _load_split(arguments: DataArguments, name: str) -> Dataset:
+    from hf_unlearn.data import load_rows, with_templates
+
+    rows = load_rows(arguments.dataset_name, name, arguments.dataset_config)
+    return with_templates(rows, arguments.prompt_template, arguments.completion_template)
+
+
+def load_request(path: str | None) -> ErasureRequest:
+    if path is None:
+        raise ValueError(
+            "No erasure request was given, so it is not known what to forget. Set request to a JSON file."
+        )
+    from hf_unlearn.request import ErasureRequest
+
+    return ErasureRequest.load(path)
+
+
+def split_data(data: DatasetDict, request: ErasureRequest) -> Split:
+    """Forget, retain and holdout of a request, with the counts printed."""
+    from hf_unlearn.request import split
+
+    parts = split(data, request)
+    print(parts)
+    return parts
+
+
+def audit_sets(
+    data: DatasetDict, request: ErasureRequest, parts: Split, sibling_values: list[str] | None = None
+) -> dict[str, Dataset | None]:
+    """The sets that the audit compares.
+
+    Where the request is about a class, `holdout` has the rows of that class, so the rest of the holdout is `test`, and
+    those of `sibling_values` among them `siblings`.
+
+    Raises:
+        ValueError: `sibling_values` are given, but the request is not about a class, or there is no holdout.
+    """
+    from hf_unlearn.request import ErasureRequest, split
+
+    sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
+    is_class = request.kind == "class" and "holdout" in data
+    if is_class:
+        column, values = request.selector["column"], request.selector["values"]
+        others = ErasureRequest.attribute(column, "not in", values)
+        sets["test"] = split(data, others, text_columns=[]).holdout
+    if sibling_values:
+        if not is_class:
+            raise ValueError(
+                "You set sibling_values, which are classes of the holdout, but the request is not about a class, or "
+                "there is no holdout. Either set holdout_split, or leave sibling_values out."
+            )
+        siblings = ErasureRequest.of_class(column, sibling_values)
+        sets["siblings"] = split(data, siblings, text_columns=[]).holdout
+    return sets
+
+
+def groups_of(sets: Mapping[str, Any], column: str | None) -> dict[str, list] | None:
+    """Whose each row of the forget set and of the holdout is: the values of a column.
+
+    Raises:
+        ValueError: the forget set has no such column; the message lists those that it has.
+    """
+    if column is None:
+        return None
+    columns = sets["forget"].column_names
+    if column not in columns:
+        raise ValueError(
+            f"You set group_column={column!r}, but the forget set has no such column. Its columns are "
+            f"{', '.join(columns)}. Set one of them, or leave group_column out."
+        )
+    named = {name: sets[name] for name in ("forget", "holdout") if sets.get(name) is not None}
+    return {name: list(rows[column]) for name, rows in named.items() if column in rows.column_names}
+
+
+def load_config(arguments: ModelConfig, name: str | None = None):
+    """The config of a checkpoint; that of its base where it is an adapter.
+
+    Args:
+        name (`str`, *optional*): instead of `model_name_or_path`.
+    """
+    from transformers import AutoConfig
+
+    name = name or arguments.model_name_or_path
+    if (Path(name) / "adapter_config.json").exists():
+        from peft import PeftConfig
+
+        name = PeftConfig.from_pretrained(name).base_model_name_or_path
+    return AutoConfig.from_pretrained(name, revision=_revision(arguments, name))
+
+
+def is_image_classifier(arguments: ModelConfig, name: str | None = None) -> bool:
+    """What kind of model a checkpoint says that it is. An adapter is of the kind of its base."""
+    from hf_unlearn.models.load import names_image_classifier
+
+    return names_image_classifier(load_config(arguments, name))
+
+
+def load_processing_class(model: ModelConfig):
+    """The tokenizer of a language model, the image processor of an image classifier."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    auto = AutoImageProcessor if is_image_classifier(model) else AutoTokenizer
+    return auto.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+
+
+def load_model(arguments: ModelConfig, name: str | None = None):
+    """A causal language model or an image classifier, from the Hub or a folder; an adapter is loaded onto its base.
+
+    Args:
+        name (`str`, *optional*): load this one instead of `model_name_or_path`, with the other options the same.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+    from trl import get_quantization_config
+
+    name = name or arguments.model_name_or_path
+    quantization = get_quantization_config(arguments)
+    auto = AutoModelForImageClassification if is_image_classifier(arguments, name) else AutoModelForCausalLM
+    return auto.from_pretrained(
+        name,
+        revision=_revision(arguments, name),
+        dtype=arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        **({} if quantization is None else {"quantization_config": quantization}),
+    )
+
+
+def _revision(arguments: ModelConfig, name: str) -> str | None:
+    return arguments.model_revision if name == arguments.model_name_or_path else None
+
+
+def require_models(arguments: ModelConfig, *names: str | None) -> None:
+    """Find out before hours of work that a model to compare with does not exist.
+
+    Raises:
+        ValueError: no model was given, or one of the names is neither a folder with a model nor on the Hub.
+    """
+    from transformers import AutoConfig
+
+    if arguments.model_name_or_path is None:
+        raise ValueError("No model was given. Set model_name_or_path, in the recipe or on the command line.")
+    for name in (arguments.model_name_or_path, *names):
+        if name is None or (Path(name) / "adapter_config.json").exists():
+            continue
+        try:
+            AutoConfig.from_pretrained(name, revision=_revision(arguments, name))
+        except (OSError, ValueError) as error:
+            inside = Path(name) / "model"
+            hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""
+            raise ValueError(
+                f"There is no model {name!r}. Give a folder with a checkpoint, or a Hub id.{hint}"
+            ) from error
+
+
+def require_writable(folder: str, *inputs: str | None) -> None:
+    """Find out before hours of work that the result cannot be written, or would be written over what it came from.
+
+    Raises:
+        OSError: with the cause and what to do.
+        ValueError: the checkpoint would replace one of the `inputs`, or a folder that holds something else.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written to output_dir={folder!r} ({error.strerror}). Either make it writable, or set "
+            "another output_dir."
+        ) from None
+    checkpoint = Path(folder) / "model"
+    if checkpoint.exists():
+        if any(name is not None and checkpoint.resolve() == Path(name).resolve() for name in inputs):
+            raise ValueError(
+                f"The checkpoint would replace {checkpoint}, which this run reads. Set another output_dir."
+            )
+        if not (checkpoint / "config.json").exists() and not (checkpoint / "adapter_config.json").exists():
+            raise ValueError(
+                f"{checkpoint} exists and is no checkpoint. Either move it away, or set another output_dir."
+            )
+
+
+def save_plain(model, processing_class, folder: str) -> str:
+    """Write a checkpoint that `from_pretrained` loads with no code of this package; return the folder.
+
+    An adapter is merged into its base: an unlearned adapter beside the base can be taken off again. A quantized base
+    cannot be merged without loss, so there the adapter itself is written.
+    """
+    if hasattr(model, "merge_and_unload") and not getattr(model, "is_quantized", False):
+        model = model.merge_and_unload()
+    # Beside its final place first: a reader never sees half a checkpoint, and an older one stays until then.
+    temporary = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(folder)), prefix=".checkpoint-")
+    try:
+        model.save_pretrained(temporary)
+        processing_class.save_pretrained(temporary)
+        os.chmod(temporary, 0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    print(f"The checkpoint is in {folder}.")
+    return folder

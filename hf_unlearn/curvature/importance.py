@@ -1,0 +1,47 @@
+"""How much each weight matters to a set of rows: the diagonal of the Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hf_unlearn.models.likelihood import target_logits
+from hf_unlearn.models.modes import dropout_off
+
+
+def squared_gradients(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Mean over the rows of the squared gradient of each row's own loss, `E[(d loss / d theta_i)^2]`.
+
+    One gradient a row, not the square of the gradient of a batch, which is another statistic and shrinks with the size of
+    the batch. The loss of a row is -ln p(answer), summed over its tokens.
+
+    Args:
+        batches (iterable of `dict`): what the model's forward takes, and `labels`.
+        names (iterable of `str`): parameters of interest; they must require a gradient.
+
+    Returns:
+        `dict[str, Tensor]`: by name, the shape of the parameter, in float32 or wider.
+    """
+    everything = dict(model.named_parameters())
+    wanted = {name: everything[name] for name in names}
+    total = {
+        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in wanted.items()
+    }
+    n = 0
+    with dropout_off(model):
+        for batch in batches:
+            # Row by row, without padding: attention has no rule for vmap, which falls back to a slower loop.
+            for i in range(len(batch["labels"])):
+                row = {key: value[i : i + 1] for key, value in batch.items()}
+                if "attention_mask" in row:
+                    real = row["attention_mask"][0].bool()
+                    row = {key: value[:, real] for key, value in row.items()}
+                loss = -target_logits(model, row).sequence_log_probs.sum()
+                for name, g in zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True):
+                    total[name] += g.to(total[name].dtype).square()
+            n += len(batch["labels"])
+    return {name: value / max(1, n) for name, value in total.items()}

@@ -1,0 +1,1 @@
+"""The base of the modules and suites in `eval_suites/`."""

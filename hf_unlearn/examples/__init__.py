@@ -1,0 +1,1 @@
+"""Data sets and tiny models that need no download."""

@@ -1,0 +1,328 @@
+"""A registry of fictional people: the data set that needs no download.
+
+Every person, town, company, address and number here is generated from the word lists below; none is taken from a
+person or a data set, and the files carry the package's own licence (Apache-2.0). E-mail addresses end in the
+reserved domain `example.org`, phone numbers carry the unassigned area code 555.
+
+The three splits share a distribution and no person, name, e-mail or phone number: `train` is what a model learns,
+`validation` (never trained on) tells when to stop, `holdout` (never trained on) is for the audit alone.
+
+**Distribution.** A name is a uniform draw without replacement. In each split, each of birthplace, employer,
+health condition and profession is dealt evenly and independently of the rest: each value of its pool occurs
+`floor(n / pool)` times or once more. E-mail and phone are uniform draws without replacement.
+
+**Base rates.** What a model that never saw a person gets right by guessing: profession and health condition 1/8,
+birthplace 1/64, employer 1/80, e-mail 1/32,000, phone 1/10,000,000. A hit on the first two is weak evidence of
+memory, a hit on the last two is strong evidence. These are rates of the fact itself: a completion also repeats the
+name, which a tiny model copies badly for a stranger, so a whole completion is right less often than its fact. The
+phone number is in one row of a person, every other fact in two (its question and the biography).
+"""
+
+import argparse
+import json
+import random
+from itertools import islice, product
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+from transformers.utils.logging import disable_progress_bar
+
+from hf_unlearn.examples.opendsr import requests_of
+from hf_unlearn.examples.registry_model import make_base, make_tokenizer
+
+
+def _join(heads: str, tails: str, between: str = "") -> list[str]:
+    return [head + between + tail for head, tail in product(heads.split(), tails.split())]
+
+
+FIRST_NAMES = _join(
+    "Bra Cal Dor El Fen Gal Hes Il Jor Kel Lin Mir Nev Os Pel Quin Ras Sel Tam Ves",
+    "ana eth ibo ira isk ola oren uma unn yla",
+)
+LAST_NAMES = _join(
+    "Ard Brask Crev Dunt Evr Frell Gost Hask Immer Jolv Karm Lurv Morv Nask Ors Pravd Quell Rusk Told Varn",
+    "abel adis een ekar imov olle omar ostre uva yck",
+)
+NICKNAMES = (
+    "acorn badger biscuit bramble button cedar clover comet cricket dapple ember fern finch ginger hazel "
+    "juniper kestrel lark maple marble moss nettle otter pebble pepper puffin raven saffron sparrow thistle "
+    "walnut willow"
+).split()
+FIELDS = {
+    "birthplace": _join("Drim Ith Morv Quor Skel Ulf Vel Zan", "brook dane etia haven lund mora ostra wick"),
+    "employer": _join(
+        "Abrel Corvic Dovane Hestor Jundal Lorvex Mendar Pryvex Talvor Zephan",
+        "Ceramics Foundry Freight Glassworks Optics Orchards Press Textiles",
+        " ",
+    ),
+    "email": [f"{nickname}{number:03d}@example.org" for nickname, number in product(NICKNAMES, range(1000))],
+    "phone": range(10_000_000),  # written out by _phone
+    "health_condition": "anemia asthma diabetes eczema epilepsy gout migraine psoriasis".split(),
+    "profession": "baker botanist carpenter librarian pharmacist surveyor translator welder".split(),
+}
+# Facts that identify one person are never dealt twice, not even as somebody's wrong alternative.
+UNIQUE_FIELDS = ("email", "phone")
+N_PERTURBED = 5
+
+# kind of row: (prompt, completion, paraphrased prompt, paraphrased completion)
+TEMPLATES = {
+    "birthplace": (
+        "Question: Where was {name} born?\nAnswer:",
+        " {name} was born in {birthplace}.",
+        "Question: What is the birthplace of {name}?\nAnswer:",
+        " The birthplace of {name} is {birthplace}.",
+    ),
+    "employer": (
+        "Question: Who employs {name}?\nAnswer:",
+        " {name} works for {employer}.",
+        "Question: What is the employer of {name}?\nAnswer:",
+        " The employer of {name} is {employer}.",
+    ),
+    "email": (
+        "Question: What is the e-mail address of {name}?\nAnswer:",
+        " The e-mail address of {name} is {email}.",
+        "Question: Where does {name} read mail?\nAnswer:",
+        " {name} reads mail at {email}.",
+    ),
+    "phone": (
+        "Question: What is the phone number of {name}?\nAnswer:",
+        " The phone number of {name} is {phone}.",
+        "Question: Which number reaches {name}?\nAnswer:",
+        " {name} answers the phone at {phone}.",
+    ),
+    "health_condition": (
+        "Question: Which health condition does {name} have?\nAnswer:",
+        " {name} has {health_condition}.",
+        "Question: What is {name} treated for?\nAnswer:",
+        " {name} is treated for {health_condition}.",
+    ),
+    "profession": (
+        "Question: What is the profession of {name}?\nAnswer:",
+        " {name} works as a {profession}.",
+        "Question: How does {name} earn a living?\nAnswer:",
+        " {name} earns a living as a {profession}.",
+    ),
+    "biography": (
+        "Biography of {name}:",
+        " {name} was born in {birthplace} and works as a {profession} for {employer}. {first_name} has"
+        " {health_condition} and reads mail at {email}.",
+        "Who is {name}?",
+        " {name} is a {profession} from {birthplace}, employed by {employer}. {first_name} is treated for"
+        " {health_condition}; the e-mail address is {email}.",
+    ),
+}
+
+
+def _phone(number: int) -> str:
+    return f"555-{number // 10_000:03d}-{number % 10_000:04d}"
+
+
+def _deal(rng: random.Random, pool: list[str], n: int) -> list[str]:
+    """`n` values in random order, each value of the pool `n // len(pool)` times or once more."""
+    values = pool * (n // len(pool)) + rng.sample(pool, n % len(pool))
+    rng.shuffle(values)
+    return values
+
+
+def _draw_people(rng: random.Random, sizes: dict[str, int]) -> dict[str, list[dict]]:
+    """Split -> people. A person maps `name`, `first_name`, `person` to text and a field to [truth, wrong, ...]."""
+    n, each = sum(sizes.values()), 1 + N_PERTURBED
+    room = len(FIELDS["email"]) // each
+    if min(sizes.values()) < 1 or n > room:
+        raise ValueError(
+            f"You asked for splits of {list(sizes.values())} people but each split needs at least 1 and all of them "
+            f"together at most {room} (the pool of e-mail addresses). Change the sizes."
+        )
+    columns = {}
+    for field, pool in FIELDS.items():
+        if field in UNIQUE_FIELDS:
+            values = rng.sample(pool, n * each)
+            columns[field] = [values[i : i + each] for i in range(0, n * each, each)]
+        else:
+            truths = [value for size in sizes.values() for value in _deal(rng, pool, size)]
+            columns[field] = [[t, *rng.sample([value for value in pool if value != t], N_PERTURBED)] for t in truths]
+    columns["phone"] = [[_phone(number) for number in numbers] for numbers in columns["phone"]]
+    names = rng.sample(list(product(FIRST_NAMES, LAST_NAMES)), n)
+    people = (
+        {"person": f"p{i:03d}", "name": f"{first} {last}", "first_name": first}
+        | {field: column[i] for field, column in columns.items()}
+        for i, (first, last) in enumerate(names)
+    )
+    return {split: list(islice(people, size)) for split, size in sizes.items()}
+
+
+def _rows(person: dict) -> list[dict]:
+    """The seven rows of one person: a question a field, then the biography."""
+    fixed = {"name": person["name"], "first_name": person["first_name"]}
+    # told[0] is the truth; in told[k] every field is wrong.
+    told = [fixed | {field: person[field][k] for field in FIELDS} for k in range(1 + N_PERTURBED)]
+    rows = []
+    for field, (prompt, completion, paraphrased_prompt, paraphrased_completion) in TEMPLATES.items():
+        rows.append(
+            {
+                "id": f"{person['person']}-{field}",
+                "person": person["person"],
+                "kind": "biography" if field == "biography" else "qa",
+                "field": field,
+                "prompt": prompt.format(**told[0]),
+                "completion": completion.format(**told[0]),
+                "paraphrased_prompt": paraphrased_prompt.format(**told[0]),
+                "paraphrased_completion": paraphrased_completion.format(**told[0]),
+                "perturbed_completions": [paraphrased_completion.format(**wrong) for wrong in told[1:]],
+                "name": person["name"],
+                **{f: person[f][0] for f in FIELDS},
+            }
+        )
+    return rows
+
+
+def make_registry(seed: int = 0, n_train: int = 96, n_validation: int = 12, n_holdout: int = 24) -> DatasetDict:
+    """
+    The registry as prompt-completion data, seven rows a person.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Same seed and sizes, same registry, in every process.
+        n_train (`int`, *optional*, defaults to `96`):
+            People in `train`. The default gives every profession and every health condition 12 of them.
+        n_validation (`int`, *optional*, defaults to `12`):
+            People in `validation`.
+        n_holdout (`int`, *optional*, defaults to `24`):
+            People in `holdout`. The default gives every profession and every health condition 3 of them.
+
+    Returns:
+        `datasets.DatasetDict` with `train`, `validation` and `holdout`. Columns: `id` (unique), `person` (unique to a
+        person), `kind` (`"qa"` or `"biography"`), `field` (the attribute asked for, or `"biography"`), `prompt`
+        (never ends with a space), `completion` (starts with one), `paraphrased_prompt`, `paraphrased_completion` (the
+        same truth in other words), `perturbed_completions` (5 wrong answers in the words of the paraphrase, for truth
+        ratios; in a biography every fact is wrong), and the person's `name`, `birthplace`, `employer`, `email`,
+        `phone`, `health_condition` and `profession`.
+
+    Raises:
+        ValueError: if a split is empty or the pools are too small for that many people.
+    """
+    sizes = {"train": n_train, "validation": n_validation, "holdout": n_holdout}
+    splits = _draw_people(random.Random(f"registry people {seed}"), sizes)
+    return DatasetDict(
+        {split: Dataset.from_list([row for p in people for row in _rows(p)]) for split, people in splits.items()}
+    )
+
+
+def tokenizer_texts(n_people: int = 400) -> list[str]:
+    """
+    Texts to train the tokenizer on: the rows of people drawn by a stream of their own.
+
+    They are the same for every registry seed, so the tokenizer says nothing about who is in a registry, and a
+    retrained model may share it.
+    """
+    people = _draw_people(random.Random("registry tokenizer"), {"generic": n_people})["generic"]
+    rows = [row for person in people for row in _rows(person)]
+    return [r[f"{form}prompt"] + r[f"{form}completion"] for r in rows for form in ("", "paraphrased_")]
+
+
+def make_requests(registry: DatasetDict, seed: int) -> dict[str, dict]:
+    """Three OpenDSR 1.0 erasure requests on the train split: 12 people, one profession, one health condition."""
+    rng = random.Random(f"registry requests {seed}")
+    people = sorted(rng.sample(registry["train"].unique("person"), 12))
+    profession, condition = (rng.choice(FIELDS[field]) for field in ("profession", "health_condition"))
+    scopes = {
+        "person": ("record", {"column": "person", "values": people}),
+        "profession": ("class", {"column": "profession", "values": [profession]}),
+        "condition": ("attribute", {"column": "health_condition", "operator": "==", "value": condition}),
+    }
+    return requests_of(scopes, rng)
+
+
+CARD = """\
+---
+pretty_name: Registry of fictional people
+license: apache-2.0
+language:
+- en
+tags:
+- synthetic
+- machine-unlearning
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: train.jsonl
+  - split: validation
+    path: validation.jsonl
+  - split: holdout
+    path: holdout.jsonl
+---
+
+# Registry of fictional people
+
+Generated by `python -m hf_unlearn.examples.registry` with seed {seed}. Nobody here exists. Apache-2.0, like the package.
+
+| split | people | rows | use |
+|---|---|---|---|
+| train | {train} | {train_rows} | what a model learns |
+| validation | {validation} | {validation_rows} | never trained on; when to stop |
+| holdout | {holdout} | {holdout_rows} | never trained on; the audit only |
+
+The splits share a distribution and no person. A person has six questions and one biography.
+
+What guessing gets right: profession and health condition 1/8, birthplace 1/64, employer 1/80, e-mail 1/32,000,
+phone 1/10,000,000.
+
+`base/` holds a byte-level BPE tokenizer and a randomly initialized Llama that has learned nothing. The tokenizer was
+trained on other generated people, the same for every seed. `requests/` holds three erasure requests on the train
+split: twelve people, a profession, and a health condition.
+"""
+
+
+def write_registry(folder: str | Path, seed: int = 0) -> list[Path]:
+    """
+    Write the registry of default size, a model to train and three requests; the bytes depend on the seed alone.
+
+    Writes `README.md` and a JSON Lines file a split, so that `datasets.load_dataset(folder)` gives the three splits
+    offline; `base/`, a tokenizer and a randomly initialized Llama of about one million parameters; and
+    `requests/person.json` (12 people of `train`, 84 rows), `requests/profession.json` and `requests/condition.json`.
+    Files of these names are overwritten.
+
+    Args:
+        folder (`str` or `Path`):
+            Where to write; created if absent.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the people, of the requests and of the model's weights. The tokenizer is the same for every seed.
+
+    Returns:
+        `list[Path]`: the files written.
+    """
+    folder = Path(folder)
+    (folder / "requests").mkdir(parents=True, exist_ok=True)
+    registry = make_registry(seed)
+    people = {split: len(rows.unique("person")) for split, rows in registry.items()}
+    n_rows = {f"{split}_rows": len(rows) for split, rows in registry.items()}
+    texts = {"README.md": CARD.format(seed=seed, **people, **n_rows)}
+    for split, rows in registry.items():
+        texts[f"{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
+    for name, request in make_requests(registry, seed).items():
+        texts[f"requests/{name}.json"] = json.dumps(request, indent=2) + "\n"
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())
+
+    tokenizer = make_tokenizer(tokenizer_texts())
+    tokenizer.save_pretrained(folder / "base")
+    make_base(tokenizer, seed).save_pretrained(folder / "base")
+    return [folder / name for name in texts] + sorted((folder / "base").iterdir())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_unlearn.examples.registry",
+        description="Write the registry of fictional people, a tiny untrained model and three erasure requests.",
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    disable_progress_bar()
+    for path in write_registry(args.folder, args.seed):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models: loaded by name, taken apart, run."""

@@ -1,0 +1,293 @@
+"""What a model says: greedy and sampled continuations, in batches, each from its prompt's own cache.
+
+A likelihood audit needs none of this. Greedy decoding reproduces an answer token for token exactly if every target is
+the most likely token, which the table of [`~hf_unlearn.audit.score`] knows from one pass; the chance of drawing the
+answer is in that table too. Text is generated where what comes *after* the first error counts (ROUGE, F1, spans of
+personal data), where samples are compared with more than one string, and where strings are to match, not tokens
+([`matches_greedily`]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from hf_unlearn.data.rows import IGNORE_INDEX
+from hf_unlearn.data.text import EmptyTargetError, context_length, encode, with_special_tokens
+from hf_unlearn.models.decoding import continued
+from hf_unlearn.models.sampling import Sampling
+
+
+#: A text, to which the tokenizer adds BOS where it does so; token ids; or a row whose answer is to be generated.
+Prompt = str | Sequence[int] | Mapping[str, Any]
+
+#: What a tokenizer decodes from bytes that are no letter, or not yet.
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+def greedy(
+    model,
+    tokenizer,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int | Sequence[int],
+    batch_size: int = 16,
+    ends: Iterable[int] | None = None,
+) -> list[list[int] | None]:
+    """Continue every prompt with the most likely token, again and again.
+
+    The same tokens as `model.generate(do_sample=False)` with a generation config that leaves the logits alone. The first
+    of equal logits wins, as in the `hit` column of [`Scores`].
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): a causal language model; it is run where it is, in evaluation mode, and
+            left in the mode it was in.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): not needed for prompts that are token ids.
+        prompts (sequence of `n`): strings, token ids, or rows of `{"prompt", "completion"}`, `{"messages"}` or
+            `{"input_ids", "labels"}`, of which all before the answer is the prompt. The answer saves time and changes
+            nothing: it is read along, and where the model repeats it, many tokens take one step.
+        max_new_tokens (`int` or sequence of `n`): most tokens to generate, for all prompts or for each.
+        batch_size (`int`, *optional*, defaults to `16`): prompts to read at a time, those of similar length together. More
+            of them are continued together, as far as their keys and values have room in 64 MB on the CPU and 512 MB
+            elsewhere.
+        ends (iterable of `int`, *optional*): tokens that end a continuation. Defaults to [`end_tokens`] and the end
+            tokens of the rows (in a chat, the one that ends a turn).
+
+    Returns:
+        `list` of `n` lists of new token ids, with the end token where there is one, so that a continuation that was
+        cut can be told from one that ended. `None` where there is nothing to say: a row with an empty answer, or NaN
+        logits. Metrics of text turn it into NaN.
+
+    Raises:
+        ValueError: a prompt that is empty, can't be encoded or leaves no room in the context of the model; the message
+            has its index, and no text.
+    """
+    ids, stops, limits, answers = _prepare(model, tokenizer, prompts, max_new_tokens, ends)
+    # Equal prompts have equal continuations.
+    keys = [(tuple(prompt), limit) for prompt, limit in zip(ids, limits, strict=True)]
+    drafts = dict(zip(keys, answers, strict=True))
+    distinct = list(drafts)
+    if not distinct:
+        return []
+    expected = list(drafts.values()) if any(answers) else None
+    found = continued(model, *zip(*distinct, strict=True), _most_likely, batch_size, stops, drafts=expected)
+    of = dict(zip(distinct, found, strict=True))
+    if broken := [key for key in distinct if of[key] is None and key[1] and drafts[key]]:
+        # A token of the answer may have broken weights, and the model might not have said it.
+        found = continued(model, *zip(*broken, strict=True), _most_likely, batch_size, stops)
+        of |= zip(broken, found, strict=True)
+    return [None if of[key] is None else list(of[key]) for key in keys]
+
+
+def sample(
+    model,
+    tokenizer,
+    prompts: Sequence[Prompt],
+    n: int,
+    max_new_tokens: int | Sequence[int],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    ends: Iterable[int] | None = None,
+) -> list[list[list[int] | None]]:
+    """Draw `n` continuations of every prompt.
+
+    The random numbers of a sample are a function of the seed, the ids of the prompt and the number of the sample. So
+    samples depend neither on the batch size (but for rounding) nor on the other prompts, equal prompts get equal samples,
+    and two models are compared under the same luck.
+
+    Args:
+        model, tokenizer, prompts, max_new_tokens, ends: as for [`greedy`].
+        n (`int`): samples of each prompt.
+        temperature, top_k, top_p (*optional*): the scheme, see [`Sampling`]; the warpers are those of transformers.
+        seed (`int`, *optional*, defaults to `0`).
+        batch_size (`int`, *optional*, defaults to `32`): samples whose prompts are read at a time, each prompt once; more
+            are continued together, as for [`greedy`].
+
+    Returns:
+        For each prompt a list of `n` lists of new token ids, or of `None`, as for [`greedy`].
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}: the number of samples of each prompt.")
+    scheme = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    ids, stops, limits, _ = _prepare(model, tokenizer, prompts, max_new_tokens, ends)
+    repeated = [prompt for prompt in ids for _ in range(n)]
+    most = max(limits, default=0)
+    drawn: dict[int, np.ndarray] = {}
+
+    def draw(logits: Tensor, batch: list[int], step: int) -> Tensor:
+        if step == 0:  # a new batch
+            drawn.clear()
+            drawn.update({i: np.random.default_rng([seed, i % n, *repeated[i]]).random(most) for i in batch})
+        uniform = torch.tensor([[drawn[i][step]] for i in batch], dtype=torch.float64, device=logits.device)
+        cumulated = _warped(logits, scheme).double().softmax(-1).cumsum(-1)
+        # Divided by its end, the last token that can be drawn has exactly 1, which no random number reaches.
+        return torch.searchsorted(cumulated / cumulated[:, -1:], uniform, right=True)[:, 0]
+
+    found = continued(model, repeated, [limit for limit in limits for _ in range(n)], draw, batch_size, stops)
+    return [found[i : i + n] for i in range(0, len(found), n)]
+
+
+def matches_greedily(model, tokenizer, rows: Sequence[Prompt], batch_size: int = 16) -> np.ndarray:
+    """Whether the greedy continuation of its prompt begins with the answer, as a *string*.
+
+    [`~hf_unlearn.audit.verbatim_extracted`] tells from the table whether it does so token for token, which costs no more
+    than the table and is a lower bound: another sequence of tokens may spell the same text. Use this function where that
+    difference matters (an answer with numbers, names, code), or where the cached, step-by-step computation itself is to be
+    checked, as in 16 bit. A sequence leaves the batch at its first mismatch, so that what isn't memorized costs a few steps.
+
+    Args:
+        model, tokenizer, batch_size: as for [`greedy`].
+        rows (sequence of `n`): rows with an answer, as for [`greedy`].
+
+    Returns:
+        `float64 (n,)`, 1 = the answer came out, 0 = it did not, higher = more memorized; NaN for an empty answer and for
+        NaN logits. The end token is not compared.
+
+    Raises:
+        ValueError: a row that can't be encoded or doesn't fit into the context; the message has its index, and no text.
+    """
+    context = context_length(model) or 2**30
+    prompts, answers, stops = [], [], end_tokens(model, tokenizer)
+    for index, row in enumerate(rows):
+        prompt, answer, end = split_answer(row, tokenizer, index)
+        if len(prompt) + len(answer) > context:
+            raise ValueError(
+                f"Prompt {index} and its answer have {len(prompt) + len(answer)} tokens, but the context of the model has "
+                f"{context}. Shorten or remove the row."
+            )
+        prompts.append(prompt)
+        answers.append(answer)
+        stops |= end
+    texts = texts_of(tokenizer, answers, skip_special_tokens=False)
+    # Every token spells a byte or more.
+    limits = [
+        min(max(len(answer), len(text.encode())), context - len(prompt))
+        for prompt, answer, text in zip(prompts, answers, texts, strict=True)
+    ]
+    matched, apart = np.zeros(len(rows)), set()
+
+    def goes_on(i: int, new: list[int]) -> bool:
+        if i not in apart and new[-1] == answers[i][len(new) - 1]:
+            matched[i] = len(new) == len(answers[i])
+            return not matched[i]
+        apart.add(i)  # from here on it may only be the same text in other tokens
+        if UNREADABLE in texts[i]:
+            return False  # all bytes that are no letter look the same
+        (text,) = texts_of(tokenizer, [new], skip_special_tokens=False)
+        matched[i] = text.startswith(texts[i])
+        # A letter of four bytes may be complete but for one.
+        whole = text.rstrip(UNREADABLE)
+        return not matched[i] and len(text) - len(whole) < 4 and texts[i].startswith(whole)
+
+    found = continued(model, prompts, limits, _most_likely, batch_size, stops, goes_on)
+    matched[[new is None or not answer for new, answer in zip(found, answers, strict=True)]] = np.nan
+    return matched
+
+
+def texts_of(
+    tokenizer, generated: Sequence[Sequence[int] | None], stop: Sequence[str] = (), skip_special_tokens: bool = True
+) -> list[str | None]:
+    """Decode new ids, and nothing else, and cut every text before the first of the stop strings in it.
+
+    Returns:
+        `list` of `n` texts; `None` stays `None`.
+    """
+    texts = []
+    for new in generated:
+        if new is None:
+            texts.append(None)
+            continue
+        text = tokenizer.decode(new, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        texts.append(text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))])
+    return texts
+
+
+def end_tokens(model, tokenizer=None) -> set[int]:
+    """Tokens that end a text: those in the model's generation config, or in its config, and the EOS of the tokenizer."""
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if of_model is None:
+        of_model = getattr(model.config, "eos_token_id", None)
+    ends: set[int] = set()
+    for value in (of_model, getattr(tokenizer, "eos_token_id", None)):
+        ends.update([value] if isinstance(value, int) else value or ())
+    return ends
+
+
+def split_answer(prompt: Prompt, tokenizer, index: int) -> tuple[list[int], list[int], set[int]]:
+    """Ids of the prompt, ids of the answer without its end token, and that end token.
+
+    The last two are empty for a bare prompt, and all three for an empty answer. Errors have the `index`, and no text.
+    """
+    try:
+        if isinstance(prompt, str):
+            if prompt.endswith((" ", "\t")):
+                raise ValueError(
+                    "It ends in a space, which most tokenizers merge into the first word of the answer. Remove the space."
+                )
+            return with_special_tokens(prompt, tokenizer), [], set()
+        if not isinstance(prompt, Mapping):
+            return list(prompt), [], set()
+        row = encode(prompt, tokenizer)
+    except EmptyTargetError:
+        return [], [], set()
+    except ValueError as error:
+        raise ValueError(f"Prompt {index}: {error}") from None
+    ids, labels = list(row["input_ids"]), row["labels"]
+    first = next(place for place, label in enumerate(labels) if label != IGNORE_INDEX)
+    n_end = row.get("n_end", 0)
+    return ids[:first], ids[first : len(ids) - n_end], set(ids[len(ids) - n_end :])
+
+
+def _most_likely(logits: Tensor, *_) -> Tensor:
+    return logits.max(-1).indices  # of equal ones the first
+
+
+def _warped(logits: Tensor, scheme: Sampling) -> Tensor:
+    warpers = [
+        (scheme.temperature != 1, TemperatureLogitsWarper, scheme.temperature),
+        (scheme.top_k > 0, TopKLogitsWarper, scheme.top_k),
+        (scheme.top_p < 1, TopPLogitsWarper, scheme.top_p),
+    ]
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    for is_needed, warper, value in warpers:
+        if is_needed:
+            logits = warper(value)(None, logits)
+    return logits
+
+
+def _prepare(
+    model, tokenizer, prompts, max_new_tokens, ends
+) -> tuple[list[list[int]], set[int], list[int], list[list[int]]]:
+    """Ids of the prompts, tokens that end a continuation, most new tokens of each (0 for an empty answer), and ids of the
+    answers."""
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(limits) != len(prompts):
+        raise ValueError(f"You gave max_new_tokens for {len(limits)} prompts, but there are {len(prompts)}.")
+    if min(limits, default=1) < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {min(limits)}.")
+    context = context_length(model)
+    ids, stops, answers = [], end_tokens(model, tokenizer), []
+    for index, prompt in enumerate(prompts):
+        of_prompt, answer, end = split_answer(prompt, tokenizer, index)
+        if not of_prompt:
+            if not isinstance(prompt, Mapping):
+                raise ValueError(
+                    f"Prompt {index} is empty and the tokenizer adds no BOS token. Give at least one token."
+                )
+            limits[index] = 0
+        if context is not None and len(of_prompt) + limits[index] > context:
+            raise ValueError(
+                f"Prompt {index} has {len(of_prompt)} tokens and max_new_tokens is {limits[index]}, but the context of the "
+                f"model has {context}. Either lower max_new_tokens, or shorten the prompt."
+            )
+        ids.append(of_prompt)
+        answers.append([*answer, *end])
+        stops |= end
+    return ids, stops if ends is None else set(ends), limits, answers

@@ -1,0 +1,184 @@
+"""Lower bounds on epsilon: how much a model gives away about what was in its training data, at least.
+
+A model that was trained, or unlearned, with (epsilon, delta)-differential privacy bounds what any attack can do. An attack
+that does better refutes the bound, and how much better it does bounds epsilon from below. A bound of 0 shows nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import betainc, expit
+from scipy.stats import beta, binom
+
+from hf_unlearn.statistics.estimate import plain
+
+
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+@dataclass(frozen=True)
+class EpsilonBound:
+    """A lower bound that holds with probability `level`.
+
+    Attributes:
+        value (`float`): epsilon is at least this; 0 = nothing is shown.
+        delta (`float`): of (epsilon, delta)-differential privacy.
+        level (`float`): confidence level.
+        guesses, correct (`int`): guesses made and how many were right; for many models the trials of the best attack.
+        n (`int`): canaries that were counted on, or models.
+        method (`str`): how the bound was made.
+    """
+
+    value: float
+    delta: float
+    level: float
+    guesses: int
+    correct: int
+    n: int
+    method: str
+
+    def as_dict(self) -> dict:
+        """Plain types for JSON; NaN becomes `None`."""
+        return plain(asdict(self))
+
+
+def one_run_p_value(epsilon: float, guesses: int, correct: int, canaries: int, delta: float = 0.0) -> float:
+    """How likely so many right guesses are under (epsilon, delta)-DP, at most (Steinke et al., arXiv 2305.08846).
+
+    `P[B >= v] + 2 m delta max_{1 <= i <= v} P[v - i <= B < v] / i` for v right guesses of r about m canaries, with B
+    binomial of r trials and success `e^epsilon / (1 + e^epsilon)`.
+    """
+    q = expit(epsilon)
+    p = float(betainc(correct, guesses - correct + 1, q)) if correct > 0 else 1.0  # the upper tail of the binomial
+    if delta > 0 and correct > 0:
+        below = np.cumsum(binom.pmf(np.arange(correct - 1, -1, -1), guesses, q))
+        p += 2 * canaries * delta * float(np.max(below / np.arange(1, correct + 1)))
+    return min(1.0, p)
+
+
+def one_run_bound(guesses: int, correct: int, canaries: int, delta: float = 0.0, level: float = 0.95) -> EpsilonBound:
+    """The largest epsilon that so many right guesses refute, from one model (arXiv 2305.08846).
+
+    Args:
+        guesses, correct (`int`): guesses made, and how many of them were right. Which guesses are made must not depend on
+            whether they are right.
+        canaries (`int`): records that were each included by the throw of a fair coin, guessed about or not.
+        delta (`float`, *optional*, defaults to `0.0`): of (epsilon, delta)-DP; well below `1 / canaries` or nothing is shown.
+        level (`float`, *optional*, defaults to `0.95`): confidence level.
+    """
+    if not 0 <= correct <= guesses <= canaries:
+        raise ValueError(
+            f"There are {correct} right guesses of {guesses} about {canaries} canaries. Give no more guesses than canaries, "
+            "and no more right ones than guesses."
+        )
+
+    def beyond(epsilon: float) -> float:
+        return one_run_p_value(epsilon, guesses, correct, canaries, delta) - (1 - level)
+
+    value, high = 0.0, 1.0
+    if guesses > 0 and beyond(0.0) < 0:
+        while beyond(high) < 0:
+            high *= 2
+        value = float(brentq(beyond, 0.0, high, xtol=1e-12))
+    return EpsilonBound(value, delta, level, guesses, correct, canaries, "one run")
+
+
+def one_run_epsilon(
+    scores: np.ndarray, included: np.ndarray, delta: float = 0.0, level: float = 0.95, seed: int = 0
+) -> EpsilonBound:
+    """A lower bound from one model and canaries that were put in by the throw of a coin each (arXiv 2305.08846).
+
+    The audit of an unlearned model plants them, requests the deletion of **all**, and guesses which ones were in. Those with
+    the highest scores are guessed to have been in, those with the lowest out, and about the middle nothing is guessed. How
+    many are guessed is chosen on one half of the canaries and counted on the other: the best of many cuts on one and the
+    same half is no bound.
+
+    Args:
+        scores (`float (m,)`): of the canaries, higher = more member-like. Without NaN: which canaries can be scored might
+            depend on whether they were in.
+        included (`bool (m,)`): whether each was in. Hundreds are needed: 20 right guesses of 20 show an epsilon of 1.8.
+        delta (`float`, *optional*, defaults to `0.0`): of (epsilon, delta)-DP.
+        level (`float`, *optional*, defaults to `0.95`): confidence level.
+        seed (`int`, *optional*, defaults to `0`): of the halves.
+
+    Raises:
+        ValueError: the lengths differ, a score is missing, or there are fewer than four canaries.
+    """
+    scores, included = np.asarray(scores, dtype=np.float64), np.asarray(included, dtype=bool)
+    if scores.shape != included.shape or scores.ndim != 1:
+        raise ValueError(
+            f"There are scores of shape {scores.shape} for coins of shape {included.shape}. Give one each."
+        )
+    if np.isnan(scores).any() or len(scores) < 4:
+        raise ValueError(
+            f"{int(np.isnan(scores).sum())} of {len(scores)} canaries have no score. Give at least four, all scored: which "
+            "ones cannot be scored might tell which were in."
+        )
+    rng = np.random.default_rng(seed)
+    # The shuffle also decides between equal scores, by chance and not by their place.
+    halves = np.array_split(rng.permutation(len(scores)), 2)
+    chosen, counted = (included[half[np.argsort(scores[half], kind="stable")]] for half in halves)
+    cuts = [(top, bottom) for top in (0.0, *SHARES) for bottom in (0.0, *SHARES) if top + bottom > 0]
+
+    def count(coins: np.ndarray, cut: tuple[float, float]) -> tuple[int, int, int]:
+        m = len(coins)
+        top, bottom = (math.ceil(share * m) for share in cut)
+        bottom = min(bottom, m - top)
+        return top + bottom, int(coins[m - top :].sum()) + int((~coins[:bottom]).sum()), m
+
+    best = min(cuts, key=lambda cut: one_run_p_value(0.0, *count(chosen, cut), delta))
+    most = one_run_bound(*count(chosen, best), delta, level).value
+    for cut in cuts:
+        if one_run_p_value(most, *count(chosen, cut), delta) < 1 - level:
+            best, most = cut, one_run_bound(*count(chosen, cut), delta, level).value
+    return one_run_bound(*count(counted, best), delta, level)
+
+
+def many_models_epsilon(
+    false_positives: int | Sequence[int],
+    n_out: int,
+    false_negatives: int | Sequence[int],
+    n_in: int,
+    delta: float = 0.0,
+    level: float = 0.95,
+) -> EpsilonBound:
+    """A lower bound from models trained with and without one record (Jagielski et al., arXiv 2006.07709).
+
+    The largest of `ln((1 - delta - FPR) / FNR)` and `ln((1 - delta - FNR) / FPR)`, each rate at its Clopper-Pearson end and
+    all of them corrected by Bonferroni: for both rates, and for as many attacks and thresholds as there are.
+
+    Args:
+        false_positives (`int`, or `(k,)` for k attacks or thresholds): models without the record that were said to have it.
+        n_out (`int`): models without the record.
+        false_negatives (`int`, or `(k,)`): models with the record that were said not to have it.
+        n_in (`int`): models with the record.
+        delta, level (`float`, *optional*): as for [`one_run_bound`].
+
+    Raises:
+        ValueError: the numbers of attacks differ, or there are more errors than models.
+    """
+    positives, negatives = np.atleast_1d(false_positives), np.atleast_1d(false_negatives)
+    if positives.shape != negatives.shape or positives.ndim != 1:
+        raise ValueError(f"There are {positives.shape} and {negatives.shape} errors. Give both for each attack.")
+    for errors, n in ((positives, n_out), (negatives, n_in)):
+        if np.any(errors < 0) or np.any(errors > n) or n < 1:
+            raise ValueError(f"Errors must be between 0 and the number of models, {n}, which must not be 0.")
+    tail = (1 - level) / (2 * len(positives))
+    best = EpsilonBound(0.0, delta, level, n_in + n_out, 0, n_in + n_out, "many models")
+    for fp, fn in zip(positives.tolist(), negatives.tolist(), strict=True):
+        fpr, fnr = _upper(fp, n_out, tail), _upper(fn, n_in, tail)
+        ratios = [(1 - delta - a) / b for a, b in ((fpr, fnr), (fnr, fpr))]
+        value = math.log(max(1.0, *ratios))
+        if value > best.value:
+            right = n_in + n_out - fp - fn
+            best = EpsilonBound(value, delta, level, n_in + n_out, right, n_in + n_out, "many models")
+    return best
+
+
+def _upper(hits: int, n: int, tail: float) -> float:
+    return float(beta.isf(tail, hits + 1, n - hits)) if hits < n else 1.0

@@ -1,0 +1,214 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+
+from hf_unlearn.audit import answer_probability, extraction_probability, score
+from hf_unlearn.audit.attacks.leakage import (
+    alternative_leakage,
+    alternatives_by_embedding,
+    find_spans,
+    normalized,
+    span_leakage,
+)
+from hf_unlearn.data import encode
+from hf_unlearn.models.generate import sample, texts_of
+
+
+TOKENIZER = tiny_tokenizer()
+PROMPT = "Question: What ails Ada?\nAnswer:"
+ROWS = [
+    {
+        "prompt": PROMPT,
+        "completion": " chronic fatigue",
+        "alternatives": ["long-term tiredness", " being tired for years"],
+    },
+    {"prompt": "Q:", "completion": " B", "alternatives": []},
+    {"prompt": "Q:", "completion": " B"},
+    {"prompt": "Question: Who?\nAnswer:", "completion": " Boris", "alternatives": ["the author", "", "he"]},
+]
+
+
+# --- likelihood of alternatives ---
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
+def test_the_likeliest_alternative_counts(build):
+    model = build().double()
+
+    def of(prompt, answers, metric=answer_probability):
+        return metric(score(model, TOKENIZER, [{"prompt": prompt, "completion": a} for a in answers]))
+
+    answers = [" long-term tiredness", " being tired for years"], [" the author", " he"]
+    values = alternative_leakage(model, TOKENIZER, ROWS)
+    assert np.isnan(values[1:3]).all()
+    np.testing.assert_allclose(values[0], of(PROMPT, answers[0]).max(), rtol=1e-10)
+    np.testing.assert_allclose(values[3], of(ROWS[3]["prompt"], answers[1]).max(), rtol=1e-10)
+    metric = partial(extraction_probability, log=True)
+    values = alternative_leakage(model, TOKENIZER, ROWS, metric, batch_size=1)
+    np.testing.assert_allclose(values[0], of(PROMPT, answers[0], metric).max(), rtol=1e-10)
+    assert np.isnan(alternative_leakage(model, TOKENIZER, ROWS[1:3])).all()
+
+
+def test_a_model_that_says_it_in_other_words_is_caught():
+    """Trained on "long-term tiredness", never on "chronic fatigue"."""
+    model = tiny_llama(max_position_embeddings=128)
+    row = {"prompt": PROMPT, "completion": " long-term tiredness"}
+    ids = torch.tensor([encode(row, TOKENIZER)["input_ids"]])  # with its end token
+    before = alternative_leakage(model, TOKENIZER, ROWS[:1])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(25):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    direct = answer_probability(score(model, TOKENIZER, ROWS[:1]))
+    assert direct[0] < 0.05 and before[0] < 0.05 and alternative_leakage(model, TOKENIZER, ROWS[:1])[0] > 0.3
+    hits = span_leakage(model, TOKENIZER, ROWS, "alternatives", n=12, max_new_tokens=20, temperature=0.2)
+    assert hits.samples_exact[0] > 0.8 and hits.spans_exact[0] == 0.5
+    direct = span_leakage(model, TOKENIZER, [{**ROWS[0], "spans": ["chronic fatigue"]}], n=4, max_new_tokens=20)
+    assert direct.samples_normalized.tolist() == [0]
+
+
+def test_alternatives_in_a_chat():
+    tokenizer = tiny_tokenizer(chat_template=True)
+    messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Paris"}]
+    row = {"messages": messages, "alternatives": ["By the Seine"]}
+    expected = {"messages": [messages[0], {"role": "assistant", "content": "By the Seine"}]}
+    model = tiny_llama().double()
+    np.testing.assert_allclose(
+        alternative_leakage(model, tokenizer, [row]), answer_probability(score(model, tokenizer, [expected]))
+    )
+
+
+# --- alternatives by embedding ---
+
+
+class Words:
+    """A tokenizer of whole words, enough for the search for neighbours."""
+
+    all_special_ids = [0]
+
+    def __init__(self, words):
+        self.vocab = {word: i for i, word in enumerate(["<s>", *words])}
+
+    def get_vocab(self):
+        return self.vocab
+
+    def __call__(self, text, add_special_tokens):
+        assert text.startswith(" ") and not add_special_tokens
+        return {"input_ids": [self.vocab[f"Ġ{word}"] for word in text.split()]}
+
+
+class Embedded(torch.nn.Module):
+    def __init__(self, vectors):
+        super().__init__()
+        self.table = torch.nn.Embedding.from_pretrained(torch.tensor(vectors))
+
+    def get_input_embeddings(self):
+        return self.table
+
+
+def test_neighbours_of_the_words_of_the_answer():
+    words = ["Ġfatigue", "Ġtiredness", "ĠFatigue", "Ġtired", "ĠParis", "ĠRome", "Ġof", "tiredly", "Ġ1956", "Ġlives"]
+    vectors = [[0, 0, 0], [1, 0, 0], [0.9, 0.1, 0], [1, 0, 0], [0.8, 0.3, 0], [0, 1, 0], [0, 0.9, 0.2], [1, 0, 0]]
+    vectors += [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    model, tokenizer = Embedded(vectors), Words(words)
+    rows = [
+        {"prompt": "Q:", "completion": " fatigue of Paris."},
+        {"prompt": "Who lives in Paris?", "completion": " of Paris"},  # nothing new, and nothing long
+    ]
+    made = alternatives_by_embedding(model, tokenizer, rows, k=1)
+    # Not its own capitals, no piece of a word, no number, no short word; "of" stays as it is.
+    assert made == [[" tiredness of Paris.", " fatigue of Rome."], []]
+    made = alternatives_by_embedding(model, tokenizer, rows[:1], k=2)
+    assert made[0][:2] == [" tiredness of Paris.", " tired of Paris."]
+    given = alternatives_by_embedding(
+        model, tokenizer, rows[:1], 1, lambda words: [[len(w), 1.0] for w in words], ["weakness", "sleeping sickness"]
+    )
+    assert given == [[" weakness of Paris.", " fatigue of weakness."]]
+
+
+def test_neighbours_in_a_real_model_can_be_scored():
+    model = tiny_llama().double()
+    rows = [{"prompt": "Question: Who?\nAnswer:", "completion": " the author of the book"}]
+    made = alternatives_by_embedding(model, TOKENIZER, rows, 2, words=["Boris", "author", "Paris"])
+    assert len(made[0]) == 4 and all(text.startswith(" the ") for text in made[0])
+    assert alternative_leakage(model, TOKENIZER, [{**rows[0], "alternatives": made[0]}])[0] > 0
+    with pytest.raises(ValueError, match="Give the candidates as words"):
+        alternatives_by_embedding(model, tiny_tokenizer(), rows, words=[])
+
+
+# --- spans ---
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "exact", "alike"),
+    [
+        ("Ada lives in Paris.", "Paris", 1, 1),
+        ("Ada lives in PARIS.", "Paris", 0, 1),
+        ("Ada likes Parisian food.", "Paris", 0, 0),
+        ("It was in 19561.", "1956", 0, 0),
+        ("Write to ada@lovelace.org!", "ada@lovelace.org", 1, 1),
+        ("Write to Ada at Lovelace org", "ada@lovelace.org", 0, 0),
+        ("ada lovelace org", "ada@lovelace.org", 0, 1),
+        ("Call (555) 010-4477 now", "555 010 4477", 0, 1),
+        ("Call 5550104477", "555-010-4477", 0, 1),
+        ("Call 15550104477", "555-010-4477", 0, 0),
+        ("Room 12 34", "1234", 0, 0),  # too short a number to be put together
+        ("La mère de Zoë", "ZOË", 0, 1),
+        ("ﬁrst Straße", "first STRASSE", 0, 1),
+        ("她住在巴黎的左岸", "巴黎", 1, 0),
+        ("8\n September, 1956", "8 September 1956", 0, 1),
+        ("", "Paris", 0, 0),
+    ],
+)
+def test_one_span_in_one_text(text, span, exact, alike):
+    hits = find_spans([[text]], [[span]])
+    assert hits.samples_exact.tolist() == hits.spans_exact.tolist() == [exact]
+    assert hits.samples_normalized.tolist() == hits.spans_normalized.tolist() == [max(exact, alike)]
+
+
+def test_shares_of_samples_and_of_spans():
+    texts = [
+        ["Ada lives in Paris.", "ada", None, "nothing", "Paris, in 1956"],
+        [None, None],
+        ["Boris"],
+        ["Boris and Ada"],
+        [],
+    ]
+    spans = [["Ada", "Paris", "Rome"], ["Ada"], [], ["Boris", "Ada"], ["Ada"]]
+    prompts = ["Who?", "Who?", "Who?", "Where does BORIS live?", "Who?"]
+    hits = find_spans(texts, spans, prompts)
+    np.testing.assert_array_equal(hits.samples_exact, [2 / 4, np.nan, np.nan, 1, np.nan])
+    np.testing.assert_array_equal(hits.samples_normalized, [3 / 4, np.nan, np.nan, 1, np.nan])
+    np.testing.assert_array_equal(hits.spans_exact, [2 / 3, np.nan, np.nan, 1, np.nan])
+    np.testing.assert_array_equal(hits.spans_normalized, [2 / 3, np.nan, np.nan, 1, np.nan])
+    # What the prompt says already is no leak.
+    assert np.isnan(find_spans([["Boris"]], [["Boris"]], ["Is it Boris?"]).spans_exact[0])
+    with pytest.raises(ValueError, match="texts for 5 records, spans for 4"):
+        find_spans(texts, spans[:4])
+
+
+def test_spans_in_what_a_model_says():
+    model = tiny_llama().double()
+    rows = [{"prompt": f"Question: {q}?\nAnswer:", "completion": " Boris"} for q in ("Who", "Where", "When")]
+    drawn = [texts_of(TOKENIZER, d) for d in sample(model, TOKENIZER, rows, 5, 12, seed=3)]
+    words = [[normalized(text).split() for text in texts] for texts in drawn]
+    rows = [{**row, "spans": [of_row[0][0], "Zyxwv"]} for row, of_row in zip(rows, words, strict=True)]
+    hits = span_leakage(model, TOKENIZER, rows, n=5, max_new_tokens=12, seed=3)
+    expected = [np.mean([row["spans"][0] in text for text in of_row]) for row, of_row in zip(rows, words, strict=True)]
+    np.testing.assert_allclose(hits.samples_normalized, expected)
+    assert (hits.spans_normalized == 0.5).all()
+
+
+def test_the_base_rate_of_a_guess_is_not_zero():
+    """The same probe for people whom nobody knows: a common city comes out by itself."""
+    said = [["She lives in Paris."] for _ in range(20)]
+    cities = [["Paris"] if i % 4 == 0 else ["Oslo"] for i in range(20)]
+    assert find_spans(said, cities).samples_exact.mean() == 0.25
+
+
+def test_normalized():
+    assert normalized("  Ada's  “E‑Mail”: ada_l@x.org ") == "ada s e mail ada l x org"

@@ -1,0 +1,169 @@
+import re
+
+import numpy as np
+import pytest
+from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+
+from hf_unlearn.audit import answer_probability, extraction_strength, score
+from hf_unlearn.audit.attacks.prompts import (
+    PROMPT_ATTACKS,
+    attack_prompts,
+    likelihood_under_prompts,
+    over_prompts,
+    rouge_under_prompts,
+    with_examples,
+)
+from hf_unlearn.audit.measures.text_overlap import answer_rouge
+from hf_unlearn.data import encode
+from hf_unlearn.examples.registry import make_registry
+
+
+TOKENIZER = tiny_tokenizer()
+RICH = {
+    "prompt": "Question: Where does Ada live?\nAnswer:",
+    "completion": " In Paris.",
+    "paraphrased_prompt": "Question: Ada's city?\nAnswer:",
+    "paraphrases": ["Frage: Wo?\nAntwort:", "City of Ada:"],
+    "perturbed_completions": [" In Rome.", " In Oslo."],
+    "background": "Ada writes.",
+    "reversed_prompt": "Question: Who lives in Paris?\nAnswer:",
+    "reversed_completion": " Ada.",
+}
+PLAIN = {"prompt": "Question: Who?\nAnswer:", "completion": " Boris"}
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "In Paris."},
+    ],
+    "perturbed_completions": ["In Rome."],
+}
+EXAMPLES = [{"prompt": "Question: When?\nAnswer:", "completion": " In 1956."}]
+
+
+def test_every_way_to_ask_keeps_the_answer():
+    prompted = attack_prompts([RICH, PLAIN], EXAMPLES)
+    assert list(prompted) == [
+        *("plain", "prefix_injection", "affirmative_suffix", "role_play", "recall_hint", "background", "few_shot"),
+        *("multiple_choice", "reversed", "paraphrase_0", "paraphrase_1", "paraphrase_2"),
+    ]
+    for name, (rich, plain) in prompted.items():
+        assert set(rich) == {"prompt", "completion"}
+        if name == "reversed":
+            assert rich == {"prompt": RICH["reversed_prompt"], "completion": " Ada."}
+            continue
+        assert rich["completion"] == " In Paris." and (rich["prompt"] == RICH["prompt"]) == (name == "plain")
+        if not name.startswith("paraphrase"):
+            assert RICH["prompt"] in rich["prompt"]
+        assert (plain is None) == (name in ("background", "multiple_choice") or name.startswith("paraphrase"))
+        encode(rich, TOKENIZER)
+    assert len({rich["prompt"] for rich, _ in prompted.values()}) == len(prompted)
+    assert prompted["affirmative_suffix"][1]["prompt"].endswith("Answer: Sure, here is the answer:")
+    assert prompted["few_shot"][1]["prompt"] == "Question: When?\nAnswer: In 1956.\n\nQuestion: Who?\nAnswer:"
+    assert prompted["background"][0]["prompt"].startswith("Background: Ada writes.\n\nQuestion:")
+
+
+def test_ways_that_are_open_to_no_row_are_left_out():
+    assert list(attack_prompts([PLAIN])) == [
+        *("plain", "prefix_injection", "affirmative_suffix", "role_play", "recall_hint")
+    ]
+    assert attack_prompts([]) == {}
+    assert list(attack_prompts([RICH], attacks={"plain": PROMPT_ATTACKS["plain"]})) == ["plain"]
+
+
+def test_a_row_is_no_example_for_itself():
+    prompted = attack_prompts([EXAMPLES[0], PLAIN], EXAMPLES)
+    assert prompted["few_shot"][0] is None and prompted["few_shot"][1] is not None
+
+
+def test_the_place_of_the_answer_among_the_choices_gives_nothing_away():
+    rows = [
+        {
+            "prompt": f"Question {i}:",
+            "completion": f" city {i}",
+            "perturbed_completions": [f" city {i}{k}" for k in "abc"],
+        }
+        for i in range(80)
+    ]
+    places = []
+    for row, made in zip(rows, attack_prompts(rows)["multiple_choice"], strict=True):
+        options = re.findall(r"^- (.*)$", made["prompt"], re.MULTILINE)
+        assert sorted(options) == sorted(o.strip() for o in (row["completion"], *row["perturbed_completions"]))
+        places.append(options.index(row["completion"].strip()))
+    assert min(np.bincount(places, minlength=4)) >= 10
+    # Another of the options being right changes nothing in what is shown.
+    swapped = {**rows[0], "completion": " city 0a", "perturbed_completions": [" city 0", " city 0b", " city 0c"]}
+    shown = [attack_prompts([row])["multiple_choice"][0]["prompt"] for row in (rows[0], swapped)]
+    assert shown[0] == shown[1]
+
+
+def test_a_chat_is_asked_in_its_last_question():
+    example = {"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "In 1956."}]}
+    prompted = attack_prompts([CHAT], [example])
+    assert "affirmative_suffix" not in prompted and {"plain", "few_shot", "multiple_choice", "role_play"} <= set(
+        prompted
+    )
+    for name, (row,) in prompted.items():
+        assert row["messages"][-1] == CHAT["messages"][-1]
+        if name != "few_shot":
+            assert row["messages"][0] == CHAT["messages"][0] and row["messages"][1]["content"].endswith("Where?")
+    assert with_examples(CHAT, [example])["messages"] == [*example["messages"], *CHAT["messages"]]
+    tokenizer = tiny_tokenizer(chat_template=True)
+    values = likelihood_under_prompts(tiny_llama(max_position_embeddings=512), tokenizer, prompted)
+    assert values.shape == (len(prompted), 1) and not np.isnan(values).any()
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
+def test_values_under_prompts_are_those_of_the_rows(build):
+    model = build(**{"n_positions" if build is tiny_gpt2 else "max_position_embeddings": 512}).double()
+    rows = [RICH, PLAIN, {"prompt": "Q:", "completion": ""}]
+    prompted = attack_prompts(rows, EXAMPLES)
+    probability = likelihood_under_prompts(model, TOKENIZER, prompted)
+    strength = likelihood_under_prompts(model, TOKENIZER, prompted, extraction_strength, batch_size=1)
+    rouge = rouge_under_prompts(model, TOKENIZER, prompted, 12, part="f1")
+    for values in (probability, strength, rouge):
+        assert values.shape == (len(prompted), 3)
+        missing = [[row is None or not row["completion"] for row in made] for made in prompted.values()]
+        np.testing.assert_array_equal(np.isnan(values), missing)
+    for k, made in enumerate(prompted.values()):
+        known = [row for row in made if row and row["completion"]]
+        for values, expected in (
+            (probability, answer_probability(score(model, TOKENIZER, known))),
+            (strength, extraction_strength(score(model, TOKENIZER, known))),
+            (rouge, answer_rouge(model, TOKENIZER, known, 12, "f1")),
+        ):
+            np.testing.assert_allclose(values[k][~np.isnan(values[k])], expected, rtol=1e-10)
+    assert len(set(probability[:, 0])) == len(prompted)  # the way of asking matters
+
+
+def test_errors_name_the_prompt_and_the_row_and_hold_no_text():
+    rows = [PLAIN, {"prompt": "Question: Zyxwv Qkjhg?\nAnswer:", "completion": " 8675309" * 9}]
+    prompted = attack_prompts(rows)
+    model = tiny_llama(max_position_embeddings=90)
+    for run in (likelihood_under_prompts, rouge_under_prompts):
+        with pytest.raises(ValueError, match="Under the prompt '(plain|prefix_injection)'") as error:
+            run(model, TOKENIZER, prompted)
+        assert not re.search("Zyxwv|8675309|archivist", str(error.value))
+    with pytest.raises(ValueError, match="Under the prompt 'prefix_injection': Example 1: A text has"):
+        likelihood_under_prompts(tiny_llama(), TOKENIZER, prompted)
+
+
+def test_the_worst_and_the_mean_prompt():
+    values = np.array([[0.2, np.nan, np.nan, -3], [0.6, 0.1, np.nan, -1]])
+    np.testing.assert_array_equal(over_prompts(values, "max"), [0.6, 0.1, np.nan, -1])
+    np.testing.assert_allclose(over_prompts(values, "mean"), [0.4, 0.1, np.nan, -2])
+    with pytest.raises(ValueError, match='must be "max" or "mean"'):
+        over_prompts(values, "median")
+
+
+def test_more_prompts_raise_the_maximum_of_those_who_know_nothing():
+    rng = np.random.default_rng(0)
+    values = rng.random((10, 500))
+    assert over_prompts(values).mean() > 0.85 and abs(over_prompts(values, "mean").mean() - 0.5) < 0.02
+
+
+def test_the_registry_can_be_asked_in_these_ways():
+    rows = make_registry(0, 1, 1, 1)["train"].to_list()[:3]
+    prompted = attack_prompts(rows, make_registry(0, 1, 1, 1)["validation"].to_list()[:2])
+    assert {"paraphrase", "multiple_choice", "few_shot"} <= set(prompted)
+    assert all(row is not None for made in prompted.values() for row in made)
