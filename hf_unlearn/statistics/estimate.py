@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -40,6 +42,18 @@ def plain(value):
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def known(values) -> np.ndarray:
+    """The values that are not NaN, `float64 (k,)`: NaN means that a record can't be scored."""
+    values = np.asarray(values, dtype=np.float64).ravel()
+    return values[~np.isnan(values)]
+
+
+def known_mean(values) -> float:
+    """Mean of the values that are not NaN; NaN where there is none."""
+    values = known(values)
+    return float(values.mean()) if len(values) else math.nan
 
 
 def of_groups(groups) -> str:
