@@ -94,7 +94,7 @@ _MODULES = {
         "rate",
         "tpr_at_fpr",
     ],
-    "hf_unlearn.audit.records": ["AuditConfig"],
+    "hf_unlearn.audit.config": ["AuditConfig"],
     "hf_unlearn.audit.threats": ["THREATS"],
     "hf_unlearn.audit.verdicts.verdict": ["Margins"],
 }

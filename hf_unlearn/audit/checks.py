@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.statistic import Groups
-from hf_unlearn.audit.records import AuditConfig
 from hf_unlearn.audit.threats import THREATS, check_threats
 
 

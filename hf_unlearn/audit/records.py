@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.statistic import MEMORY, Groups, Statistic
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
@@ -15,46 +16,6 @@ from hf_unlearn.audit.table.scores import Scores
 
 if TYPE_CHECKING:
     from hf_unlearn.audit.attacks.reconstruction import ReconstructionAudit
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """How much of what is tried.
-
-    Args:
-        batch_size (`int`, *optional*, defaults to `16`): examples a forward pass.
-        max_rows (`int`, *optional*, defaults to `200`): records of a set for the audits that generate, train or look into
-            the layers: the rest is only in the table of likelihoods. Evenly spread over the set.
-        max_new_tokens (`int`, *optional*, defaults to `200`): of a generated answer, as in TOFU, and never more than twice
-            the longest true one.
-        relearning_steps (sequence of `int`, *optional*): steps of relearning after which the model is scored.
-        relearning_rates (sequence of `float`, *optional*): learning rates; one is no attack. For each model the one that
-            brings back most counts.
-        relearning_batch_size (`int`, *optional*, defaults to `8`).
-        weight_attacks (sequence of `str`, *optional*): names of `WEIGHT_ATTACKS`: quantization, pruning, noise.
-        guidance_weights (sequence of `float`, *optional*): how far an adversary with both checkpoints goes from the
-            unlearned model back to the original, and beyond.
-        n_samples (`int`, *optional*, defaults to `16`): samples a prompt where the forget rows have a column of spans or
-            alternatives to look for.
-        stability (`bool`, *optional*, defaults to `True`): measure the distance of the predictions to those of the
-            retrained model, for which both are in memory.
-        seed (`int`, *optional*, defaults to `0`): of everything that is drawn.
-        max_length, truncate (*optional*): of texts, as for [`score`].
-    """
-
-    batch_size: int = 16
-    max_rows: int = 200
-    max_new_tokens: int = 200
-    relearning_steps: Sequence[int] = (0, 1, 2, 5, 10, 20)
-    relearning_rates: Sequence[float] = (1e-4, 1e-3)
-    relearning_batch_size: int = 8
-    weight_attacks: Sequence[str] = ("int8", "nf4", "int4-rtn", "pruned 10%", "noise 1%")
-    guidance_weights: Sequence[float] = (0.5, 1.0, 1.5, 2.0)
-    n_samples: int = 16
-    stability: bool = True
-    seed: int = 0
-    max_length: int | None = None
-    truncate: bool = False
 
 
 @dataclass(frozen=True)

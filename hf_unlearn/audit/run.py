@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_unlearn.audit.checks import DEFAULT_THREATS, check_request, sets_of, threats_of
+from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures import membership
 from hf_unlearn.audit.measures.canaries import canary_sets, with_coins
 from hf_unlearn.audit.measures.extraction import exact_memorization
@@ -15,7 +16,7 @@ from hf_unlearn.audit.measures.likelihoods import likelihood_findings, score_set
 from hf_unlearn.audit.measures.memberships import Tables, lira_finding
 from hf_unlearn.audit.measures.statistic import Groups, Statistic, row
 from hf_unlearn.audit.measures.summaries import summary_rows
-from hf_unlearn.audit.records import AuditConfig, Curve, Found, Subjects, by_statistic
+from hf_unlearn.audit.records import Curve, Found, Subjects, by_statistic
 from hf_unlearn.audit.report import AuditReport
 from hf_unlearn.audit.roles import Models
 from hf_unlearn.audit.table.score import score

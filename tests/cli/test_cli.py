@@ -187,7 +187,7 @@ def test_a_holdout_of_which_nothing_fits_is_said_with_the_counts(audited, capsys
 
 
 def test_the_help_of_the_audit_lists_the_exit_codes_and_imports_little():
-    code = "import sys; from hf_unlearn.cli import main\ntry: main(['audit', '--help'])\nfinally: print(sorted(sys.modules))"
+    code = "import sys; from hf_unlearn.cli.main import main\ntry: main(['audit', '--help'])\nfinally: print(sorted(sys.modules))"
     environment = os.environ | {"COLUMNS": "120"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
     assert run.returncode == 0, run.stderr

@@ -17,8 +17,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-import hf_unlearn.metrics
-from hf_unlearn.metrics import EVAL_SUITES, load_metric, load_suite, metric_names, suite_names
+import hf_unlearn
+from hf_unlearn.evaluate_modules.base import EVAL_SUITES, load_metric, load_suite, metric_names, suite_names
 
 inside = Path(hf_unlearn.__file__).parent
 assert inside == Path(sys.argv[1]) / "hf_unlearn" and EVAL_SUITES == inside / "eval_suites", (inside, EVAL_SUITES)

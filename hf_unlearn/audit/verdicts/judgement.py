@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from hf_unlearn.audit.attacks.reconstruction import LEVEL
+from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.likelihoods import FURTHER_PASSES, control_findings, likelihood_findings
 from hf_unlearn.audit.measures.membership import too_short
 from hf_unlearn.audit.measures.memberships import Tables
 from hf_unlearn.audit.measures.statistic import Groups, Statistic
-from hf_unlearn.audit.records import AuditConfig, Found, by_statistic
+from hf_unlearn.audit.records import Found, by_statistic
 from hf_unlearn.audit.report import AuditReport
 from hf_unlearn.audit.roles import ROLES
 from hf_unlearn.audit.table.scores import Scores

@@ -378,7 +378,7 @@ import sys
 import numpy as np
 from score_table import table
 from test_cache import lora
-from hf_unlearn.audit.scoring.cache import ScoreCache, TableKey, digest_of_model
+from hf_unlearn.audit.table.cache import ScoreCache, TableKey, digest_of_model
 
 print(digest_of_model(lora()))
 cache = ScoreCache(sys.argv[1])
@@ -394,7 +394,7 @@ while True:
 def test_a_writer_that_is_killed_never_leaves_half_a_table(tmp_path):
     cache, here = ScoreCache(tmp_path / "scores"), Path(__file__).parent
     key = TableKey("k" * 64, b"s" * 32)
-    env = os.environ | {"PYTHONPATH": f"{here}:{here.parent}", "PYTHONHASHSEED": "7"}
+    env = os.environ | {"PYTHONPATH": f"{here}:{here.parents[1]}", "PYTHONHASHSEED": "7"}
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(cache.folder)], env=env, stdout=subprocess.PIPE, text=True
     )
