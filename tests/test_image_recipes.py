@@ -147,6 +147,7 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
     from trl import ModelConfig
 
     from hf_unlearn.cli import arguments
+    from hf_unlearn.models.load import names_image_classifier
 
     vit = digits / "runs" / "digits" / "original" / "model"
     tiny_llama().save_pretrained(tmp_path / "llama")
@@ -155,9 +156,8 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
     )
     adapter.save_pretrained(tmp_path / "adapter")
     config = ModelConfig(model_name_or_path=str(vit))
-    assert arguments.is_image_classifier(config)
-    assert not arguments.is_image_classifier(config, str(tmp_path / "llama"))
-    assert arguments.is_image_classifier(config, str(tmp_path / "adapter"))
+    for name, is_image in ((None, True), (str(tmp_path / "llama"), False), (str(tmp_path / "adapter"), True)):
+        assert names_image_classifier(arguments.load_config(config, name)) is is_image
     assert type(arguments.load_model(config, str(tmp_path / "llama"))).__name__ == "LlamaForCausalLM"
     loaded = arguments.load_model(config, str(tmp_path / "adapter"))
     assert type(loaded).__name__ == "ViTForImageClassification"

@@ -7,6 +7,7 @@ import numpy as np
 from hf_unlearn.audit import mean, rate
 from hf_unlearn.audit.attacks.reconstruction import compare_reconstructions, reconstruction_audit
 from hf_unlearn.evaluate_modules.base import AuditModule, flat
+from hf_unlearn.models.load import load_processing_class
 
 
 #: Grey, color, and color with transparency.
@@ -98,9 +99,7 @@ class ReconstructionAttack(AuditModule):
     def _load(self, model, processing_class):
         # The weights are read and not run, in the type they were stored in: their rounding matters.
         if isinstance(model, str) and processing_class is None:
-            from transformers import AutoImageProcessor
-
-            processing_class = AutoImageProcessor.from_pretrained(model)
+            processing_class = load_processing_class(model)
         return model, processing_class
 
     def _from_model(self, examples, model, processing_class, original=None, seed=0, **options):

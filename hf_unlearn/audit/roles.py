@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from hf_unlearn.models.load import load_model
+
 
 #: Roles in the order of the columns of a result. Further retrained models (other seeds) are `retrained_2`, `retrained_3`, ...
 ROLES = ("original", "unlearned", "retrained")
@@ -46,7 +48,7 @@ class Models:
         self.shadows = [f"shadow_{i}" for i, _ in enumerate(shadows, 1)]
         self.given |= dict(zip(self.shadows, map(_named, shadows), strict=True))
         self.device = device
-        self._load = load or _by_name
+        self._load = load or load_model
 
     @property
     def further_retrained(self) -> list[str]:
@@ -80,9 +82,3 @@ def retrained_of(retrained) -> list:
 def _named(model):
     """A path is a name."""
     return os.fspath(model) if isinstance(model, os.PathLike) else model
-
-
-def _by_name(name: str):
-    from hf_unlearn.models.load import load_model
-
-    return load_model(name)[0]

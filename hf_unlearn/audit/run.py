@@ -21,6 +21,7 @@ from hf_unlearn.audit.report import AuditReport
 from hf_unlearn.audit.roles import Models
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.threats import ONE_MODEL, TWO_MODELS, depth_of_unlearning, distance_to_retrained, like_untrained
+from hf_unlearn.models.load import load_processing_class
 
 
 # A model that keeps less of its accuracy on the retain set than this share is called damaged.
@@ -87,7 +88,7 @@ def audit(
     sets = sets_of(split)
     notes = check_request(models.given, sets, threats, config, groups)
     if processing_class is None and models.name("unlearned") is not None:
-        processing_class = _processing_class_of(models.name("unlearned"))
+        processing_class = load_processing_class(models.name("unlearned"))
     subjects = Subjects(sets, processing_class, config, groups)
     tables, found = _run(models, subjects, threats, cache, canaries)
     report = judged(
@@ -95,15 +96,6 @@ def audit(
     )
     report.notes += notes
     return report
-
-
-def _processing_class_of(name: str):
-    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
-
-    from hf_unlearn.models.load import names_image_classifier
-
-    auto = AutoImageProcessor if names_image_classifier(AutoConfig.from_pretrained(name)) else AutoTokenizer
-    return auto.from_pretrained(name)
 
 
 #: What each audit found of each model.

@@ -137,83 +137,57 @@ def groups_of(sets: Mapping[str, Any], column: str | None) -> dict[str, list] | 
     return {name: list(rows[column]) for name, rows in named.items() if column in rows.column_names}
 
 
-def load_config(arguments: ModelConfig, name: str | None = None):
-    """The config of a checkpoint; that of its base where it is an adapter.
+def loading(arguments: ModelConfig, name: str) -> dict[str, Any]:
+    """The options to load a checkpoint with; the revision is that of `model_name_or_path` and of no other."""
+    revision = arguments.model_revision if name == arguments.model_name_or_path else None
+    return {"revision": revision, "trust_remote_code": arguments.trust_remote_code}
 
-    Args:
-        name (`str`, *optional*): instead of `model_name_or_path`.
-    """
-    from transformers import AutoConfig
+
+def load_config(arguments: ModelConfig, name: str | None = None):
+    """The config of `model_name_or_path`, or of `name`; see [`~hf_unlearn.models.load.load_config`]."""
+    from hf_unlearn.models import load
 
     name = name or arguments.model_name_or_path
-    if (Path(name) / "adapter_config.json").exists():
-        from peft import PeftConfig
-
-        name = PeftConfig.from_pretrained(name).base_model_name_or_path
-    return AutoConfig.from_pretrained(name, revision=_revision(arguments, name))
+    return load.load_config(name, **loading(arguments, name))
 
 
-def is_image_classifier(arguments: ModelConfig, name: str | None = None) -> bool:
-    """What kind of model a checkpoint says that it is. An adapter is of the kind of its base."""
-    from hf_unlearn.models.load import names_image_classifier
+def load_processing_class(arguments: ModelConfig):
+    """The tokenizer or image processor of `model_name_or_path`."""
+    from hf_unlearn.models import load
 
-    return names_image_classifier(load_config(arguments, name))
-
-
-def load_processing_class(model: ModelConfig):
-    """The tokenizer of a language model, the image processor of an image classifier."""
-    from transformers import AutoImageProcessor, AutoTokenizer
-
-    auto = AutoImageProcessor if is_image_classifier(model) else AutoTokenizer
-    return auto.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    name = arguments.model_name_or_path
+    return load.load_processing_class(name, **loading(arguments, name))
 
 
 def load_model(arguments: ModelConfig, name: str | None = None):
-    """A causal language model or an image classifier, from the Hub or a folder; an adapter is loaded onto its base.
-
-    Args:
-        name (`str`, *optional*): load this one instead of `model_name_or_path`, with the other options the same.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+    """`model_name_or_path`, or `name` with the other options the same; see [`~hf_unlearn.models.load.load_model`]."""
     from trl import get_quantization_config
 
+    from hf_unlearn.models import load
+
     name = name or arguments.model_name_or_path
-    quantization = get_quantization_config(arguments)
-    auto = AutoModelForImageClassification if is_image_classifier(arguments, name) else AutoModelForCausalLM
-    return auto.from_pretrained(
+    return load.load_model(
         name,
-        revision=_revision(arguments, name),
         dtype=arguments.dtype,
         attn_implementation=arguments.attn_implementation,
-        **({} if quantization is None else {"quantization_config": quantization}),
+        quantization_config=get_quantization_config(arguments),
+        **loading(arguments, name),
     )
-
-
-def _revision(arguments: ModelConfig, name: str) -> str | None:
-    return arguments.model_revision if name == arguments.model_name_or_path else None
 
 
 def require_models(arguments: ModelConfig, *names: str | None) -> None:
     """Find out before hours of work that a model to compare with does not exist.
 
     Raises:
-        ValueError: no model was given, or one of the names is neither a folder with a model nor on the Hub.
+        ValueError: no model was given, or see [`~hf_unlearn.models.load.require_model`].
     """
-    from transformers import AutoConfig
+    from hf_unlearn.models.load import require_model
 
     if arguments.model_name_or_path is None:
         raise ValueError("No model was given. Set model_name_or_path, in the recipe or on the command line.")
     for name in (arguments.model_name_or_path, *names):
-        if name is None or (Path(name) / "adapter_config.json").exists():
-            continue
-        try:
-            AutoConfig.from_pretrained(name, revision=_revision(arguments, name))
-        except (OSError, ValueError) as error:
-            inside = Path(name) / "model"
-            hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""
-            raise ValueError(
-                f"There is no model {name!r}. Give a folder with a checkpoint, or a Hub id.{hint}"
-            ) from error
+        if name is not None:
+            require_model(name, **loading(arguments, name))
 
 
 def require_writable(folder: str, *inputs: str | None) -> None:

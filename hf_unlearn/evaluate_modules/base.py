@@ -11,6 +11,7 @@ from typing import Any
 import evaluate
 import numpy as np
 
+from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.statistics.intervals import Estimate
 
 
@@ -183,10 +184,8 @@ def loaded(model, processing_class=None):
     if model is None:
         raise ValueError("You gave examples but no model. Pass it as an object, or by the name to load it from.")
     if isinstance(model, (str, Path)):
-        from hf_unlearn.models.load import load_model
-
-        model, processing_class = load_model(str(model), processing_class)
-        return model.eval(), processing_class
+        name = str(model)
+        return load_model(name).eval(), processing_class or load_processing_class(name)
     if processing_class is None:
         raise ValueError(
             "You gave a model object but no processing_class. Pass its tokenizer or image processor as well."

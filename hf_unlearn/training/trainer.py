@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
 from hf_unlearn.data.text import context_length, encode_dataset
 from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
-from hf_unlearn.models.load import load_model
+from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.training.callbacks import RunCallback
 from hf_unlearn.training.checks import check_run, check_sharding, warn_of_readable_images
 from hf_unlearn.training.config import UnlearningConfig
@@ -112,7 +112,7 @@ class UnlearningTrainer(Trainer):
                 f"{self.config_class.__name__}. Give one of these."
             )
         if isinstance(model, str):
-            model, processing_class = load_model(model, processing_class)
+            model, processing_class = load_model(model), processing_class or load_processing_class(model)
         self.is_classifier = is_image_classifier(model)
         check_run(type(self), args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
         # Rows that no loss reads are not paired: they would be run through the model for nothing.

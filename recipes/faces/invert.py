@@ -9,13 +9,13 @@ import argparse
 
 import numpy as np
 from reconstruct import EDITS, forget
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
 from hf_unlearn.audit.attacks.class_inversion import invert_class
 from hf_unlearn.audit.attacks.gradient_inversion import invert_gradient
 from hf_unlearn.audit.attacks.reconstruction import compare_reconstructions
 from hf_unlearn.data import encode_dataset, load_rows
+from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.statistics import intervals
 
 
@@ -66,12 +66,9 @@ def main():
     arguments = parser.parse_args()
 
     names = {"original": "original", "unlearned": "graddiff", "retrained": "retrained", "evaluator": "evaluator"}
-    models = {
-        role: AutoModelForImageClassification.from_pretrained(f"{arguments.runs}/{name}/model")
-        for role, name in names.items()
-    }
+    models = {role: load_model(f"{arguments.runs}/{name}/model") for role, name in names.items()}
     evaluator = models.pop("evaluator")
-    processor = AutoImageProcessor.from_pretrained(f"{arguments.runs}/original/model")
+    processor = load_processing_class(f"{arguments.runs}/original/model")
     rows = (load_rows(arguments.dataset_name, split) for split in ("train", "test"))
     train, test = (list(encode_dataset(of, processor)) for of in rows)
     portraits = [7 * person + person % 7 for person in range(arguments.n_portraits)]

@@ -17,13 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from peft import LoraConfig
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
 from hf_unlearn.audit.attacks.reconstruction import LEVEL, ReconstructionAudit, reconstruction_audit
 from hf_unlearn.audit.measures.image_similarity import class_token, image_chunks, ssim
 from hf_unlearn.data import encode_dataset, load_rows
 from hf_unlearn.methods import METHODS
+from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.statistics.estimate import plain
 
 
@@ -181,9 +181,8 @@ def main():
     parser.add_argument("--output", help="JSON file for the results; no image is written")
     arguments = parser.parse_args()
 
-    model = AutoModelForImageClassification.from_pretrained(arguments.model)
-    processor = AutoImageProcessor.from_pretrained(arguments.model)
-    embed = class_token(AutoModelForImageClassification.from_pretrained(arguments.others), processor)
+    model, processor = load_model(arguments.model), load_processing_class(arguments.model)
+    embed = class_token(load_model(arguments.others), processor)
     rows = (load_rows(arguments.dataset_name, split) for split in ("train", "test"))
     train, test = (list(encode_dataset(of, processor)) for of in rows)
     # A portrait of each of the people that the other model has not seen, not always the first.

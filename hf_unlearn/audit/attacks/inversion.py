@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_unlearn.audit.measures.image_similarity import pixel_scale
+from hf_unlearn.models.load import load_model
 from hf_unlearn.models.modes import plain_copy
 from hf_unlearn.statistics.estimate import plain
 
@@ -86,10 +87,8 @@ class PatchTables:
     def of(cls, model) -> PatchTables | None:
         """Those of a model, of a `PeftModel` after its merge, or of a checkpoint by its name; `None` if it has none."""
         if isinstance(model, (str, os.PathLike)):
-            from transformers import AutoModelForImageClassification
-
             # Not the file itself: its names may be those of an older layout.
-            model = AutoModelForImageClassification.from_pretrained(model, dtype="auto")
+            model = load_model(os.fspath(model), dtype="auto")
         if hasattr(model, "merge_and_unload"):
             model = plain_copy(model)
         for module in model.modules():

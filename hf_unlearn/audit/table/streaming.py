@@ -28,6 +28,7 @@ from hf_unlearn.models.likelihood import (
     target_logits,
     target_logits_in_parts,
 )
+from hf_unlearn.models.load import load_model
 from hf_unlearn.models.processes import gathered, is_divided, rank_and_world
 
 
@@ -51,9 +52,7 @@ def in_memory(*models) -> Iterator[list[nn.Module]]:
 
 def _loaded(model) -> nn.Module:
     if isinstance(model, (str, Path)):
-        from hf_unlearn.models.load import load_model
-
-        model = load_model(str(model), processing_class=object())[0].eval()  # which is not needed here
+        model = load_model(str(model)).eval()
     elif not isinstance(model, nn.Module):
         model = model()
     while inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None):  # DDP, torch.compile
