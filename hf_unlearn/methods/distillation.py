@@ -10,6 +10,7 @@ from hf_unlearn.methods.divergence import kl_divergence, kl_from_uniform, withou
 from hf_unlearn.methods.fresh import fresh_copy
 from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+from hf_unlearn.training.constraints import constraints_of
 
 
 CLEANED = ("suppressed", "uniform", "random", "none")
@@ -55,10 +56,10 @@ class DistillationConfig(UnlearningConfig):
         super().__post_init__()
 
     def _check_fresh(self):
-        if self.saliency is not None or self.singular_rank is not None or self.update_rule == "subspace":
+        if held := constraints_of(self):
             raise ValueError(
-                'You set fresh_student=True with saliency, singular_rank or update_rule="subspace", which keep weights '
-                "near those of the teacher. Leave these out, or set fresh_student=False."
+                f"You set fresh_student=True with {' and '.join(held)}, which keeps weights near those of the teacher. "
+                "Leave it out, or set fresh_student=False."
             )
         if self.stop_when_forgotten and self.eval_strategy != "no":
             raise ValueError(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_unlearn.models.likelihood import TargetLogits, target_logits
-from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.modes import evaluating
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+from hf_unlearn.training.checkpoints import load_state
 from hf_unlearn.training.gates import Gates, find_gate_points, probability_open
-from hf_unlearn.training.state import load_state
 
 
 NAME = "unlearning_gates"  # of the module that holds the gates, in the model
@@ -103,7 +103,7 @@ class HeadMaskTrainer(UnlearningTrainer):
         """Taylor score of each gate, E |z dloss/dz| at z = 1: how much closing it changes the loss of a row."""
         gates, step = self.gates, self.args.per_device_eval_batch_size
         total, n = torch.zeros_like(gates.log_alpha), min(len(rows), self.args.warm_start_rows)
-        with dropout_off(self.model):
+        with evaluating(self.model):
             for start in range(0, n, step):
                 batch = self.data_collator([rows[i] for i in range(start, min(start + step, n))])
                 batch = {key: value.to(self.args.device) for key, value in batch.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers.utils import logging
 
 from hf_unlearn.models.likelihood import is_image_classifier
+from hf_unlearn.training.constraints import constraints_of
 
 
 logger = logging.get_logger(__name__)
@@ -49,9 +50,7 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
             'loss, but there is no retain loss. Either set retain_loss="nll" and give a retain set, or set '
             'update_rule="add".'
         )
-    held = [f"saliency={args.saliency}"] if args.saliency is not None else []
-    held += [f"singular_rank={args.singular_rank}"] if args.singular_rank is not None else []
-    held += ['update_rule="subspace"'] if args.update_rule == "subspace" else []
+    held = list(constraints_of(args))
     if len(held) > 1:
         raise ValueError(
             f"You set {' and '.join(held)}, which each hold the weights in a way of their own that the other one would "
@@ -116,10 +115,10 @@ def check_sharding(trainer, ref_model) -> None:
             f"You set update_rule={rule!r} under {sharded}, which keeps the gradients to itself, where the rule needs "
             'that of each loss. Either set update_rule="add", or run under DDP or FSDP 2 (fsdp=True).'
         )
-    if trainer.args.saliency is not None or trainer.args.singular_rank is not None or rule == "subspace":
+    if trainer.constraints:
         raise ValueError(
-            f'You set saliency, singular_rank or update_rule="subspace" under {sharded}, where no process has whole '
-            "weights to choose from. Either leave it out, or run under DDP."
+            f"You set {' and '.join(constraints_of(trainer.args))} under {sharded}, where no process has whole weights to "
+            "choose from. Either leave it out, or run under DDP."
         )
     if trainer._reference is not None and ref_model is None and not trainer.accelerator.is_fsdp2:
         raise ValueError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
 from hf_unlearn.models.linear import linear_modules
-
-
-PARTS = ("top", "bottom")
 
 
 class SingularSubspace:
@@ -23,12 +22,15 @@ class SingularSubspace:
         part (`str`): `"top"` or `"bottom"` of the singular values.
     """
 
+    reads = None
+    linear_only = True
+
     def __init__(self, rank: int, part: str = "top"):
         self.rank, self.part = rank, part
         self._layers: list[tuple[nn.Module, Tensor, Tensor, Tensor]] = []  # module, weight at the start, left, right
 
     @torch.no_grad()
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]] = ()) -> None:
         """Decompose the weights of the model at its start."""
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         for module in linear_modules(model, names).values():
@@ -36,6 +38,9 @@ class SingularSubspace:
             k = min(self.rank, len(vh))
             left, right = (u[:, :k], vh[:k]) if self.part == "top" else (u[:, -k:], vh[-k:])
             self._layers.append((module, module.weight.detach().clone(), left, right))
+
+    def after_backward(self) -> None:
+        """The step is what is held, not the gradient."""
 
     @torch.no_grad()
     def after_step(self) -> None:

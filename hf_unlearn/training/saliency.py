@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_unlearn.models.likelihood import target_logits
-from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.modes import evaluating
 
 
 def largest(values: list[Tensor], share: float) -> list[Tensor]:
@@ -33,6 +33,9 @@ class SaliencyMask:
         share (`float`): of the entries that may move, in (0, 1].
     """
 
+    reads = "forget"
+    linear_only = False
+
     def __init__(self, share: float):
         self.share = share
         self._held: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # parameter, its start, which entries may move
@@ -41,7 +44,7 @@ class SaliencyMask:
         """Choose the entries on batches of the forget set. The result does not depend on how they are cut."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         total = [torch.zeros_like(p) for p in parameters]
-        with dropout_off(model):
+        with evaluating(model):
             for batch in batches:
                 nll = -target_logits(model, batch).sequence_log_probs.sum()
                 for value, gradient in zip(total, torch.autograd.grad(nll, parameters), strict=True):
@@ -49,7 +52,7 @@ class SaliencyMask:
         masks = largest([value.abs() for value in total], self.share)
         self._held = [(p, p.detach().clone(), mask) for p, mask in zip(parameters, masks, strict=True)]
 
-    def mask_gradients(self) -> None:
+    def after_backward(self) -> None:
         """Zero the gradients of what is held, so that they do not count in the norm that is clipped."""
         for parameter, _, mask in self._held:
             if parameter.grad is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -32,13 +34,19 @@ class Subspace:
     protects, stay. A retain loss has next to no effect, since its gradient lies in the directions that are protected.
 
     Source: Saha et al., Gradient Projection Memory, arXiv 2103.09762; it takes 0.95 to 0.99 of the energy.
+
+    Args:
+        energy (`float`): share of the energy of the retain set's inputs that is protected, in (0, 1].
     """
 
-    def __init__(self, args):
-        self.args = args
+    reads = "retain"
+    linear_only = True
+
+    def __init__(self, energy: float):
+        self.energy = energy
         self._layers: list[tuple[nn.Module, Tensor, Tensor]] = []  # module, its weight at the start, directions
 
-    def prepare(self, model: nn.Module, batches) -> None:
+    def prepare(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Find the directions on batches of the retain set, with the model at its start."""
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         modules = linear_modules(model, names)
@@ -47,7 +55,7 @@ class Subspace:
         full = []
         for name, covariance in covariances.items():
             if id(covariance) not in found:
-                found[id(covariance)] = principal_directions(covariance, self.args.subspace_energy)
+                found[id(covariance)] = principal_directions(covariance, self.energy)
             directions = found[id(covariance)]
             if directions.shape[1] == len(directions):
                 full.append(name)
@@ -55,8 +63,11 @@ class Subspace:
         if full:
             logger.warning(
                 f"The retain set uses every input direction of {len(full)} of {len(modules)} layers, which therefore cannot "
-                f"move. Lower subspace_energy (it is {self.args.subspace_energy}) to let them."
+                f"move. Lower subspace_energy (it is {self.energy}) to let them."
             )
+
+    def after_backward(self) -> None:
+        """The step is what is held, not the gradient."""
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -4,42 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
 from hf_unlearn.data.text import context_length, encode_dataset
 from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
 from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.training.callbacks import RunCallback
+from hf_unlearn.training.checkpoints import Checkpoints, load_state
 from hf_unlearn.training.checks import check_run, check_sharding, warn_of_readable_images
 from hf_unlearn.training.config import UnlearningConfig
-from hf_unlearn.training.low_rank import SingularSubspace
+from hf_unlearn.training.constraints import constraints_of
+from hf_unlearn.training.evaluation import LikelihoodEvaluation
+from hf_unlearn.training.objective import Objective
 from hf_unlearn.training.reference import OneCandidate, Reference, cached_log_probs
-from hf_unlearn.training.saliency import SaliencyMask
-from hf_unlearn.training.state import load_state, save_state
-from hf_unlearn.training.stopping import StopWhenForgotten
-from hf_unlearn.training.subspace import Subspace
 from hf_unlearn.training.two_gradients import TwoGradients
 from hf_unlearn.training.updates import UPDATE_RULES, UpdateRule
 from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_except_linear
 
 
-class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite; the weights are those of the last completed step."""
-
-
-class UnlearningTrainer(Trainer):
+class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
     """Base of the methods: a subclass **is** the objective, everything else is configuration.
 
-    A subclass gives `forget_loss` and, if it needs one, names its `reference`. Forget rows, alternate answers and
-    retain rows go through the model in one forward pass; the loss gets their [`TargetLogits`] and does not run the
-    model itself.
+    A subclass gives `forget_loss` and, if it needs one, names its `reference`; all that it can override is in
+    [`~hf_unlearn.training.objective.Objective`]. Forget rows, alternate answers and retain rows go through the model in
+    one forward pass; the loss gets their [`TargetLogits`] and does not run the model itself.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): causal language model or image classifier to unlearn from. A
@@ -65,28 +59,6 @@ class UnlearningTrainer(Trainer):
         ValueError: when the combination cannot work, before anything is computed.
     """
 
-    config_class = UnlearningConfig
-    #: What the forget loss compares with: "none"; "log_probs" (of the start, cached once); "logits" (of the start, every
-    #: step); "teacher" (those of `self.teacher`, a model that the method makes in `prepare`, or `None`).
-    reference = "none"
-    #: Whether the retain loss compares with the start, whatever `retain_loss` is.
-    retain_reference = False
-    #: Candidate answers a forget row has; 0 for methods without alternate answers.
-    n_alternates = 0
-    #: Whether the forget answers themselves are run through the model.
-    reads_forget = True
-    #: Whether the forget loss has a lower bound. One without goes on until the model is destroyed.
-    bounded = True
-    #: Models it works on: "text" (causal language models), "image" (image classifiers).
-    kinds = ("text", "image")
-    #: What ends the training early.
-    stopping_class = StopWhenForgotten
-    # For the description of the method, see `hf_unlearn.methods.describe`.
-    architecture = "agnostic"
-    guarantee = "empirical"
-    granularity = "both"
-    needs_gradients = True
-    cost: str | None = None  # `None`: follows from the attributes above
     # The losses are divided by the counts of the whole step, over micro-batches and processes.
     loss_is_scaled_for_ga = True
 
@@ -138,10 +110,11 @@ class UnlearningTrainer(Trainer):
 
         checkpointing = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
         model = self.adapt(attach_adapter(model, peft_config, checkpointing), args, data, collate)
-        if args.update_rule == "subspace":
-            freeze_except_linear(model, 'update_rule="subspace"')
-        if args.singular_rank is not None:
-            freeze_except_linear(model, f"singular_rank={args.singular_rank}")
+        held = constraints_of(args)
+        for setting, constraint in held.items():
+            if constraint.linear_only:
+                freeze_except_linear(model, setting)
+        self.constraints = list(held.values())
         self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
         self._reference = None
         if (args.retain_loss == "kl" or self.retain_reference) and reads_retain or self.reference == "logits":
@@ -149,9 +122,7 @@ class UnlearningTrainer(Trainer):
         self._ref_model = ref_model
         self.teacher: nn.Module | None = None
         rule = UPDATE_RULES[args.update_rule]
-        self._rule = None if rule is None else rule(args)
-        self._singular = args.singular_rank and SingularSubspace(args.singular_rank, args.singular_part)
-        self._saliency = None if args.saliency is None else SaliencyMask(args.saliency)
+        self._rule: UpdateRule | None = None if rule is None else rule(args)
         self.eval_losses: dict[str, np.ndarray] = {}
         self.stopping = self.stopping_class(self, args.stop_level if args.stop_when_forgotten else None)
         self._is_prepared = False
@@ -173,71 +144,6 @@ class UnlearningTrainer(Trainer):
         if self.n_alternates:
             data.alternates = self.alternates(forget_dataset, () if retain_dataset is None else retain_dataset)
 
-    # What a method overrides
-
-    def adapt(self, model: nn.Module, args, data: PairedDataset, collate) -> nn.Module:
-        """Change the model before the run, in the constructor: an adapter of the method's own, gates, new weights.
-
-        Args:
-            data ([`PairedDataset`]): encoded rows in `data.forget` and `data.retain`; `collate` makes batches of them.
-        """
-        return model
-
-    def forget_loss(self, forget: TargetLogits, reference=None, alternate=None, alternate_reference=None):
-        """The loss on the forget rows, to be minimised.
-
-        Args:
-            forget ([`TargetLogits`]): of the forget answers. `forget.token_mean` and `forget.sequence_mean` reduce over
-                the whole step; a plain `.mean()` would make the loss depend on how the step is cut into batches.
-            reference: `Tensor (rows,)` of sequence log-probabilities for `reference = "log_probs"`, [`TargetLogits`]
-                for `"logits"` and `"teacher"`.
-            alternate, alternate_reference: the same of the alternate answers, if the method has them. With
-                `reads_forget = False` they come without the first two.
-
-        Returns:
-            `Tensor` or `dict[str, Tensor]`: named terms are logged each, and their sum is minimised.
-        """
-        raise NotImplementedError
-
-    def retain_loss(self, retain: TargetLogits, reference: TargetLogits | None) -> Tensor:
-        """The loss on the retain rows: NLL or KL(reference || model), as `args.retain_loss` says."""
-        if self.args.retain_loss == "kl":
-            log_p, log_q = reference.logits.log_softmax(-1), retain.logits.log_softmax(-1)
-            p = log_p.exp()
-            return retain.token_mean(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1))  # 0 ln 0 = 0
-        return retain.token_mean(-retain.log_probs)
-
-    def retain_weight(self) -> float | Tensor:
-        """Weight of the retain loss in this step."""
-        return self.args.retain_weight
-
-    def alternates(self, forget_rows: Sequence[dict], retain_rows: Sequence[dict]) -> Sequence[Sequence[dict]]:
-        """For each forget row its candidates of another answer, encoded (`self.encode`).
-
-        An epoch uses one of them, which is a function of (seed, epoch, row).
-        """
-        raise NotImplementedError
-
-    def phase(self, epoch: int) -> str:
-        """Which loss an epoch reads: `"both"`, `"forget"` or `"retain"`. Rows of the other one are not run."""
-        return "both"
-
-    def prepare(self) -> None:
-        """Compute what the method needs of the model at its very start; once, also when a run is resumed."""
-
-    def after_step(self) -> None:
-        """Called after each optimizer step; `step_terms()` has the losses of the step."""
-
-    def finish(self) -> None:
-        """Turn the outcome into a plain model, after the last step. It may put another one into `self.model`."""
-
-    def method_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beyond weights and optimizer, to resume from it."""
-        return {}
-
-    def load_method_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what `method_state` returned in the run that is resumed."""
-
     # Training
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
@@ -250,7 +156,7 @@ class UnlearningTrainer(Trainer):
             checkpoint = get_last_checkpoint(self.args.output_dir)
         if checkpoint:
             state = load_state(checkpoint)
-            if isinstance(self._rule, UpdateRule):
+            if self._rule is not None:
                 self._rule.load_state(state, [p for p in self.model.parameters() if p.requires_grad])
             self.load_method_state(state)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -266,12 +172,9 @@ class UnlearningTrainer(Trainer):
         data, model = self.train_dataset, self.accelerator.unwrap_model(self.model)
         if self.reference == "log_probs":
             self._cache_log_probs()
-        if self._saliency is not None:
-            self._saliency.prepare(model, self.batches(data.forget))
-        if isinstance(self._rule, Subspace):
-            self._rule.prepare(model, self.batches(data.retain))
-        if self._singular:
-            self._singular.prepare(model)
+        for constraint in self.constraints:
+            rows = {"forget": data.forget, "retain": data.retain, None: ()}[constraint.reads]
+            constraint.prepare(model, self.batches(rows))
         self.prepare()
 
     def batches(self, rows: Sequence[dict], limit: int | None = None) -> Iterator[dict]:
@@ -401,12 +304,12 @@ class UnlearningTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         both = {"forget", "retain"} <= set(inputs["parts"]) or {"alternate", "retain"} <= set(inputs["parts"])
-        if isinstance(self._rule, UpdateRule) and both:
+        if self._rule is not None and both:
             loss = self._two_gradients_step(model, inputs, num_items_in_batch)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._saliency is not None:
-            self._saliency.mask_gradients()
+        for constraint in self.constraints:
+            constraint.after_backward()
         return loss
 
     def _two_gradients_step(self, model, inputs, counts) -> Tensor:
@@ -424,58 +327,10 @@ class UnlearningTrainer(Trainer):
 
     def take_back(self) -> None:
         """Undo what a step has done to weights that the configuration holds. Called after each optimizer step."""
-        if self._saliency is not None:
-            self._saliency.after_step()
-        if isinstance(self._rule, Subspace):
-            self._rule.after_step()
-        if self._singular:
-            self._singular.after_step()
+        for constraint in self.constraints:
+            constraint.after_step()
 
-    def require_finite(self, value: Tensor, what: str = "loss"):
-        """Raise if the loss or the gradient is not finite. That is before the step, so the weights are good still."""
-        if torch.isfinite(value.detach()):
-            return
-        last, saved = self.state.global_step, "Nothing was saved."
-        alone = self.accelerator.num_processes == 1  # others may not be here, and would have to help to look at shards
-        finite = alone and all(torch.isfinite(p).all() for p in self.model.parameters() if p.is_floating_point())
-        if finite and last > 0:
-            self._save_checkpoint(self.model, trial=None)
-            saved = f"The weights after step {last} are in {self.args.output_dir}/checkpoint-{last}."
-        elif self.state.best_model_checkpoint:
-            saved = f"The best checkpoint so far is {self.state.best_model_checkpoint}."
-        raise NonFiniteLossError(
-            f"The {what} is {value.item()} at step {last + 1}. {saved} Either lower learning_rate, or set max_grad_norm, "
-            "or choose an objective that is bounded below (npo, simnpo, wga), and continue with resume_from_checkpoint."
-        )
-
-    # Checkpoints
-
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        state = self.method_state()
-        if isinstance(self._rule, UpdateRule):
-            state = {**state, **self._rule.state()}
-        if state and self.args.should_save:
-            save_state(Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), state)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if not self._load_plain(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self):
-        if not self._load_plain(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _load_plain(self, folder: str) -> bool:
-        # A file may hold other names than the model (those of an older layout, for a ViT), which from_pretrained knows.
-        # The Trainer loads the file itself, and what it finds no place for is left out with no more than a warning.
-        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return False
-        saved = type(self.model).from_pretrained(folder, dtype="auto")
-        self.model.load_state_dict(saved.state_dict())
-        return True
-
-    # Logging and evaluation
+    # Logging
 
     def record(self, terms: dict[str, Tensor]):
         """Log terms of a loss, as the mean over the steps since the last log."""
@@ -492,29 +347,3 @@ class UnlearningTrainer(Trainer):
             logs = {**logs, **dict(zip(names, values, strict=True))}
             self._terms, self._terms_since = {}, self.state.global_step
         super().log(logs, *args, **kwargs)
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            out = target_logits(model, inputs)
-            hits = out.sequence_sum((out.logits.argmax(-1) == out.targets).float())
-        # One row an example: sums, so that the mean over targets does not depend on the batches.
-        return None, torch.stack([-out.sequence_log_probs, hits], dim=-1), out.lengths
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if metric_key_prefix.startswith("eval_"):  # one of several sets
-            self.eval_losses[metric_key_prefix.removeprefix("eval_")] = self._last_losses
-        forget, holdout = (metrics.get(f"{metric_key_prefix}_{name}_loss") for name in ("forget", "holdout"))
-        if forget is not None and holdout is not None:
-            found = {"gap": abs(forget - holdout), **self.stopping.judge(self.eval_losses)}
-            found = {f"{metric_key_prefix}_forget_{name}": value for name, value in found.items()}
-            self.log(found)
-            metrics |= found
-        return metrics
-
-    def _likelihood_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        sums, lengths = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
-        self._last_losses = sums[:, 0] / np.maximum(lengths, 1)
-        nll, hits = sums.sum(0) / max(1, lengths.sum())
-        return {"loss": float(nll), "accuracy": float(hits)}

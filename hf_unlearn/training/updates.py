@@ -3,7 +3,7 @@
 A rule takes two lists of gradients of the same parameters, already averaged over micro-batches and processes, and
 returns the one that the optimizer gets. Both losses are minimised, so a conflict is a negative inner product. With
 momentum, Adam or weight decay the step is not the gradient: what these rules promise then holds for the gradient only.
-[`Subspace`] changes the step itself.
+The rule `"subspace"` is a constraint on the step itself, see [`~hf_unlearn.training.subspace.Subspace`].
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hf_unlearn.models.sharding import is_sharded, local, placed_like, whole
-from hf_unlearn.training.subspace import Subspace
 
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -110,11 +109,11 @@ class GRU(UpdateRule):
             self._average = [state[f"gru.{i}"].to(p) for i, p in enumerate(parameters)]
 
 
-# `add` needs no second gradient: the losses are added, and the Trainer does the rest.
-UPDATE_RULES: dict[str, type | None] = {
+# `None`: needs no second gradient; the losses are added, and the Trainer does the rest.
+UPDATE_RULES: dict[str, type[UpdateRule] | None] = {
     "add": None,
     "project": Project,
     "orthogonal": Orthogonal,
     "gru": GRU,
-    "subspace": Subspace,
+    "subspace": None,
 }

@@ -114,7 +114,7 @@ def test_what_a_saliency_mask_holds_stays(method, tmp_path):
     trainer.train()
     free, _ = make(method, tmp_path)
     free.train()
-    held = {id(p): mask for p, _, mask in trainer._saliency._held}
+    held = {id(p): mask for p, _, mask in trainer.constraints[0]._held}
     moved = 0
     for name, p in trainer.model.named_parameters():
         expected = torch.where(held[id(p)], free.model.get_parameter(name), start.get_parameter(name))
@@ -438,7 +438,7 @@ def test_what_is_not_a_weight_is_left_alone(tmp_path):
 def test_a_negated_mask_holds_the_same_entries(tmp_path):
     trainer, start = make("task_vector", tmp_path, scale=5.0, saliency=0.3)
     trainer.train()
-    held = {id(p): mask for p, _, mask in trainer._saliency._held}
+    held = {id(p): mask for p, _, mask in trainer.constraints[0]._held}
     for name, p in trainer.model.named_parameters():
         assert torch.equal(p != start.get_parameter(name), held[id(p)]), name
 

@@ -90,7 +90,7 @@ def test_held_entries_do_not_count_in_the_gradient_norm(tmp_path):
 
     class Look(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-            masks = [mask for _, _, mask in trainer._saliency._held]
+            masks = [mask for _, _, mask in trainer.constraints[0]._held]
             norms.append(
                 flat([p.grad * ~mask for p, mask in zip(model.parameters(), masks, strict=True)]).norm().item()
             )

@@ -8,7 +8,7 @@ from cases import make_trainer, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_unlearn.training.state import load_state
+from hf_unlearn.training.checkpoints import load_state
 from hf_unlearn.training.updates import GRU, Orthogonal, Project, dot
 
 

@@ -1,0 +1,74 @@
+"""What is written during a run and found again when it is resumed, and the end of a run that went wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+_FILE = "unlearning_state.safetensors"
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; the weights are those of the last completed step."""
+
+
+def save_state(folder: str | Path, state: dict[str, Tensor]) -> None:
+    """Write what a method or an update rule must find again, beside weights and optimizer, into a checkpoint folder."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, Path(folder) / _FILE)
+
+
+def load_state(folder: str | Path) -> dict[str, Tensor]:
+    """What `save_state` wrote; empty where it wrote nothing."""
+    path = Path(folder) / _FILE
+    return load_file(path) if path.exists() else {}
+
+
+class Checkpoints:
+    """The part of [`UnlearningTrainer`] that saves and loads."""
+
+    def require_finite(self, value: Tensor, what: str = "loss"):
+        """Raise if the loss or the gradient is not finite. That is before the step, so the weights are good still."""
+        if torch.isfinite(value.detach()):
+            return
+        last, saved = self.state.global_step, "Nothing was saved."
+        alone = self.accelerator.num_processes == 1  # others may not be here, and would have to help to look at shards
+        finite = alone and all(torch.isfinite(p).all() for p in self.model.parameters() if p.is_floating_point())
+        if finite and last > 0:
+            self._save_checkpoint(self.model, trial=None)
+            saved = f"The weights after step {last} are in {self.args.output_dir}/checkpoint-{last}."
+        elif self.state.best_model_checkpoint:
+            saved = f"The best checkpoint so far is {self.state.best_model_checkpoint}."
+        raise NonFiniteLossError(
+            f"The {what} is {value.item()} at step {last + 1}. {saved} Either lower learning_rate, or set max_grad_norm, "
+            "or choose an objective that is bounded below (npo, simnpo, wga), and continue with resume_from_checkpoint."
+        )
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        state = self.method_state()
+        if self._rule is not None:
+            state = {**state, **self._rule.state()}
+        if state and self.args.should_save:
+            save_state(Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if not self._load_plain(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if not self._load_plain(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_plain(self, folder: str) -> bool:
+        # A file may hold other names than the model (those of an older layout, for a ViT), which from_pretrained knows.
+        # The Trainer loads the file itself, and what it finds no place for is left out with no more than a warning.
+        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        saved = type(self.model).from_pretrained(folder, dtype="auto")
+        self.model.load_state_dict(saved.state_dict())
+        return True
