@@ -3,8 +3,7 @@
 A likelihood audit needs none of this. Greedy decoding reproduces an answer token for token exactly if every target is
 the most likely token, which the table of [`~hf_unlearn.audit.score`] knows from one pass; the chance of drawing the
 answer is in that table too. Text is generated where what comes *after* the first error counts (ROUGE, F1, spans of
-personal data), where samples are compared with more than one string, and where strings are to match, not tokens
-([`matches_greedily`]).
+personal data), or where samples are compared with more than one string.
 """
 
 from __future__ import annotations
@@ -25,9 +24,6 @@ from hf_unlearn.models.sampling import Sampling
 
 #: A text, to which the tokenizer adds BOS where it does so; token ids; or a row whose answer is to be generated.
 Prompt = str | Sequence[int] | Mapping[str, Any]
-
-#: What a tokenizer decodes from bytes that are no letter, or not yet.
-UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 def greedy(
@@ -134,66 +130,7 @@ def sample(
     return [found[i : i + n] for i in range(0, len(found), n)]
 
 
-def matches_greedily(model, tokenizer, rows: Sequence[Prompt], batch_size: int = 16) -> np.ndarray:
-    """Whether the greedy continuation of its prompt begins with the answer, as a *string*.
-
-    [`~hf_unlearn.audit.verbatim_extracted`] tells from the table whether it does so token for token, which costs no more
-    than the table and is a lower bound: another sequence of tokens may spell the same text. Use this function where that
-    difference matters (an answer with numbers, names, code), or where the cached, step-by-step computation itself is to be
-    checked, as in 16 bit. A sequence leaves the batch at its first mismatch, so that what isn't memorized costs a few steps.
-
-    Args:
-        model, tokenizer, batch_size: as for [`greedy`].
-        rows (sequence of `n`): rows with an answer, as for [`greedy`].
-
-    Returns:
-        `float64 (n,)`, 1 = the answer came out, 0 = it did not, higher = more memorized; NaN for an empty answer and for
-        NaN logits. The end token is not compared.
-
-    Raises:
-        ValueError: a row that can't be encoded or doesn't fit into the context; the message has its index, and no text.
-    """
-    context = context_length(model) or 2**30
-    prompts, answers, stops = [], [], end_tokens(model, tokenizer)
-    for index, row in enumerate(rows):
-        prompt, answer, end = split_answer(row, tokenizer, index)
-        if len(prompt) + len(answer) > context:
-            raise ValueError(
-                f"Prompt {index} and its answer have {len(prompt) + len(answer)} tokens, but the context of the model has "
-                f"{context}. Shorten or remove the row."
-            )
-        prompts.append(prompt)
-        answers.append(answer)
-        stops |= end
-    texts = texts_of(tokenizer, answers, skip_special_tokens=False)
-    # Every token spells a byte or more.
-    limits = [
-        min(max(len(answer), len(text.encode())), context - len(prompt))
-        for prompt, answer, text in zip(prompts, answers, texts, strict=True)
-    ]
-    matched, apart = np.zeros(len(rows)), set()
-
-    def goes_on(i: int, new: list[int]) -> bool:
-        if i not in apart and new[-1] == answers[i][len(new) - 1]:
-            matched[i] = len(new) == len(answers[i])
-            return not matched[i]
-        apart.add(i)  # from here on it may only be the same text in other tokens
-        if UNREADABLE in texts[i]:
-            return False  # all bytes that are no letter look the same
-        (text,) = texts_of(tokenizer, [new], skip_special_tokens=False)
-        matched[i] = text.startswith(texts[i])
-        # A letter of four bytes may be complete but for one.
-        whole = text.rstrip(UNREADABLE)
-        return not matched[i] and len(text) - len(whole) < 4 and texts[i].startswith(whole)
-
-    found = continued(model, prompts, limits, _most_likely, batch_size, stops, goes_on)
-    matched[[new is None or not answer for new, answer in zip(found, answers, strict=True)]] = np.nan
-    return matched
-
-
-def texts_of(
-    tokenizer, generated: Sequence[Sequence[int] | None], stop: Sequence[str] = (), skip_special_tokens: bool = True
-) -> list[str | None]:
+def texts_of(tokenizer, generated: Sequence[Sequence[int] | None], stop: Sequence[str] = ()) -> list[str | None]:
     """Decode new ids, and nothing else, and cut every text before the first of the stop strings in it.
 
     Returns:
@@ -204,7 +141,7 @@ def texts_of(
         if new is None:
             texts.append(None)
             continue
-        text = tokenizer.decode(new, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         texts.append(text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))])
     return texts
 

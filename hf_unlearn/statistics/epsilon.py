@@ -7,13 +7,12 @@ that does better refutes the bound, and how much better it does bounds epsilon f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import betainc, expit
-from scipy.stats import beta, binom
+from scipy.stats import binom
 
 from hf_unlearn.statistics.estimate import plain
 
@@ -29,8 +28,8 @@ class EpsilonBound:
         value (`float`): epsilon is at least this; 0 = nothing is shown.
         delta (`float`): of (epsilon, delta)-differential privacy.
         level (`float`): confidence level.
-        guesses, correct (`int`): guesses made and how many were right; for many models the trials of the best attack.
-        n (`int`): canaries that were counted on, or models.
+        guesses, correct (`int`): guesses made and how many were right.
+        n (`int`): canaries that were counted on.
         method (`str`): how the bound was made.
     """
 
@@ -137,48 +136,3 @@ def one_run_epsilon(
         if one_run_p_value(most, *count(chosen, cut), delta) < 1 - level:
             best, most = cut, one_run_bound(*count(chosen, cut), delta, level).value
     return one_run_bound(*count(counted, best), delta, level)
-
-
-def many_models_epsilon(
-    false_positives: int | Sequence[int],
-    n_out: int,
-    false_negatives: int | Sequence[int],
-    n_in: int,
-    delta: float = 0.0,
-    level: float = 0.95,
-) -> EpsilonBound:
-    """A lower bound from models trained with and without one record (Jagielski et al., arXiv 2006.07709).
-
-    The largest of `ln((1 - delta - FPR) / FNR)` and `ln((1 - delta - FNR) / FPR)`, each rate at its Clopper-Pearson end and
-    all of them corrected by Bonferroni: for both rates, and for as many attacks and thresholds as there are.
-
-    Args:
-        false_positives (`int`, or `(k,)` for k attacks or thresholds): models without the record that were said to have it.
-        n_out (`int`): models without the record.
-        false_negatives (`int`, or `(k,)`): models with the record that were said not to have it.
-        n_in (`int`): models with the record.
-        delta, level (`float`, *optional*): as for [`one_run_bound`].
-
-    Raises:
-        ValueError: the numbers of attacks differ, or there are more errors than models.
-    """
-    positives, negatives = np.atleast_1d(false_positives), np.atleast_1d(false_negatives)
-    if positives.shape != negatives.shape or positives.ndim != 1:
-        raise ValueError(f"There are {positives.shape} and {negatives.shape} errors. Give both for each attack.")
-    for errors, n in ((positives, n_out), (negatives, n_in)):
-        if np.any(errors < 0) or np.any(errors > n) or n < 1:
-            raise ValueError(f"Errors must be between 0 and the number of models, {n}, which must not be 0.")
-    tail = (1 - level) / (2 * len(positives))
-    best = EpsilonBound(0.0, delta, level, n_in + n_out, 0, n_in + n_out, "many models")
-    for fp, fn in zip(positives.tolist(), negatives.tolist(), strict=True):
-        fpr, fnr = _upper(fp, n_out, tail), _upper(fn, n_in, tail)
-        ratios = [(1 - delta - a) / b for a, b in ((fpr, fnr), (fnr, fpr))]
-        value = math.log(max(1.0, *ratios))
-        if value > best.value:
-            right = n_in + n_out - fp - fn
-            best = EpsilonBound(value, delta, level, n_in + n_out, right, n_in + n_out, "many models")
-    return best
-
-
-def _upper(hits: int, n: int, tail: float) -> float:
-    return float(beta.isf(tail, hits + 1, n - hits)) if hits < n else 1.0

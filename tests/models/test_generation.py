@@ -6,12 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from tiny import BOS, EOS, TURN_END, tiny_gpt2, tiny_llama, tiny_tokenizer
-from transformers import GenerationConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-from hf_unlearn.audit import extraction_probability, score, verbatim_extracted
+from hf_unlearn.audit import extraction_probability, score
 from hf_unlearn.data import encode
 from hf_unlearn.models.decoding import _closed_up, _Reserved, continued
-from hf_unlearn.models.generate import end_tokens, greedy, matches_greedily, sample, split_answer, texts_of
+from hf_unlearn.models.generate import end_tokens, greedy, sample, split_answer, texts_of
 from hf_unlearn.models.sampling import Sampling
 
 
@@ -341,8 +341,6 @@ def test_nan_logits_are_none_and_leave_the_others_alone():
     assert new == [expected[0], None, expected[2], None]
     drawn = sample(model, TOKENIZER, prompts, 2, 6, ends=())
     assert drawn[1] == drawn[3] == [None, None] and None not in drawn[0] + drawn[2]
-    rows = [{"prompt": p, "completion": " B"} for p in prompts]
-    assert np.isnan(matches_greedily(model, TOKENIZER, rows)).tolist() == [False, True, False, True]
 
 
 def test_rows_are_prompts_too():
@@ -408,13 +406,6 @@ def test_one_new_token_and_one_sample_at_least():
         sample(tiny_llama(), TOKENIZER, ["Who?"], 0, 5)
 
 
-def test_an_answer_that_does_not_fit_is_not_matched():
-    rows = [{"prompt": "Q:", "completion": " B"}, {"prompt": "Q:", "completion": f" {CANARY}" * 12}]
-    with pytest.raises(ValueError, match="Prompt 1 and its answer have") as error:
-        matches_greedily(tiny_llama(), TOKENIZER, rows)
-    assert not re.search("Zyxwv|8675309", str(error.value))
-
-
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
 def test_sixteen_bit(build):
     model = build().bfloat16()
@@ -430,86 +421,6 @@ def test_texts_are_cut_before_the_first_stop_string():
     ]
     assert texts_of(TOKENIZER, [*ids, None], ("Question:", "\n\n")) == ["In Paris.", "Ada", "", None]
     assert texts_of(TOKENIZER, [[*ids[1], EOS]]) == ["Ada"]
-
-
-# --- matching ---
-
-
-@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
-def test_a_match_of_tokens_is_a_match(build):
-    model = build().double()
-    said = greedy(model, TOKENIZER, PROMPTS, 9, ends=())
-    rows = []
-    for i, (prompt, new) in enumerate(zip(PROMPTS, said, strict=True)):
-        ids, new = TOKENIZER(prompt)["input_ids"], list(new)
-        if i % 3 == 0:
-            new[i % 9] = (new[i % 9] + 1) % 300 + 10
-        rows.append({"input_ids": [*ids, *new, EOS], "labels": [-100] * len(ids) + [*new, EOS], "n_end": 1})
-    rows.append({"prompt": "Q:", "completion": ""})
-    of_tokens = verbatim_extracted(score(model, TOKENIZER, rows))
-    assert of_tokens.tolist() == [i % 3 > 0 for i in range(12)] + [False]
-    for batch_size in (1, 16):
-        matched = matches_greedily(model, TOKENIZER, rows, batch_size)
-        np.testing.assert_array_equal(matched[:-1], of_tokens[:-1])
-        assert np.isnan(matched[-1])
-
-
-def test_what_does_not_match_costs_a_few_steps(passes):
-    model = tiny_llama().double()
-    rows = [{"prompt": prompt, "completion": " In Paris, where else would she live?"} for prompt in PROMPTS]
-    assert not matches_greedily(model, TOKENIZER, rows).any()
-    decoding = [shape for shape in passes if shape[1] == 1]
-    # A wrong token may be the beginning of a letter, of four bytes at most.
-    assert len(decoding) <= 4 and sum(n for n, _ in decoding) < 2 * len(rows)
-
-
-class Scripted(LlamaForCausalLM):
-    """Says given tokens, whatever it is asked."""
-
-    def forward(self, input_ids=None, position_ids=None, past_key_values=None, **kwargs):
-        out = super().forward(input_ids, position_ids=position_ids, past_key_values=past_key_values, **kwargs)
-        said = torch.tensor(self.script)[(position_ids + 1 - self.begin).clamp(min=0)]
-        out.logits = torch.nn.functional.one_hot(said, self.config.vocab_size).double()
-        return out
-
-
-@pytest.mark.parametrize(
-    ("said", "matches"),
-    [
-        (["In", " Paris."], True),  # as the tokenizer has it
-        (["I", "n", " P", "a", "r", "i", "s", "."], True),
-        (["In", " Par", "is.", " Yes", "terday"], True),
-        (["In", " Par", "is"], False),  # ends too early
-        (["In", " Parks."], False),
-        (["i", "n", " Paris."], False),
-    ],
-)
-def test_the_same_text_in_other_tokens_matches_as_a_string(said, matches):
-    row = {"prompt": "Where?", "completion": "In Paris."}
-    prompt, answer, _ = split_answer(row, TOKENIZER, 0)
-    model = Scripted(tiny_llama().config).eval()
-    model.script = [i for piece in said for i in TOKENIZER(piece, add_special_tokens=False)["input_ids"]] + [EOS] * 99
-    model.begin = len(prompt)
-    assert texts_of(TOKENIZER, greedy(model, TOKENIZER, [row], 30)) == ["".join(said)]
-    assert matches_greedily(model, TOKENIZER, [row]).tolist() == [float(matches)]
-    if said[0] == "I":
-        assert model.script[: len(answer)] != answer
-
-
-def test_a_letter_of_several_tokens_is_no_mismatch():
-    row = {"prompt": "Where?", "completion": " In Parü."}
-    prompt, answer, _ = split_answer(row, TOKENIZER, 0)
-    model = Scripted(tiny_llama().config).eval()
-    # In other tokens before the letter comes, so that it is compared as a text while it is half there.
-    pieces = [" ", "I", "n", " ", "P", "a", "r", "ü", "."]
-    ids = [i for piece in pieces for i in TOKENIZER(piece, add_special_tokens=False)["input_ids"]]
-    assert ids != answer and len(ids) == len(pieces) + 1
-    for wrong, matches in ((None, True), (-3, False), (-2, False)):
-        said = list(ids)
-        if wrong:
-            said[wrong] += 1
-        model.script, model.begin = said + [EOS] * 99, len(prompt)
-        assert matches_greedily(model, TOKENIZER, [row]).tolist() == [float(matches)]
 
 
 # --- sampling ---

@@ -3,9 +3,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import beta, binom
 
-from hf_unlearn.statistics.epsilon import many_models_epsilon, one_run_bound, one_run_epsilon, one_run_p_value
+from hf_unlearn.statistics.epsilon import one_run_bound, one_run_epsilon, one_run_p_value
 
 
 def randomized_response(m, epsilon, seed):
@@ -79,26 +78,3 @@ def test_scores_that_say_nothing_and_bad_input():
         one_run_epsilon([1, 2, 3, 4], [True] * 5)
     with pytest.raises(ValueError, match="no more guesses"):
         one_run_bound(10, 5, 8)
-
-
-def test_many_models_by_hand_with_bonferroni():
-    fpr, fnr = (beta.ppf(1 - 0.025, k + 1, 500 - k) for k in (20, 35))
-    expected = max(math.log((1 - 1e-5 - fpr) / fnr), math.log((1 - 1e-5 - fnr) / fpr))
-    found = many_models_epsilon(20, 500, 35, 500, delta=1e-5)
-    assert found.value == pytest.approx(expected)
-    # A second attack that is no better costs, as it might have been.
-    assert many_models_epsilon([20, 250], 500, [35, 250], 500, delta=1e-5).value < found.value
-    assert many_models_epsilon(250, 500, 250, 500).value == 0
-    assert many_models_epsilon(500, 500, 500, 500).value == 0
-    with pytest.raises(ValueError, match="between 0 and"):
-        many_models_epsilon(6, 5, 0, 5)
-
-
-def test_many_models_lie_below_the_true_epsilon_at_their_level():
-    epsilon, n = 1.5, 300
-    wrong, found = 1 / (1 + math.exp(epsilon)), []
-    for seed in range(300):
-        fp, fn = binom.rvs(n, wrong, size=2, random_state=seed)
-        found.append(many_models_epsilon(int(fp), n, int(fn), n).value)
-    assert np.mean(np.array(found) > epsilon) <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / 300)
-    assert np.mean(found) > 1.0

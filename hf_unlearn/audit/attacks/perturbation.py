@@ -1,4 +1,4 @@
-"""Models with changed weights: pruned, with noise, averaged with the original. What an edit only hid may come back.
+"""Models with changed weights: pruned, or with noise. What an edit only hid may come back.
 
 Nothing is trained and no data is needed, so whoever has the weights can do it. Each function returns a changed copy that
 [`score`] takes like any model, and leaves the model it got as it is. A retrained model changes under these attacks too:
@@ -7,8 +7,7 @@ run it, the original and the unlearned model through the same one and compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -86,40 +85,6 @@ def noised(model: nn.Module, relative_std: float, seed: int = 0) -> nn.Module:
         )
         weight.copy_(weight + relative_std * weight.to(noise.dtype).std() * noise)
     return model
-
-
-@torch.no_grad()
-def averaged(unlearned: nn.Module, original: nn.Module, weight: float) -> nn.Module:
-    """A copy on the way from the unlearned model back to the original: `(1 - weight) * unlearned + weight * original`.
-
-    An attack of someone who has both. Its yardstick is the same mixture of the retrained model with the original.
-
-    Args:
-        unlearned, original (`PreTrainedModel` or `PeftModel`): of one architecture; both stay as they are.
-        weight (`float`): share of the original; 0 gives the unlearned model. Beyond 1, or below 0, it extrapolates.
-
-    Raises:
-        ValueError: the models have other weights than each other, or see [`plain_copy`].
-    """
-    model = plain_copy(unlearned)
-    other = plain_copy(original) if hasattr(original, "merge_and_unload") else original
-    ours, theirs = (dict(_floating_weights(side)) for side in (model, other))
-    if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
-        raise ValueError(
-            "The unlearned model and the original have not the same weights, so they have no average. Give two models of "
-            "one architecture."
-        )
-    for name, value in ours.items():
-        wide = torch.promote_types(value.dtype, torch.float32)
-        value.copy_(torch.lerp(value.to(wide), theirs[name].detach().to(value.device, wide), weight))
-    return model
-
-
-def _floating_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers with their names; a tied one comes once."""
-    for name, value in chain(model.named_parameters(), model.named_buffers()):
-        if value.is_floating_point():
-            yield name, value
 
 
 #: Attacks on the weights of one model: name -> changed copy. `quantization.WEIGHT_ATTACKS` has these and quantization.

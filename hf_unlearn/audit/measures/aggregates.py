@@ -13,7 +13,6 @@ from hf_unlearn.audit.measures.quality import Aggregate, harmonic_mean, warn_if_
 
 
 PRIVACY_VARIANTS = ("relative", "gap")
-ROBUSTNESS_VARIANTS = ("clipped", "symmetric")
 
 
 def memorization_score(
@@ -158,49 +157,6 @@ def tug_of_war(unlearned: Mapping[str, float | None], retrained: Mapping[str, fl
         raise ValueError("ToW multiplies shares, but a measure is not in [0, 1]. Divide percentages by 100.")
     gaps = _gaps(unlearned, retrained)
     return _of_gaps(gaps, lambda: math.prod(1 - abs(gap) for gap in gaps.values()))
-
-
-def relearning_robustness(
-    unlearned_before: float,
-    unlearned_after: float,
-    retrained_before: float,
-    retrained_after: float,
-    variant: str = "clipped",
-) -> float:
-    """How little a *metric* is misled by knowledge that relearning brings back (Dorna et al., arXiv 2506.12618).
-
-    It judges a metric, not a model: relearning should move the metric of the unlearned model no more than that of the
-    retrained one, if the metric had seen what was left.
-
-    Args:
-        unlearned_before, unlearned_after (`float`): the metric (higher = more memorized) before and after relearning.
-        retrained_before, retrained_after (`float`): the same of the retrained model.
-        variant (`str`, *optional*, defaults to `"clipped"`): with the changes r of the retrained and u of the
-            unlearned model, `"clipped"` is `min(r / u, 1)` and `"symmetric"` is `1 - |u - r| / (|u| + |r|)`.
-
-    Returns:
-        `float`, 1 = best; NaN where nothing changed.
-    """
-    r, u = retrained_after - retrained_before, unlearned_after - unlearned_before
-    return _robustness(r, u, variant)
-
-
-def quantization_robustness(before: float, after: float, variant: str = "clipped") -> float:
-    """How little a *metric* (higher = more memorized) changes as an unlearned model is quantized (arXiv 2506.12618).
-
-    `min(before / after, 1)`, or `1 - |after - before| / (|after| + |before|)` for `"symmetric"`. 1 = best; NaN of
-    zeros. The published robustness is the [`harmonic_mean`] of this and [`relearning_robustness`].
-    """
-    return _robustness(before, after, variant)
-
-
-def _robustness(wanted: float, found: float, variant: str) -> float:
-    if variant not in ROBUSTNESS_VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(ROBUSTNESS_VARIANTS)}, not {variant!r}.")
-    if variant == "symmetric":
-        total = abs(found) + abs(wanted)
-        return 1 - abs(found - wanted) / total if total else math.nan
-    return min(wanted / found, 1.0) if found else math.nan
 
 
 def _gaps(unlearned: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> dict[str, float | None]:

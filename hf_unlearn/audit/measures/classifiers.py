@@ -19,9 +19,6 @@ from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.statistics.intervals import Estimate, rate
 
 
-N_FOLDS = 10
-
-
 def confidence(scores: Scores) -> np.ndarray:
     """Probability of the label: `float64 (n,)` in [0, 1], higher = more member-like."""
     return np.exp(mean_by_example(scores, scores.log_prob))
@@ -60,21 +57,6 @@ def modified_entropy(scores: Scores) -> np.ndarray:
 def class_probabilities(scores: Scores) -> np.ndarray:
     """Probabilities of all classes: `float64 (n, C)`."""
     return np.exp(class_log_probs(scores))
-
-
-def top_k_correct(scores: Scores, k: int = 5) -> np.ndarray:
-    """1 where the label is among the k most likely classes, 0 where not: `float64 (n,)`.
-
-    Its mean is the top-k accuracy. Of classes that are equally likely the first count as more likely, as in
-    `Scores.hit`.
-    """
-    log_p = class_log_probs(scores)
-    if not 1 <= k <= log_p.shape[1]:
-        raise ValueError(f"k must be between 1 and the number of classes, which is {log_p.shape[1]}, not {k}.")
-    labels = _labels(scores)
-    own = np.take_along_axis(log_p, labels[:, None], axis=1)
-    before = (log_p > own) | ((log_p == own) & (np.arange(log_p.shape[1]) < labels[:, None]))
-    return np.where(scores.valid, before.sum(axis=1) < k, np.nan)
 
 
 # The attacks that read the table of one model and fit nothing; all are higher = more member-like.
@@ -127,18 +109,6 @@ def svc_attack(forget: Scores, retain: Scores, test: Scores, feature: str = "con
     return _called_members(SVC(C=3, kernel="rbf", gamma="auto"), members, non_members, FEATURES[feature](forget))
 
 
-def entropy_attack(forget: Scores, retain: Scores, test: Scores) -> np.ndarray:
-    """Which forget images a logistic regression on the entropy takes for members (arXiv 2205.08096, 2308.07707).
-
-    It learns to tell retain from test images, which are weighed so that both sides count the same. Published is the
-    mean, in percent. **Best near that of the retrained model.** Arguments and result as for [`svc_attack`].
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    members, non_members = _finite(entropy(retain)), _finite(entropy(test))
-    return _called_members(LogisticRegression(class_weight="balanced"), members, non_members, entropy(forget))
-
-
 def forget_efficacy(called_members: np.ndarray) -> Estimate:
     """SalUn's MIA: share of the forget set that [`svc_attack`] takes for unseen, with its interval.
 
@@ -148,57 +118,6 @@ def forget_efficacy(called_members: np.ndarray) -> Estimate:
     called = np.asarray(called_members, dtype=np.float64)
     known = called[~np.isnan(called)]
     return replace(rate(int((known == 0).sum()), len(known)), n_missing=len(called) - len(known))
-
-
-def loss_classifier_accuracy(forget: Scores, test: Scores, seed: int = 0) -> Estimate:
-    """Accuracy with which a logistic regression on the loss tells forget from test images, 0.5 = it can't.
-
-    The attack of the NeurIPS 2023 unlearning challenge (Triantafillou et al., arXiv 2406.09073), in 10 folds, of which
-    each image is in one. Of every class as many forget as test images take part, drawn at random, so that a forgotten
-    class is compared with unseen images of itself.
-
-    Args:
-        forget, test ([`Scores`]): images under the audited model; it was not trained on the test set.
-        seed (`int`, *optional*, defaults to `0`): of the draw and the folds.
-
-    Returns:
-        [`Estimate`] of the share of images told rightly; its `n` is the number of both sides together, and `n_missing`
-        the forget images that can't be scored or have no counterpart. NaN with a reason if fewer than 10 a side are
-        left. More than 0.5 does not say which side looks like members: over-forgotten images are told apart as well.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-
-    sides = [-mean_by_example(scores, scores.log_prob) for scores in (forget, test)]
-    chosen = same_class_draw(forget, test, seed)
-    size = len(chosen[0])
-    n_missing = len(forget) - size
-    if size < N_FOLDS:
-        reason = f"only {size} forget images have an unseen image of the same class beside them, {N_FOLDS} are needed"
-        return Estimate(np.nan, np.nan, np.nan, (2 * size,), "10-fold", n_missing=n_missing, reason=reason)
-    losses = np.concatenate([side[of] for side, of in zip(sides, chosen, strict=True)])[:, None]
-    is_member = np.repeat([1, 0], size)
-    folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed)
-    told = cross_val_predict(LogisticRegression(), losses, is_member, cv=folds)
-    return replace(rate(int((told == is_member).sum()), 2 * size), n_missing=n_missing)
-
-
-def same_class_draw(forget: Scores, test: Scores, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of as many forget as test images of every class, drawn at random: two `int64 (k,)`, in rising order.
-
-    Images whose loss isn't finite are not drawn.
-    """
-    rng = np.random.default_rng(seed)
-    usable = [np.isfinite(mean_by_example(scores, scores.log_prob)) for scores in (forget, test)]
-    labels = [_labels(scores) for scores in (forget, test)]
-    drawn: tuple[list, list] = ([], [])
-    for label in np.unique(labels[0]):
-        images = [np.flatnonzero(ok & (of == label)) for ok, of in zip(usable, labels, strict=True)]
-        size = min(map(len, images))
-        for side, of in zip(drawn, images, strict=True):
-            side.append(rng.choice(of, size, replace=False))
-    forget_images, test_images = (np.sort(np.concatenate([*side, np.zeros(0, np.int64)])) for side in drawn)
-    return forget_images, test_images
 
 
 def salun_row(

@@ -2,7 +2,7 @@
 
 Everything is read from the teacher-forced table. Greedy decoding reproduces a target exactly if every target is the
 most likely token, so no text is generated; the match is of tokens and hence a lower bound on the match of strings. The
-end token is left out of what is compared, except in [`first_mismatch`] and the probability of drawing the answer.
+end token is left out of what is compared, except in the probability of drawing the answer.
 """
 
 from __future__ import annotations
@@ -64,22 +64,6 @@ def verbatim_extracted(scores: Scores) -> np.ndarray:
     content = ~scores.is_end
     missed = sum_by_example(scores, content & ~scores.hit)
     return (missed == 0) & (sum_by_example(scores, content) > 0)
-
-
-def first_mismatch(scores: Scores) -> np.ndarray:
-    """Number of targets, end token included, that greedy decoding reproduces before its first error.
-
-    Returns:
-        `float64 (n,)`, a whole number from 0 to the number of targets (no error); higher = more memorized. NaN without
-        targets.
-    """
-    first = scores.lengths.astype(np.float64)
-    examples = example_of_target(scores)
-    place = np.arange(len(examples)) - scores.offsets[:-1][examples]
-    missed = ~scores.hit
-    np.minimum.at(first, examples[missed], place[missed])
-    first[~scores.valid] = np.nan
-    return first
 
 
 def extraction_probability(

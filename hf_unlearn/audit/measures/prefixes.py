@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,47 +43,6 @@ def prefix_curve(
     # The end token is the last, so that content is consecutive.
     first, last = (start + np.minimum(place, length[:, None]) for place in (given, until))
     return np.where(possible, (errors[last] == errors[first]).astype(np.float64), np.nan)
-
-
-def generated_prefix_curve(
-    model,
-    tokenizer,
-    rows: Sequence[Mapping | str],
-    fractions: Sequence[float] | None = None,
-    tokens: Sequence[int] | None = None,
-    part: str = "recall",
-    stemmer: bool = True,
-    batch_size: int = 16,
-) -> np.ndarray:
-    """ROUGE-L of what the model says with the rest of the answer, after more and more of it was given.
-
-    The prompt and the first tokens of the answer are given as ids, cut by position; then exactly as many tokens as are
-    missing are generated greedily and compared with those.
-
-    Args:
-        model, tokenizer, batch_size: as for [`~hf_unlearn.models.generate.greedy`].
-        rows (sequence of `n`): rows with an answer, or plain texts, of which the first token is always given.
-        fractions, tokens: as for [`prefix_curve`]; `k` of them.
-        part, stemmer (*optional*): see [`~hf_unlearn.audit.measures.text_overlap.rouge_l`].
-
-    Returns:
-        `float64 (n, k)` in [0, 1], higher = more memorized; NaN where nothing is left, or no word.
-    """
-    from hf_unlearn.audit.measures.text_overlap import rouge_l
-    from hf_unlearn.models.generate import end_tokens, greedy, split_answer, texts_of
-
-    rows = [{"text": row} if isinstance(row, str) else row for row in rows]
-    split = [split_answer(row, tokenizer, index) for index, row in enumerate(rows)]
-    length = np.array([len(answer) for _, answer, _ in split], dtype=np.int64)
-    given = _given(length, fractions, tokens)
-    places = np.argwhere(given < length[:, None])
-    prompts = [split[i][0] + split[i][1][: given[i, k]] for i, k in places]
-    rest = [split[i][1][given[i, k] :] for i, k in places]
-    ends = end_tokens(model, tokenizer).union(*(end for _, _, end in split))
-    said = greedy(model, tokenizer, prompts, [len(r) for r in rest], batch_size, ends)
-    values = np.full(given.shape, np.nan)
-    values[tuple(places.T)] = rouge_l(texts_of(tokenizer, said), texts_of(tokenizer, rest), part, stemmer)
-    return values
 
 
 def _given(length: np.ndarray, fractions, tokens) -> np.ndarray:

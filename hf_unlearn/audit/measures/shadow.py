@@ -16,7 +16,6 @@ from scipy.stats import norm
 
 from hf_unlearn.audit.measures.membership import check_same_targets, loss
 from hf_unlearn.audit.table.scores import Scores
-from hf_unlearn.statistics.intervals import auc
 
 
 # Below this many models on a side Carlini et al. estimate one variance for all records.
@@ -49,7 +48,6 @@ def rmia(
         a (`float`, *optional*): how training on a record raises its probability, from 0 (to near 1 whatever it was
             before) to 1 (not at all). By default 0.3 for labels, as in the authors' tool. By default 1 for texts,
             whose p is mostly far below 1: with less, the constant swamps it and the attack becomes the LOSS attack.
-            [`tune_a`] finds the best one on models whose members are known.
 
     Returns:
         `float64 (n,)` in [0, 1], higher = more member-like (as in the paper); NaN where a record has no targets.
@@ -77,35 +75,6 @@ def rmia(
         )
     share = np.searchsorted(others, records - np.log(gamma), side="left") / len(others)
     return np.where(np.isnan(records), np.nan, share)
-
-
-def tune_a(
-    scores: Scores,
-    is_member: np.ndarray,
-    references: Sequence[Scores],
-    population: Scores,
-    population_references: Sequence[Scores],
-    gamma: float = 1.0,
-) -> float:
-    """The `a` of 0, 0.1, ..., 1 with which [`rmia`] finds the members of a model whose members are known (by AUC).
-
-    The model is a stand-in for the audited one, such as a reference model, attacked with the help of the others.
-    Tuning on the audited records themselves would make the attack look better than it is.
-
-    Args:
-        scores ([`Scores`]): `n` records under the stand-in.
-        is_member (`bool (n,)`): whether the stand-in was trained on them.
-        references, population, population_references, gamma: as for [`rmia`].
-    """
-    is_member = np.asarray(is_member, dtype=bool)
-    if is_member.all() or not is_member.any():
-        raise ValueError("Tuning needs members and non-members, but is_member is the same for all records.")
-
-    def separation(a: float) -> float:
-        found = rmia(scores, references, population, population_references, gamma, a)
-        return auc(found[is_member], found[~is_member]).value
-
-    return float(max(np.arange(11) / 10, key=separation))
 
 
 def logit_confidence(scores: Scores) -> np.ndarray:

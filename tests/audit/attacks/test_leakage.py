@@ -8,7 +8,6 @@ from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from hf_unlearn.audit import answer_probability, extraction_probability, score
 from hf_unlearn.audit.attacks.leakage import (
     alternative_leakage,
-    alternatives_by_embedding,
     find_spans,
     normalized,
     span_leakage,
@@ -83,61 +82,6 @@ def test_alternatives_in_a_chat():
 
 
 # --- alternatives by embedding ---
-
-
-class Words:
-    """A tokenizer of whole words, enough for the search for neighbours."""
-
-    all_special_ids = [0]
-
-    def __init__(self, words):
-        self.vocab = {word: i for i, word in enumerate(["<s>", *words])}
-
-    def get_vocab(self):
-        return self.vocab
-
-    def __call__(self, text, add_special_tokens):
-        assert text.startswith(" ") and not add_special_tokens
-        return {"input_ids": [self.vocab[f"Ġ{word}"] for word in text.split()]}
-
-
-class Embedded(torch.nn.Module):
-    def __init__(self, vectors):
-        super().__init__()
-        self.table = torch.nn.Embedding.from_pretrained(torch.tensor(vectors))
-
-    def get_input_embeddings(self):
-        return self.table
-
-
-def test_neighbours_of_the_words_of_the_answer():
-    words = ["Ġfatigue", "Ġtiredness", "ĠFatigue", "Ġtired", "ĠParis", "ĠRome", "Ġof", "tiredly", "Ġ1956", "Ġlives"]
-    vectors = [[0, 0, 0], [1, 0, 0], [0.9, 0.1, 0], [1, 0, 0], [0.8, 0.3, 0], [0, 1, 0], [0, 0.9, 0.2], [1, 0, 0]]
-    vectors += [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
-    model, tokenizer = Embedded(vectors), Words(words)
-    rows = [
-        {"prompt": "Q:", "completion": " fatigue of Paris."},
-        {"prompt": "Who lives in Paris?", "completion": " of Paris"},  # nothing new, and nothing long
-    ]
-    made = alternatives_by_embedding(model, tokenizer, rows, k=1)
-    # Not its own capitals, no piece of a word, no number, no short word; "of" stays as it is.
-    assert made == [[" tiredness of Paris.", " fatigue of Rome."], []]
-    made = alternatives_by_embedding(model, tokenizer, rows[:1], k=2)
-    assert made[0][:2] == [" tiredness of Paris.", " tired of Paris."]
-    given = alternatives_by_embedding(
-        model, tokenizer, rows[:1], 1, lambda words: [[len(w), 1.0] for w in words], ["weakness", "sleeping sickness"]
-    )
-    assert given == [[" weakness of Paris.", " fatigue of weakness."]]
-
-
-def test_neighbours_in_a_real_model_can_be_scored():
-    model = tiny_llama().double()
-    rows = [{"prompt": "Question: Who?\nAnswer:", "completion": " the author of the book"}]
-    made = alternatives_by_embedding(model, TOKENIZER, rows, 2, words=["Boris", "author", "Paris"])
-    assert len(made[0]) == 4 and all(text.startswith(" the ") for text in made[0])
-    assert alternative_leakage(model, TOKENIZER, [{**rows[0], "alternatives": made[0]}])[0] > 0
-    with pytest.raises(ValueError, match="Give the candidates as words"):
-        alternatives_by_embedding(model, tiny_tokenizer(), rows, words=[])
 
 
 # --- spans ---

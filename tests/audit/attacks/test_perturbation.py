@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.audit import score
-from hf_unlearn.audit.attacks.perturbation import PERTURBATIONS, averaged, noised, pruned
+from hf_unlearn.audit.attacks.perturbation import PERTURBATIONS, noised, pruned
 from hf_unlearn.models.linear import weight_modules
 from hf_unlearn.models.modes import plain_copy
 
@@ -111,26 +111,6 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", ["llama", "tied llama", "gpt2", "vit", "bfloat16"])
-def test_an_average_lies_on_the_line_between_both(name):
-    unlearned = MODELS[name]()
-    original = copy.deepcopy(unlearned)
-    with torch.no_grad():
-        for parameter in original.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    ends = state(unlearned), state(original)
-    assert same(state(averaged(unlearned, original, 0.0)), ends[0])
-    assert same(state(averaged(unlearned, original, 1.0)), ends[1])
-    for path, value in state(averaged(unlearned, original, 0.25)).items():
-        expected = 0.75 * ends[0][path].double() + 0.25 * ends[1][path].double()
-        torch.testing.assert_close(
-            value, expected.to(value.dtype), atol=1e-6, rtol=1e-2 if name == "bfloat16" else 1e-6
-        )
-    assert same(ends[0], state(unlearned)) and same(ends[1], state(original))
-    with pytest.raises(ValueError, match="not the same weights"):
-        averaged(unlearned, tiny_llama(num_hidden_layers=1), 0.5)
-
-
 def test_an_adapter_is_merged_in_the_copy():
     adapted = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     before = state(adapted)
@@ -140,8 +120,6 @@ def test_an_adapter_is_merged_in_the_copy():
     expected, found = (score(model, tiny_tokenizer(), text).log_prob for model in (adapted, copied))
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert not np.allclose(expected, score(tiny_llama(), tiny_tokenizer(), text).log_prob, atol=1e-2)
-    mixed = averaged(adapted, tiny_llama(), 1.0)
-    assert same(state(mixed), state(tiny_llama()))
 
 
 def test_what_cannot_be_done_is_refused():

@@ -2,18 +2,15 @@ import re
 
 import numpy as np
 import pytest
-from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tiny import tiny_llama, tiny_tokenizer
 
-from hf_unlearn.audit import answer_probability, extraction_strength, score
+from hf_unlearn.audit import answer_probability, score
 from hf_unlearn.audit.attacks.prompts import (
     PROMPT_ATTACKS,
     attack_prompts,
-    likelihood_under_prompts,
     over_prompts,
-    rouge_under_prompts,
     with_examples,
 )
-from hf_unlearn.audit.measures.text_overlap import answer_rouge
 from hf_unlearn.data import encode
 from hf_unlearn.examples.registry import make_registry
 
@@ -109,43 +106,9 @@ def test_a_chat_is_asked_in_its_last_question():
             assert row["messages"][0] == CHAT["messages"][0] and row["messages"][1]["content"].endswith("Where?")
     assert with_examples(CHAT, [example])["messages"] == [*example["messages"], *CHAT["messages"]]
     tokenizer = tiny_tokenizer(chat_template=True)
-    values = likelihood_under_prompts(tiny_llama(max_position_embeddings=512), tokenizer, prompted)
-    assert values.shape == (len(prompted), 1) and not np.isnan(values).any()
-
-
-@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
-def test_values_under_prompts_are_those_of_the_rows(build):
-    model = build(**{"n_positions" if build is tiny_gpt2 else "max_position_embeddings": 512}).double()
-    rows = [RICH, PLAIN, {"prompt": "Q:", "completion": ""}]
-    prompted = attack_prompts(rows, EXAMPLES)
-    probability = likelihood_under_prompts(model, TOKENIZER, prompted)
-    strength = likelihood_under_prompts(model, TOKENIZER, prompted, extraction_strength, batch_size=1)
-    rouge = rouge_under_prompts(model, TOKENIZER, prompted, 12, part="f1")
-    for values in (probability, strength, rouge):
-        assert values.shape == (len(prompted), 3)
-        missing = [[row is None or not row["completion"] for row in made] for made in prompted.values()]
-        np.testing.assert_array_equal(np.isnan(values), missing)
-    for k, made in enumerate(prompted.values()):
-        known = [row for row in made if row and row["completion"]]
-        for values, expected in (
-            (probability, answer_probability(score(model, TOKENIZER, known))),
-            (strength, extraction_strength(score(model, TOKENIZER, known))),
-            (rouge, answer_rouge(model, TOKENIZER, known, 12, "f1")),
-        ):
-            np.testing.assert_allclose(values[k][~np.isnan(values[k])], expected, rtol=1e-10)
-    assert len(set(probability[:, 0])) == len(prompted)  # the way of asking matters
-
-
-def test_errors_name_the_prompt_and_the_row_and_hold_no_text():
-    rows = [PLAIN, {"prompt": "Question: Zyxwv Qkjhg?\nAnswer:", "completion": " 8675309" * 9}]
-    prompted = attack_prompts(rows)
-    model = tiny_llama(max_position_embeddings=90)
-    for run in (likelihood_under_prompts, rouge_under_prompts):
-        with pytest.raises(ValueError, match="Under the prompt '(plain|prefix_injection)'") as error:
-            run(model, TOKENIZER, prompted)
-        assert not re.search("Zyxwv|8675309|archivist", str(error.value))
-    with pytest.raises(ValueError, match="Under the prompt 'prefix_injection': Example 1: A text has"):
-        likelihood_under_prompts(tiny_llama(), TOKENIZER, prompted)
+    rows = [row for (row,) in prompted.values()]
+    values = answer_probability(score(tiny_llama(max_position_embeddings=512), tokenizer, rows))
+    assert values.shape == (len(prompted),) and not np.isnan(values).any()
 
 
 def test_the_worst_and_the_mean_prompt():

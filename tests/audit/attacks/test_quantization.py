@@ -9,7 +9,7 @@ from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, BitsAndBytesConfig
 
 from hf_unlearn.audit import score
-from hf_unlearn.audit.attacks.quantization import SCHEMES, WEIGHT_ATTACKS, quantized, recovered_share, round_to_nearest
+from hf_unlearn.audit.attacks.quantization import SCHEMES, WEIGHT_ATTACKS, quantized, round_to_nearest
 from hf_unlearn.models.linear import weight_modules
 
 
@@ -161,45 +161,6 @@ def test_what_an_edit_hid_within_half_a_step_comes_back():
     }
     assert np.abs(of["before"] - of["original"]).max() > 0.05
     np.testing.assert_allclose(of["attacked"], of["original"], atol=1e-4)
-
-
-def test_a_share_is_of_means_and_has_an_interval():
-    rng = np.random.default_rng(0)
-    before, original = rng.uniform(0, 0.2, 200), rng.uniform(0.7, 1, 200)
-    attacked = before + 0.4 * (original - before)
-    found = recovered_share(attacked, before, original)
-    assert found.value == pytest.approx(0.4) and found.low <= 0.4 <= found.high and found.n == (200,)
-    noisy = attacked + rng.normal(0, 0.1, 200)
-    found = recovered_share(noisy, before, original, seed=3)
-    assert found.value == pytest.approx((noisy.mean() - before.mean()) / (original.mean() - before.mean()))
-    resampled = rng.integers(200, size=(4000, 200))
-    shares = (noisy[resampled].mean(1) - before[resampled].mean(1)) / (original - before)[resampled].mean(1)
-    assert found.low == pytest.approx(np.quantile(shares, 0.025), abs=0.01)
-    assert found.high == pytest.approx(np.quantile(shares, 0.975), abs=0.01)
-    assert found == recovered_share(noisy, before, original, seed=3)
-
-
-def test_what_a_retrained_model_gains_is_subtracted():
-    original, before, retrained = np.full(40, 0.9), np.full(40, 0.1), np.full(40, 0.2)
-    found = recovered_share(np.full(40, 0.5), before, original, (np.full(40, 0.27), retrained))
-    assert found.value == pytest.approx(0.4 / 0.8 - 0.07 / 0.7)
-    same = recovered_share(np.full(40, 0.27), retrained, original, (np.full(40, 0.27), retrained))
-    assert same.value == 0
-
-
-def test_missing_records_are_counted_and_nothing_forgotten_has_no_share():
-    before, original = np.array([0.1, 0.2, np.nan, 0.1]), np.array([0.9, 0.8, 0.9, 0.9])
-    found = recovered_share(np.array([0.5, 0.5, 0.5, np.nan]), before, original)
-    assert found.n == (2,) and found.n_missing == 2 and found.value == pytest.approx(0.5)
-    for other in (original, original + 0.05):
-        nothing = recovered_share(original, other, original)
-        assert np.isnan(nothing.value) and "nothing to bring back" in nothing.reason
-    rng = np.random.default_rng(1)
-    unclear = recovered_share(rng.random(30), rng.random(30), rng.random(30) + 0.05)
-    assert np.isnan(unclear.low) and "not clearly" in unclear.reason
-    assert recovered_share([np.nan], [0.1], [0.9]).reason == "no records"
-    grouped = recovered_share(before[[0, 1]] + 0.1, before[[0, 1]], original[[0, 1]], groups=["a", "a"])
-    assert "groups" in grouped.method
 
 
 def test_what_cannot_be_done_is_refused(tmp_path):

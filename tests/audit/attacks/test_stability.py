@@ -15,13 +15,11 @@ from scipy.special import rel_entr, softmax
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from torchmetrics import KLDivergence
 
-from hf_unlearn.audit import score
 from hf_unlearn.audit.attacks.stability import (
     distances,
     divergences,
     null_band,
     pairwise_distances,
-    table_distances,
     untrained,
     zrf,
 )
@@ -178,10 +176,6 @@ def test_image_classifiers(n_classes):
     assert set(found) == set(IMAGE_NAMES) - ({"top5_agreement"} if n_classes == 5 else set())
     for name, values in found.items():
         np.testing.assert_allclose(values, expected(p, q)[name], rtol=1e-10, atol=1e-12)
-    tables = [score(m, None, rows) for m in (model, reference)]
-    for name, values in table_distances(*tables).items():
-        np.testing.assert_allclose(values, found[name], rtol=1e-10, atol=1e-12)
-    assert set(table_distances(*tables)) == set(found)
 
 
 def test_zrf_is_summed_over_the_classes():
@@ -214,16 +208,6 @@ def test_zrf_of_a_model_with_an_adapter():
     assert type(untrained(model, 0)) is type(tiny_llama())
     found = zrf(model, tiny_tokenizer(), EXAMPLES[:3])
     assert ((found > 1 - np.log(2)) & (found < 1)).all()
-
-
-def test_a_table_with_a_broken_image():
-    rows = image_rows(4)
-    broken = copy.deepcopy(tiny_vit())
-    rows[2]["pixel_values"] = torch.full_like(rows[2]["pixel_values"], torch.nan)
-    with pytest.warns(UserWarning):
-        tables = [score(m, None, rows) for m in (tiny_vit(seed=1), broken)]
-    for name, values in table_distances(*tables).items():
-        assert np.isnan(values).tolist() == [False, False, True, False], name
 
 
 def test_broken_logits_and_empty_texts_are_missing_and_shift_nobody():
@@ -324,18 +308,6 @@ def test_errors_hold_no_text():
 def test_nothing_to_compare():
     found = distances(tiny_llama(), tiny_llama(), tiny_tokenizer(), [])
     assert all(values.shape == (0,) for values in found.values()) and set(found) == set(NAMES)
-
-
-def test_tables_of_other_images_or_texts_are_refused():
-    rows = image_rows(4)
-    table = score(tiny_vit(), None, rows)
-    with pytest.raises(ValueError, match="different targets"):
-        table_distances(table, score(tiny_vit(), None, rows[::-1]))
-    with pytest.raises(ValueError, match="with 5 and 12 classes"):
-        table_distances(table, score(vit_of(12), None, rows))
-    text = score(tiny_llama(), tiny_tokenizer(), text_rows(2))
-    with pytest.raises(ValueError, match="no log-probabilities of all classes"):
-        table_distances(text, text)
 
 
 def test_models_by_name_are_loaded(tmp_path):

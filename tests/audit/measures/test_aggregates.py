@@ -13,8 +13,6 @@ from hf_unlearn.audit.measures.aggregates import (
     memorization_score,
     overall_score,
     privacy_score,
-    quantization_robustness,
-    relearning_robustness,
     tug_of_war,
     utility_score,
 )
@@ -134,18 +132,6 @@ def test_tug_of_war_by_hand():
         tug_of_war({"forget": 70.0}, {"forget": 90.0})
     with pytest.raises(ValueError, match="same measures"):
         average_gap({"UA": 0.1}, {"RA": 0.1})
-
-
-def test_robustness_of_a_metric_in_both_forms():
-    assert relearning_robustness(0.2, 0.6, 0.1, 0.3) == pytest.approx(0.5)
-    assert relearning_robustness(0.2, 0.3, 0.1, 0.5) == 1
-    assert relearning_robustness(0.2, 0.6, 0.1, 0.3, "symmetric") == pytest.approx(1 - 0.2 / 0.6)
-    assert math.isnan(relearning_robustness(0.2, 0.2, 0.1, 0.1, "symmetric"))
-    assert math.isnan(relearning_robustness(0.2, 0.2, 0.1, 0.3))
-    assert quantization_robustness(0.2, 0.4) == 0.5 and quantization_robustness(0.4, 0.2) == 1
-    assert quantization_robustness(0.4, 0.2, "symmetric") == pytest.approx(1 - 0.2 / 0.6)
-    with pytest.raises(ValueError, match="variant"):
-        quantization_robustness(0.4, 0.2, "one-sided")
 
 
 FULL, RETAINED = "llama-3.2-1b_full_forget10", "llama-3.2-1b_retain90"

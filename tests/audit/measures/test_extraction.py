@@ -9,7 +9,6 @@ from hf_unlearn.audit import (
     exact_memorization,
     extraction_probability,
     extraction_strength,
-    first_mismatch,
     queries_needed,
     verbatim_extracted,
 )
@@ -46,34 +45,24 @@ def test_verbatim_extraction_by_hand():
     np.testing.assert_array_equal(result, [True, False, False, False, False, False, True, False])
 
 
-def test_first_mismatch_counts_the_end_token():
-    np.testing.assert_array_equal(first_mismatch(hits(ROWS)), [4, 0, 1, 3, 0, np.nan, 1, 0])
-    np.testing.assert_array_equal(first_mismatch(hits([[1, 1, 1]], ends=[[False, False, True]])), [3])
-
-
 def test_the_end_token_is_left_out_of_matches_but_not_of_probabilities():
     scores = hits([[1, 1, 0], [1, 0, 1], [1]], ends=[[False, False, True], [False, False, True], [True]])
     np.testing.assert_array_equal(exact_memorization(scores), [1, 0.5, np.nan])
     np.testing.assert_array_equal(extraction_strength(scores), [1, 0, np.nan])
     np.testing.assert_array_equal(verbatim_extracted(scores), [True, False, False])
-    np.testing.assert_array_equal(first_mismatch(scores), [2, 1, 1])
     np.testing.assert_array_equal(extraction_probability(scores, log=True), [-3, -3, -1])
 
 
 @given(st.lists(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=8), max_size=6))
 def test_extraction_strength_agrees_with_trying_every_prefix(rows):
     scores = hits([[hit for hit, _ in row] for row in rows], ends=[[end for _, end in row] for row in rows])
-    for row, strength, memorized, mismatch in zip(
-        rows, extraction_strength(scores), exact_memorization(scores), first_mismatch(scores), strict=True
-    ):
+    for row, strength, memorized in zip(rows, extraction_strength(scores), exact_memorization(scores), strict=True):
         content = [hit for hit, end in row if not end]
         if content:
             assert strength == 1 - min(k for k in range(len(content) + 1) if all(content[k:])) / len(content)
             assert memorized == np.mean(content)
         else:
             assert np.isnan(strength) and np.isnan(memorized)
-        misses = [i for i, (hit, _) in enumerate(row) if not hit]
-        assert np.isnan(mismatch) if not row else mismatch == (misses[0] if misses else len(row))
 
 
 def test_probability_of_plain_sampling_is_the_product():

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 from score_table import table
-from tiny import EOS, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tiny import tiny_tokenizer
 
-from hf_unlearn.audit import extraction_strength, score
-from hf_unlearn.audit.measures.prefixes import generated_prefix_curve, prefix_curve
-from hf_unlearn.models.generate import greedy
+from hf_unlearn.audit import extraction_strength
+from hf_unlearn.audit.measures.prefixes import prefix_curve
 
 
 TOKENIZER = tiny_tokenizer()
@@ -74,45 +73,3 @@ def test_rounding_does_not_lose_a_token():
 def test_what_is_given_is_checked(options, message):
     with pytest.raises(ValueError, match=message):
         prefix_curve(table([[0]]), **options)
-
-
-@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
-def test_generation_reproduces_the_rest_where_the_table_says_so(build):
-    model = build().double()
-    ids = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
-    # Words only: ROUGE sees nothing else. The model continues a few forced words as it likes.
-    words = TOKENIZER("abcdefgh" * 2, add_special_tokens=False)["input_ids"]
-    rows = []
-    for prompt, forced in zip(ids, ([], words[:3], words[:5]), strict=True):
-        new = greedy(model, None, [[*prompt, *forced]], 10 - len(forced), ends=())[0]
-        answer = [*forced, *new, EOS]
-        rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + answer, "n_end": 1})
-    rows.append({"prompt": "Q:", "completion": ""})
-    tokens = [0, 3, 5, 9, 10]
-    exact = prefix_curve(score(model, TOKENIZER, rows), tokens=tokens)
-    assert exact[0, 0] == exact[1, 1] == exact[2, 2] == 1 and np.isnan(exact[:, 4]).all() and np.isnan(exact[3]).all()
-    for batch_size in (1, 16):
-        generated = generated_prefix_curve(model, TOKENIZER, rows, tokens=tokens, batch_size=batch_size)
-        assert generated.shape == exact.shape and np.isnan(generated[np.isnan(exact)]).all()
-        assert (generated[exact == 1] == 1).sum() + np.isnan(generated[exact == 1]).sum() == (exact == 1).sum()
-        assert (generated[exact == 1] == 1).sum() >= 3
-    curve = generated_prefix_curve(model, TOKENIZER, rows, fractions=[0, 0.3, 0.5, 0.9])
-    np.testing.assert_array_equal(curve, generated[:, :4])
-
-
-def test_the_prompt_is_cut_by_position_and_as_much_is_generated_as_is_missing(monkeypatch):
-    seen = {}
-
-    def fake(model, tokenizer, prompts, max_new_tokens, batch_size, ends):
-        seen.update(prompts=prompts, limits=max_new_tokens, ends=ends)
-        return [[] for _ in prompts]
-
-    monkeypatch.setattr("hf_unlearn.models.generate.greedy", fake)
-    text = TOKENIZER("Ada lives in Paris with Boris")["input_ids"]
-    row = {"prompt": "Q:", "completion": " Ada lives in Paris"}
-    of_row = TOKENIZER("Q: Ada lives in Paris")["input_ids"]
-    n_prompt = len(TOKENIZER("Q:")["input_ids"])
-    generated_prefix_curve(tiny_llama(), TOKENIZER, ["Ada lives in Paris with Boris", row], tokens=[0, 2])
-    assert seen["prompts"] == [text[:1], text[:3], of_row[:n_prompt], of_row[: n_prompt + 2]]
-    assert seen["limits"] == [len(text) - 1, len(text) - 3, len(of_row) - n_prompt, len(of_row) - n_prompt - 2]
-    assert seen["ends"] == {EOS}

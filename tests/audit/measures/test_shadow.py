@@ -7,7 +7,7 @@ from score_table import table
 from sklearn.metrics import roc_auc_score
 
 from hf_unlearn.audit import auc, loss
-from hf_unlearn.audit.measures.shadow import lira, logit_confidence, rmia, tune_a
+from hf_unlearn.audit.measures.shadow import lira, logit_confidence, rmia
 
 
 RNG = np.random.default_rng(0)
@@ -94,33 +94,6 @@ def test_the_default_a_depends_on_what_was_scored():
     labels = replace(target, meta={"targets": "label"})
     assert not np.array_equal(rmia(labels, *both[1:], a=0.3), rmia(*both), equal_nan=True)
     np.testing.assert_array_equal(rmia(labels, *both[1:]), rmia(*both, a=0.3))
-
-
-def test_tune_a_takes_the_best_of_eleven():
-    is_member, target, references = simulated(150)
-    _, population, population_references = simulated(100, seed=1)
-
-    def value(a):
-        found = rmia(target, references, population, population_references, a=a)
-        return roc_auc_score(is_member, found)
-
-    best = tune_a(target, is_member, references, population, population_references)
-    assert best == 1.0 and value(best) == max(value(a) for a in np.linspace(0, 1, 11))
-    with pytest.raises(ValueError, match="members and non-members"):
-        tune_a(target, np.ones(300, bool), references, population, population_references)
-
-
-def test_tune_a_where_training_brings_every_record_near_1():
-    # p = a p_out + 1 - a with a = 0.2, the shape that RMIA was made for.
-    rng = np.random.default_rng(3)
-    out, other = rng.uniform(0.05, 0.95, 800), rng.uniform(0.05, 0.95, 400)
-    is_member = np.arange(800) < 400
-    noise = rng.normal(0, 0.1, 800)
-    p = np.where(is_member, 0.2 * out + 0.8, out)
-    as_table = lambda p: table([[value] for value in np.log(np.clip(p, 1e-6, 1))])  # noqa: E731
-    target = as_table(p * np.exp(noise * (1 - p)))
-    best = tune_a(target, is_member, [as_table(out)], as_table(other), [as_table(other)])
-    assert best < 1.0
 
 
 def test_rmia_refuses_what_does_not_fit():

@@ -10,8 +10,6 @@ from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from hf_unlearn.audit.measures.text_overlap import (
     answer_rouge,
-    corpus_bleu,
-    exact_match,
     knowledge_memorization,
     rouge_l,
     sentence_bleu,
@@ -87,17 +85,16 @@ def test_rouge_of_published_generations(log):
             np.testing.assert_allclose(rouge_l(*texts, part), published, atol=1e-12)
 
 
-def test_f1_and_exact_match_are_those_of_squad():
+def test_f1_is_that_of_squad():
     squad = pytest.importorskip("torchmetrics.functional.text").squad
-    f1, em = token_f1(PREDICTIONS, REFERENCES), exact_match(PREDICTIONS, REFERENCES)
+    f1 = token_f1(PREDICTIONS, REFERENCES)
     for i, (p, r) in enumerate(zip(PREDICTIONS, REFERENCES, strict=True)):
         if i in (4, 5, 7):  # no prediction; nothing but an article; no reference
-            assert np.isnan(f1[i]) and np.isnan(em[i])
+            assert np.isnan(f1[i])
             continue
         theirs = squad({"prediction_text": p, "id": "0"}, {"answers": {"answer_start": [0], "text": [r]}, "id": "0"})
         assert f1[i] == pytest.approx(theirs["f1"].item() / 100, abs=1e-6)
-        assert em[i] == theirs["exact_match"].item() / 100
-    assert em[1] == f1[1] == 1 and em[6] == f1[6] == 1 and f1[2] == 0 and 0 < f1[3] < 1
+    assert f1[1] == f1[6] == 1 and f1[2] == 0 and 0 < f1[3] < 1
 
 
 def test_f1_by_hand():
@@ -109,42 +106,14 @@ def test_f1_by_hand():
 def test_bleu_is_that_of_sacrebleu():
     kept = [0, 1, 2, 3, 5, 6]
     predictions, references = ([texts[i] for i in kept] for texts in (PREDICTIONS, REFERENCES))
-    estimate, signature = corpus_bleu(PREDICTIONS, REFERENCES)
-    theirs = sacrebleu.corpus_bleu(predictions, [references])
-    assert estimate.value == theirs.score and estimate.n == (6,) and estimate.n_missing == 2
-    assert estimate.low < estimate.value < estimate.high <= 100
-    assert "tok:13a" in signature and "eff:no" in signature and "version:" in signature
-    assert corpus_bleu(PREDICTIONS, REFERENCES)[0] == estimate != corpus_bleu(PREDICTIONS, REFERENCES, seed=1)[0]
     of_sentences = sentence_bleu(PREDICTIONS, REFERENCES)
     theirs = [sacrebleu.sentence_bleu(p, [r]).score for p, r in zip(predictions, references, strict=True)]
     np.testing.assert_array_equal(of_sentences[kept], theirs)
-    assert np.isnan(of_sentences[[4, 7]]).all() and abs(np.nanmean(of_sentences) - estimate.value) > 1
-
-
-def test_the_interval_of_bleu_is_that_of_resampled_corpora():
-    n = 40
-    rng = np.random.default_rng(0)
-    words = np.array("ada lives in paris where she writes the books of boris".split())
-    references = [" ".join(words[rng.integers(len(words), size=12)]) for _ in range(n)]
-    predictions = [" ".join(w if rng.random() < i / n else "no" for w in r.split()) for i, r in enumerate(references)]
-    estimate, _ = corpus_bleu(predictions, references)
-    draws = []
-    for _ in range(200):
-        order = rng.integers(n, size=n)
-        draws.append(sacrebleu.corpus_bleu([predictions[i] for i in order], [[references[i] for i in order]]).score)
-    np.testing.assert_allclose([estimate.low, estimate.high], np.quantile(draws, [0.025, 0.975]), atol=4)
-    assert estimate.high - estimate.low > 10
-
-
-def test_corpora_of_nothing_and_of_one():
-    nothing, _ = corpus_bleu([None], ["Ada"])
-    assert np.isnan([nothing.value, nothing.low]).all() and nothing.n_missing == 1
-    one, _ = corpus_bleu(["Ada lives in Paris now"], ["Ada lives in Paris now"])
-    assert one.value == pytest.approx(100) and np.isnan(one.low) and one.reason
+    assert np.isnan(of_sentences[[4, 7]]).all()
 
 
 def test_lengths_and_parts_are_checked():
-    for metric in (rouge_l, token_f1, exact_match, sentence_bleu, corpus_bleu):
+    for metric in (rouge_l, token_f1, sentence_bleu):
         with pytest.raises(ValueError, match="2 predictions but 1 references"):
             metric(["Ada", "Boris"], ["Ada"])
     with pytest.raises(ValueError, match="part must be one of recall, precision, f1"):
