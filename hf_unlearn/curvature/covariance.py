@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_unlearn.models.likelihood import target_logits
-from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.modes import evaluating
 
 
 def input_covariances(
@@ -42,7 +42,7 @@ def input_covariances(
 
     hooks = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
     try:
-        with torch.no_grad(), dropout_off(model):
+        with torch.no_grad(), evaluating(model):
             for batch in batches:
                 mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
                 target_logits(model, batch)

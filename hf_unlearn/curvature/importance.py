@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_unlearn.models.likelihood import target_logits
-from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.modes import evaluating
 
 
 def squared_gradients(
@@ -32,7 +32,7 @@ def squared_gradients(
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in wanted.items()
     }
     n = 0
-    with dropout_off(model):
+    with evaluating(model):
         for batch in batches:
             # Row by row, without padding: attention has no rule for vmap, which falls back to a slower loop.
             for i in range(len(batch["labels"])):

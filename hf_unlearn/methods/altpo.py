@@ -23,7 +23,7 @@ from hf_unlearn.methods.other_answers import (
     with_answer,
 )
 from hf_unlearn.models.likelihood import target_logits
-from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.modes import evaluating
 from hf_unlearn.training import UnlearningConfig
 
 
@@ -68,7 +68,7 @@ def sample_answers(
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), dropout_off(model), torch.no_grad():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model), torch.no_grad():
         torch.manual_seed(seed)
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     texts = []
@@ -202,7 +202,7 @@ class AltPOTrainer(IdkDPOTrainer):
         data = self.train_dataset
         choices = other_classes(data, self.model.config.num_labels)
         logits: list[list[float]] = []
-        with torch.no_grad(), dropout_off(self.model), self.accelerator.autocast():
+        with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
             for batch in self.batches(data.forget):
                 logits += target_logits(self.model, batch).logits.tolist()
         return OtherLabels(data.forget, [[max(c, key=z.__getitem__)] for z, c in zip(logits, choices, strict=True)])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_unlearn.models.likelihood import TargetLogits, target_logits
-from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.modes import evaluating
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 
@@ -85,7 +85,7 @@ class PDUTrainer(UnlearningTrainer):
 
     def _start_retain_loss(self) -> float:
         nll, n_targets = 0.0, 0
-        with torch.no_grad(), dropout_off(self.model), self.accelerator.autocast():
+        with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
             for batch in self.batches(self.train_dataset.retain, SAMPLE):
                 out = target_logits(self.model, batch)
                 nll, n_targets = nll - out.log_probs.double().sum(), n_targets + len(out.targets)

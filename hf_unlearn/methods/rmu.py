@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.models.blocks import find_blocks, run_to_block
-from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.modes import evaluating
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 from hf_unlearn.training.reference import Reference
 from hf_unlearn.training.where import layer_of
@@ -140,7 +140,7 @@ class RMUTrainer(UnlearningTrainer):
         n, compare = sizes["forget"], slice(0 if self.args.adaptive else sizes["forget"], None)
         start = None
         if self.args.adaptive or "retain" in sizes:
-            with torch.no_grad(), dropout_off(base), self._reference.at_start(base):
+            with torch.no_grad(), evaluating(base), self._reference.at_start(base):
                 start = seen.replay(compare)
 
         target = self.args.steering * self._direction.to(seen.output)
@@ -176,31 +176,14 @@ class RMUTrainer(UnlearningTrainer):
 
     def _prefix_without_dropout(self, base):
         parent, name = find_blocks(_inner(base))
-        return _Evaluating(
-            [m for m in _inner(base).modules() if not list(m.children())], getattr(parent, name)[self._first :]
-        )
+        training = {id(module) for block in getattr(parent, name)[self._first :] for module in block.modules()}
+        return evaluating(*(m for m in _inner(base).modules() if not list(m.children()) and id(m) not in training))
 
     def method_state(self):
         return {"direction": self._direction}
 
     def load_method_state(self, state):
         self._direction = state["direction"]
-
-
-class _Evaluating:
-    """Evaluation mode for all leaf modules but those of some blocks."""
-
-    def __init__(self, leaves, blocks):
-        training = {id(module) for block in blocks for module in block.modules()}
-        self._off = [module for module in leaves if id(module) not in training and module.training]
-
-    def __enter__(self):
-        for module in self._off:
-            module.training = False
-
-    def __exit__(self, *error):
-        for module in self._off:
-            module.training = True
 
 
 def _inner(model):

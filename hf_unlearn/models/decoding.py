@@ -1,4 +1,4 @@
-"""One token after the other, in batches: the loop under greedy decoding, sampling and matching.
+"""One token after the other, in batches: the loop under greedy decoding and sampling.
 
 `generate` of transformers is not used. There a batch runs on until its longest sequence ends, one seed serves a whole
 batch, and a repetition penalty or forced tokens in the generation config of the model would change what is measured.
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 
 from hf_unlearn.models.likelihood import empty_cache, forward_parameters, max_logits
+from hf_unlearn.models.modes import evaluating
 
 
 # A shared beginning is read by itself, in a pass of its own, if that saves at least so many tokens.
@@ -38,10 +39,9 @@ def continued(
     choose: Callable[[Tensor, list[int], int], Tensor],
     batch_size: int,
     ends: set[int],
-    goes_on: Callable[[int, list[int]], bool] = lambda i, new: True,
     drafts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int] | None]:
-    """Continue every prompt until a token ends it, its limit is reached, or `goes_on(prompt, new ids)` says no.
+    """Continue every prompt until a token ends it or its limit is reached.
 
     `choose(logits, prompts in the batch, step)` gives the next token of each, `(batch,)`. `batch_size` prompts are read at a
     time.
@@ -61,7 +61,7 @@ def continued(
                 new[i] = None
                 return 0
             new[i].append(token)
-            if not goes_on(i, new[i]) or token in ends or len(new[i]) == limits[i]:
+            if token in ends or len(new[i]) == limits[i]:
                 return 0
             if n > len(draft) or token != draft[n - 1]:
                 return n
@@ -69,19 +69,14 @@ def continued(
 
     # Similar lengths together, and equal prompts, which are read once.
     order = sorted((i for i, limit in enumerate(limits) if limit), key=lambda i: (-len(prompts[i]), prompts[i]))
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode(), tqdm(total=len(order), desc="Generating", disable=len(order) < 200) as progress:
-            while order:
-                n_new = max(limits[i] for i in order)
-                state = _Batch(model, [prompts[i] for i in order], n_new, batch_size, drafts is not None)
-                batch, order = order[: len(state)], order[len(state) :]
-                progress.update(len(batch))
-                _run(state, batch, new, limits, choose, take, drafts)
-    finally:
-        for module in in_training:
-            module.training = True
+    progress = tqdm(total=len(order), desc="Generating", disable=len(order) < 200)
+    with evaluating(model), torch.inference_mode(), progress:
+        while order:
+            n_new = max(limits[i] for i in order)
+            state = _Batch(model, [prompts[i] for i in order], n_new, batch_size, drafts is not None)
+            batch, order = order[: len(state)], order[len(state) :]
+            progress.update(len(batch))
+            _run(state, batch, new, limits, choose, take, drafts)
     return new
 
 
@@ -177,6 +172,21 @@ class _Reserved(DynamicLayer):
         self._show()
 
 
+def require_cache(model) -> Cache:
+    """An empty cache to continue texts from, see [`~hf_unlearn.models.likelihood.empty_cache`].
+
+    Raises:
+        ValueError: the model cannot go on from one.
+    """
+    cache = empty_cache(model)
+    if cache is None:
+        raise ValueError(
+            "The model can't go on from a cache of its keys and values (it has a recurrent state, takes no positions, or "
+            "is wrapped in prefix tuning or DataParallel). Unwrap or merge it, or generate with the model itself."
+        )
+    return cache
+
+
 class _Batch:
     """Sequences that are being continued: what the model has computed of them, and the logits of the next token.
 
@@ -196,12 +206,7 @@ class _Batch:
 
     def __init__(self, model, prompts: Sequence[Sequence[int]], n_new: int, batch_size: int, drafting: bool):
         self.model, self.parameters = model, forward_parameters(model)
-        empty = empty_cache(model)
-        if empty is None:
-            raise ValueError(
-                "The model can't go on from a cache of its keys and values (it has a recurrent state, takes no positions, or "
-                "is wrapped in prefix tuning or DataParallel). Unwrap or merge it, or generate with the model itself."
-            )
+        empty = require_cache(model)
         self._slides = any(empty.is_sliding)
         # What is in a sliding window can't be moved to another column, so there all are padded alike.
         self._least_width = len(prompts[0]) if self._slides else 0

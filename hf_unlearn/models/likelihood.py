@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_unlearn.data.rows import IGNORE_INDEX
+from hf_unlearn.models.modes import unwrapped
 
 
 @dataclass
@@ -212,8 +213,7 @@ def _at_least_fp32(logits: Tensor) -> Tensor:
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the forward of the transformers model inside the wrappers."""
-    while inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None):  # DDP, torch.compile
-        model = inner
+    model = unwrapped(model, run=False)
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     return inspect.signature(model.forward).parameters

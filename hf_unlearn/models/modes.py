@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -11,14 +12,32 @@ from hf_unlearn.models.processes import is_divided
 
 
 @contextmanager
-def dropout_off(model: nn.Module):
-    """Evaluation mode for a while, then the mode from before."""
-    training = model.training
-    model.eval()
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, which is without dropout; then every module has the mode from before."""
+    in_training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in in_training:
+            module.training = True
+
+
+def unwrapped(model: nn.Module, run: bool = True) -> nn.Module:
+    """The model inside DDP, `DataParallel` and `torch.compile`.
+
+    Args:
+        run (`bool`, *optional*, defaults to `True`): whether passes will go through the result. The wrapper of FSDP 1 then
+            stays, since weights are whole only while its own forward runs. FSDP 2 has no wrapper.
+    """
+    while not (run and type(model).__name__ == "FullyShardedDataParallel"):
+        # A compiled model passes on what it is asked for, `module` too, so its own wrapper comes first.
+        name = next((name for name in ("_orig_mod", "module") if hasattr(model, name)), None)
+        if name is None:
+            break
+        model = getattr(model, name)
+    return model
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -27,8 +46,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the weights are quantized already, or are not all in the memory of this process.
     """
-    while inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None):  # DDP, torch.compile
-        model = inner
+    model = unwrapped(model)
     if getattr(model, "is_quantized", False):
         raise ValueError(
             "The model is quantized, so its weights cannot be changed or trained. Load it without quantization; an "

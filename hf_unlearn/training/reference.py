@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_unlearn.models.likelihood import TargetLogits, target_logits
-from hf_unlearn.models.modes import dropout_off
+from hf_unlearn.models.modes import evaluating
 from hf_unlearn.models.sharding import is_sharded, placed_like
 
 
@@ -48,7 +48,7 @@ class Reference:
         with torch.no_grad():
             if self._given is not None:
                 return target_logits(self._given.to(inputs["labels"].device), inputs)
-            with dropout_off(model), self.at_start(model):
+            with evaluating(model), self.at_start(model):
                 return target_logits(model, inputs)
 
     @contextmanager
@@ -118,7 +118,7 @@ def cached_log_probs(
     is_text = "input_ids" in answers[0][0]
     order = sorted(mine, key=lambda j: len(answers[j // k][j % k]["input_ids"])) if is_text else mine
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    with torch.no_grad(), dropout_off(model):
+    with torch.no_grad(), evaluating(model):
         for batch in tqdm(batches, desc=description, disable=not accelerator.is_main_process or len(batches) < 20):
             inputs = collate([answers[j // k][j % k] for j in batch])
             inputs = {key: value.to(accelerator.device) for key, value in inputs.items()}

@@ -61,9 +61,10 @@ def score(
         ValueError: an example that cannot be encoded; the message has its index, and no text. Or the processes were
             given different examples.
     """
+    from hf_unlearn.models.modes import unwrapped
     from hf_unlearn.models.processes import of_the_first
 
-    model = _without_ddp(model)
+    model = unwrapped(model)
     rows, zlib_size = _encoded(model, processing_class, examples, max_length, truncate, in_memory=cache is not None)
     sampling = tuple(sampling)
     table = key = None
@@ -79,12 +80,6 @@ def score(
         table = replace(table, target_ids=_target_ids(rows))
     _warn_of_broken(table)
     return table
-
-
-def _without_ddp(model):
-    from torch.nn.parallel import DistributedDataParallel
-
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _encoded(
@@ -133,6 +128,7 @@ def _computed(
 
     from hf_unlearn.audit.table.cache import digest_of_rows
     from hf_unlearn.audit.table.passes import Passes
+    from hf_unlearn.models.modes import evaluating
     from hf_unlearn.models.processes import gathered, is_divided, rank_and_world
 
     distinct, index = _distinct(rows)
@@ -142,16 +138,10 @@ def _computed(
     divided = is_divided(model)  # then every process has a part in every pass
 
     def work() -> tuple:
-        in_training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
-            with torch.inference_mode():
-                mine = batches if divided else batches[rank::world]
-                for batch in tqdm(mine, desc=description or "Scoring", disable=rank > 0 or len(mine) < 20):
-                    passes.run(batch)
-        finally:
-            for module in in_training:
-                module.training = True
+        mine = batches if divided else batches[rank::world]
+        with evaluating(model), torch.inference_mode():
+            for batch in tqdm(mine, desc=description or "Scoring", disable=rank > 0 or len(mine) < 20):
+                passes.run(batch)
         columns = {name: np.concatenate(parts) for name, parts in passes.columns.items()}
         return digest_of_rows(rows, with_pixels=False) if world > 1 else None, passes.places, columns
 

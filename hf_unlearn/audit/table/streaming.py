@@ -29,6 +29,7 @@ from hf_unlearn.models.likelihood import (
     target_logits_in_parts,
 )
 from hf_unlearn.models.load import load_model
+from hf_unlearn.models.modes import evaluating, unwrapped
 from hf_unlearn.models.processes import gathered, is_divided, rank_and_world
 
 
@@ -55,9 +56,7 @@ def _loaded(model) -> nn.Module:
         model = load_model(str(model)).eval()
     elif not isinstance(model, nn.Module):
         model = model()
-    while inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None):  # DDP, torch.compile
-        model = inner
-    return model
+    return unwrapped(model)
 
 
 def n_outputs(model: nn.Module) -> int:
@@ -160,7 +159,7 @@ def by_record(
     def work() -> dict[int, np.ndarray]:
         rank, world = rank_and_world()
         mine, found = batches if divided else batches[rank::world], {}
-        with _evaluating(models):
+        with evaluating(*models), torch.inference_mode():
             for batch in tqdm(mine, desc=description, disable=rank > 0 or len(mine) < 20):
                 inputs = UnlearningCollator()([rows[i] for i in batch])
                 found |= dict(zip(batch, of_batch(inputs), strict=True))
@@ -183,19 +182,6 @@ def _cut(order: Sequence[int], lengths: np.ndarray, batch_size: int, limit: int)
             now = int(lengths[i])
         batches[-1].append(i)
     return batches
-
-
-@contextmanager
-def _evaluating(models: Sequence[nn.Module]):
-    in_training = [module for model in models for module in model.modules() if module.training]
-    for model in models:
-        model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in in_training:
-            module.training = True
 
 
 def inputs_for(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
