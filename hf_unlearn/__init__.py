@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import logging
 
+from hf_unlearn.methods import METHODS
 
-# peft imports bitsandbytes whether or not anyone quantizes, and the Trainer of transformers imports peft. On some CPUs it
-# then warns that a kernel for 4-bit layers is missing, which concerns nobody who did not ask for 4 bit, and is slow at most.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0.dev0"
 
@@ -16,68 +13,11 @@ _MODULES = {
     "hf_unlearn.request": ["ErasureRequest", "Split", "split"],
     "hf_unlearn.evidence.result": ["save_report"],
     "hf_unlearn.evaluate_modules.base": ["load_metric", "load_suite"],
+    "hf_unlearn.models.likelihood": ["TargetLogits"],
     "hf_unlearn.training": ["NonFiniteLossError", "UnlearningConfig", "UnlearningTrainer"],
-    "hf_unlearn.methods": [
-        "METHODS",
-        "AltPOConfig",
-        "AltPOTrainer",
-        "BadTeacherConfig",
-        "BadTeacherTrainer",
-        "CEUConfig",
-        "CEUTrainer",
-        "DistillationConfig",
-        "DistillationTrainer",
-        "FineTuneConfig",
-        "FineTuneTrainer",
-        "GradDiffConfig",
-        "GradDiffTrainer",
-        "GradientAscentConfig",
-        "GradientAscentTrainer",
-        "GradientProjectionConfig",
-        "GradientProjectionTrainer",
-        "HeadMaskConfig",
-        "HeadMaskTrainer",
-        "IdkDPOConfig",
-        "IdkDPOTrainer",
-        "IdkNLLConfig",
-        "IdkNLLTrainer",
-        "InvertedHingeConfig",
-        "InvertedHingeTrainer",
-        "L1SparseConfig",
-        "L1SparseTrainer",
-        "LoRAEditConfig",
-        "LoRAEditTrainer",
-        "NPOConfig",
-        "NPOTrainer",
-        "PDUConfig",
-        "PDUTrainer",
-        "RMUConfig",
-        "RMUTrainer",
-        "RandomLabelConfig",
-        "RandomLabelTrainer",
-        "RepairConfig",
-        "RepairTrainer",
-        "SCRUBConfig",
-        "SCRUBTrainer",
-        "SSDConfig",
-        "SSDTrainer",
-        "SVDForgetConfig",
-        "SVDForgetTrainer",
-        "SalUnConfig",
-        "SalUnTrainer",
-        "SatImpConfig",
-        "SatImpTrainer",
-        "SimNPOConfig",
-        "SimNPOTrainer",
-        "TaskVectorConfig",
-        "TaskVectorTrainer",
-        "UNDIALConfig",
-        "UNDIALTrainer",
-        "WGAConfig",
-        "WGATrainer",
-    ],
+    "hf_unlearn.methods": ["METHODS", "register_method"],
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names} | METHODS.classes
 
 __all__ = ["__version__", *sorted(_MODULE_OF)]
 

@@ -6,8 +6,8 @@ import inspect
 import re
 from dataclasses import MISSING, asdict, dataclass, fields
 
-from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
-from hf_unlearn.training.edit import TrainingFreeTrainer
+from hf_unlearn.methods import METHODS
+from hf_unlearn.methods.source import SourceClass, find_class
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Description:
         mode (`str`): `"offline"`: the model is changed before it is used again.
         needs (`list[str]`): of forget, retain, reference, gradients.
         cost (`str`): of a training step, or of the whole where nothing is trained.
-        sources (`list[str]`): arXiv numbers of the papers.
+        sources (`list[str]`): arXiv numbers of the papers; name and date, or whatever its docstring has, where there is none.
         defaults (`dict`): options of its own, and those for which it has another default than the other methods.
     """
 
@@ -50,16 +50,21 @@ class Description:
         return asdict(self)
 
 
-def describe(name: str, trainer: type[UnlearningTrainer]) -> Description:
-    """The description of one row of `METHODS`."""
-    doc = inspect.cleandoc(trainer.__doc__)
-    source = " ".join(doc.partition("Source:")[2].split())
-    defaults = _defaults(trainer.config_class)
-    free = issubclass(trainer, TrainingFreeTrainer)
+def describe(name: str, trainer: type | SourceClass | None = None) -> Description:
+    """The description of one row of `METHODS`.
+
+    Args:
+        trainer (`type`, *optional*): its trainer. By default it is read from its file, if it is of this package, which
+            imports nothing of it, and else from `METHODS[name]`.
+    """
+    if trainer is None:
+        trainer = _from_source(METHODS.files[name]) if name in METHODS.files else METHODS[name]
+    doc, config = inspect.cleandoc(trainer.__doc__), trainer.config_class
+    defaults = _defaults(config)
     return Description(
         name=name,
         trainer=trainer.__name__,
-        config=trainer.config_class.__name__,
+        config=config.__name__,
         summary=" ".join(doc.split("\n\n")[0].split()).replace("`", ""),
         models=list(trainer.kinds),
         architecture=trainer.architecture,
@@ -68,15 +73,30 @@ def describe(name: str, trainer: type[UnlearningTrainer]) -> Description:
         granularity=trainer.granularity,
         mode="offline",
         needs=_needs(trainer, defaults),
-        cost=trainer.cost or _cost(trainer, defaults, free),
-        sources=re.findall(r"\b\d{4}\.\d{4,5}\b", source),
+        cost=trainer.cost or _cost(trainer, defaults),
+        sources=_sources(doc),
         defaults=defaults,
     )
 
 
-def _defaults(config: type) -> dict:
-    inherited = {f.name: _default(f) for f in fields(UnlearningConfig)}
-    own = {f.name: _default(f) for f in fields(config)}
+def _from_source(entry: str) -> SourceClass:
+    file, _, trainer = entry.partition(".")
+    return find_class(f"{__package__}.{file}", trainer)
+
+
+def _sources(doc: str) -> list[str]:
+    paragraph = " ".join(doc.partition("Source:")[2].split("\n\n")[0].split())
+    return re.findall(r"\b\d{4}\.\d{4,5}\b", paragraph) or [paragraph.rstrip(".")]
+
+
+def _defaults(config: type | SourceClass) -> dict:
+    if isinstance(config, SourceClass):
+        inherited = find_class("hf_unlearn.training.config", "UnlearningConfig").defaults()
+        own = config.defaults()
+    else:
+        from hf_unlearn.training.config import UnlearningConfig
+
+        inherited, own = ({f.name: _default(f) for f in fields(cls)} for cls in (UnlearningConfig, config))
     return {name: value for name, value in own.items() if name not in inherited or inherited[name] != value}
 
 
@@ -98,9 +118,7 @@ def _needs(trainer, defaults: dict) -> list[str]:
     return needs + (["gradients"] if trainer.needs_gradients else [])
 
 
-def _cost(trainer, defaults: dict, free: bool) -> str:
-    if free:
-        return "a few passes, no training"
+def _cost(trainer, defaults: dict) -> str:
     parts = ["forget"] if trainer.reads_forget else []
     parts += ["alternate"] if trainer.n_alternates else []
     parts += ["retain"] if _reads_retain(defaults) else []

@@ -22,6 +22,7 @@ class TrainingFreeTrainer(UnlearningTrainer):
     """
 
     needs_gradients = False
+    cost = "a few passes, no training"
 
     def __init__(self, model, args: UnlearningConfig | None = None, *positional, **keywords):
         name = type(self).__name__
