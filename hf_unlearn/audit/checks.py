@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -15,6 +14,7 @@ import numpy as np
 from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.statistic import Groups
 from hf_unlearn.audit.threats import THREATS, check_threats
+from hf_unlearn.storage.digest import digest_of_text
 
 
 #: Sets of rows that an audit knows.
@@ -227,24 +227,19 @@ def _contents(rows: Sequence) -> Counter:
 def _digest(row) -> bytes | None:
     """A hash of what a model is trained on; `None` where there is nothing to compare."""
     if isinstance(row, str):
-        return _hash("text", row)
+        return digest_of_text("text", row)
     row = {name: value for name, value in row.items() if value is not None}
     label = row.get("labels", row.get("label"))
     for name in ("pixel_values", "image"):
         if name in row:
-            return _hash("image", _pixels(row[name]), label)
+            return digest_of_text("image", _pixels(row[name]), label)
     if "input_ids" in row:
-        return _hash("ids", np.asarray(row["input_ids"]).tolist())
+        return digest_of_text("ids", np.asarray(row["input_ids"]).tolist())
     if "messages" in row:
-        return _hash("messages", [(message.get("role"), message.get("content")) for message in row["messages"]])
+        return digest_of_text("messages", [(message.get("role"), message.get("content")) for message in row["messages"]])
     if "prompt" in row and "completion" in row:
-        return _hash("answer", row["prompt"], row["completion"])
-    return _hash("text", row["text"]) if "text" in row else None
-
-
-def _hash(*parts) -> bytes:
-    text = "\x1f".join(" ".join(unicodedata.normalize("NFC", str(part)).split()) for part in parts)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return digest_of_text("answer", row["prompt"], row["completion"])
+    return digest_of_text("text", row["text"]) if "text" in row else None
 
 
 def _pixels(image) -> str:

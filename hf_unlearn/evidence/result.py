@@ -7,13 +7,13 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hf_unlearn.evidence.page import to_markdown
+from hf_unlearn.storage.files import write_whole
 
 
 _PACKAGES = ("hf-unlearn", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes")
@@ -52,8 +52,10 @@ def write_result(folder: str | os.PathLike, audit: dict[str, Any], run: dict[str
     Path(folder).mkdir(parents=True, exist_ok=True)
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     result = {"audit": audit, "run": run, "date": date, "environment": environment()}
-    _write(Path(folder) / "result.json", json.dumps(_plain(result), indent=1, sort_keys=True, allow_nan=False) + "\n")
-    _write(Path(folder) / "RESULT.md", to_markdown(result))
+    write_whole(
+        Path(folder) / "result.json", json.dumps(_plain(result), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    )
+    write_whole(Path(folder) / "RESULT.md", to_markdown(result))
     return result
 
 
@@ -78,17 +80,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -7,7 +7,6 @@ error message name keys and rules, never the values given.
 import json
 import os
 import re
-import tempfile
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -15,6 +14,8 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from hf_unlearn.storage.files import write_whole
 
 
 EXTENSION = "hf-unlearn"
@@ -219,17 +220,7 @@ class ErasureRequest:
         The file is written beside its final place and then renamed, so that a reader never sees half of it.
         """
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        path = Path(path)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_whole(path, text, mode=0o600)
 
 
 def _parse(content: bytes) -> Any:

@@ -1,7 +1,5 @@
 """The rows a request is about, the rows that stay, and rows to compare with."""
 
-import hashlib
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Image, Value, Video
 
 from hf_unlearn.request.request import ErasureRequest
+from hf_unlearn.storage.digest import digest_of_text
 
 
 _BATCH = 10_000
@@ -279,7 +278,5 @@ def _digests(dataset: Dataset, columns: Sequence[str]) -> Iterator[tuple[int, by
     """Position and digest of the content of every row that has any."""
     for start, table in _batches(dataset, columns):
         for position, texts in enumerate(zip(*(table[name].to_pylist() for name in columns), strict=True), start):
-            texts = [" ".join(unicodedata.normalize("NFC", text or "").split()) for text in texts]
-            if any(texts):
-                # `str.split` takes U+001F for whitespace, so no text contains the separator.
-                yield position, hashlib.blake2b("\x1f".join(texts).encode(), digest_size=16).digest()
+            if (digest := digest_of_text(*texts)) is not None:
+                yield position, digest

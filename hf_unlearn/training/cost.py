@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from hf_unlearn.storage.files import write_whole
 from hf_unlearn.training.meters import EnergyMeter, cpu_seconds, hardware, peak_memory
 
 
@@ -87,7 +88,7 @@ class CostCallback(TrainerCallback):
 
     def save(self, path: str | Path) -> None:
         """Write `result` as JSON."""
-        Path(path).write_text(json.dumps(self.result, indent=1, sort_keys=True) + "\n")
+        write_whole(path, json.dumps(self.result, indent=1, sort_keys=True) + "\n")
 
     def __enter__(self) -> CostCallback:
         if self._started is not None:

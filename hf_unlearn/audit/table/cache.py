@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.models.sampling import Sampling
+from hf_unlearn.storage.digest import add_tensor, add_texts
+from hf_unlearn.storage.encryption import ContentKey, decrypted, encrypted, key_of_content
+from hf_unlearn.storage.files import write_whole
 
 
 # Raised when the same weights and rows would give another table, or a table another file.
 FORMAT = "2"
 # Of no other digest over rows: one that is known from elsewhere (of a report, of another tool) must open nothing.
 DOMAIN = f"hf_unlearn score cache {FORMAT}"
-NONCE_BYTES, TAG_BYTES = 12, 16
 # Fields of a config that change when a model is saved and loaded. The types of the weights count by themselves.
 NOT_COMPUTED_FROM = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
-
-
-@dataclass(frozen=True)
-class TableKey:
-    """What finds a table and what opens it. Neither can be computed from the other.
-
-    Attributes:
-        name (`str`): of the file, 64 hex digits.
-        secret (`bytes`): 32 bytes for AES-256. Keep it in memory: it opens the file to who does not have the rows.
-    """
-
-    name: str
-    secret: bytes = field(repr=False)
 
 
 class ScoreCache:
@@ -70,64 +54,34 @@ class ScoreCache:
 
     def key(
         self, model, rows: Sequence[dict | None], zlib_size: Sequence[int], sampling: Sequence[Sampling]
-    ) -> TableKey:
+    ) -> ContentKey:
         """Name and secret of the table of these encoded rows under this model.
 
         Raises:
             ValueError: what the model computes does not follow from weights in memory.
         """
         sha = hashlib.sha256()
-        _add(sha, DOMAIN, digest_of_model(model), repr([scheme.key for scheme in sampling]))
-        _add(sha, repr([int(size) for size in zlib_size]))
+        add_texts(sha, DOMAIN, digest_of_model(model), repr([scheme.key for scheme in sampling]))
+        add_texts(sha, repr([int(size) for size in zlib_size]))
         _add_rows(sha, rows)
-        # Slow on purpose: it is what a guess of the rows costs.
-        made = Scrypt(salt=DOMAIN.encode(), length=64, n=2**14, r=8, p=1).derive(sha.digest())
-        return TableKey(name=made[:32].hex(), secret=made[32:])
+        return key_of_content(sha.digest(), DOMAIN)
 
-    def load(self, key: TableKey) -> Scores | None:
+    def load(self, key: ContentKey) -> Scores | None:
         """The table of that key, without `target_ids`, or `None` where there is none that is whole."""
         try:
-            scores = Scores.from_bytes(_decrypted(key, self._path(key).read_bytes()))
+            scores = Scores.from_bytes(decrypted(self._path(key).read_bytes(), key, DOMAIN))
         except Exception:  # whatever is in the file, it is not the table
             return None
         # What `to_bytes` adds for tables that have only themselves to tell their targets by.
         return replace(scores, meta={name: value for name, value in scores.meta.items() if name != "target_digest"})
 
-    def save(self, key: TableKey, scores: Scores) -> None:
+    def save(self, key: ContentKey, scores: Scores) -> None:
         """Write the table. Who reads meanwhile finds all of it or none, and nothing of it is on disk unencrypted."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".incomplete")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.writelines(_encrypted(key, scores.to_bytes()))
-            os.replace(temporary, self._path(key))
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(self._path(key), encrypted(scores.to_bytes(), key, DOMAIN), mode=0o600)
 
-    def _path(self, key: TableKey) -> Path:
+    def _path(self, key: ContentKey) -> Path:
         return self.folder / f"{key.name}.encrypted.safetensors"
-
-
-def _encrypted(key: TableKey, plain: bytes) -> Iterable[bytes]:
-    """Nonce, ciphertext and tag. The tag also vouches for the name and format, so that no file passes for another."""
-    nonce = os.urandom(NONCE_BYTES)
-    # `Cipher`, as `AESGCM` ends at 2 GiB.
-    encryptor = Cipher(algorithms.AES256(key.secret), modes.GCM(nonce)).encryptor()
-    encryptor.authenticate_additional_data(_vouched_for(key))
-    return nonce, encryptor.update(plain), encryptor.finalize(), encryptor.tag
-
-
-def _decrypted(key: TableKey, content: bytes) -> bytes:
-    """What was encrypted; an exception where a bit of it, its name or its key is another."""
-    nonce, tag = content[:NONCE_BYTES], content[-TAG_BYTES:]
-    decryptor = Cipher(algorithms.AES256(key.secret), modes.GCM(nonce, tag)).decryptor()
-    decryptor.authenticate_additional_data(_vouched_for(key))
-    return decryptor.update(memoryview(content)[NONCE_BYTES:-TAG_BYTES]) + decryptor.finalize()
-
-
-def _vouched_for(key: TableKey) -> bytes:
-    return f"{DOMAIN}\n{key.name}".encode()
 
 
 def digest_of_model(model) -> str:
@@ -143,18 +97,18 @@ def digest_of_model(model) -> str:
 
     sha = hashlib.sha256()
     settings = {key: value for key, value in model.config.to_dict().items() if key not in NOT_COMPUTED_FROM}
-    _add(sha, type(model).__name__.removeprefix("FSDP"), json.dumps(settings, sort_keys=True, default=str))
+    add_texts(sha, type(model).__name__.removeprefix("FSDP"), json.dumps(settings, sort_keys=True, default=str))
     for name, config in getattr(model, "peft_config", {}).items():
         settings = {key: value for key, value in config.to_dict().items() if key != "base_model_name_or_path"}
-        _add(sha, name, json.dumps(settings, sort_keys=True, default=_plain))
+        add_texts(sha, name, json.dumps(settings, sort_keys=True, default=_plain))
     for name, module in model.named_modules():
         _check_hooks(module)
         if hasattr(module, "merged_adapters"):  # a layer of an adapter: which of them is in use is in no weight
             state = [module.active_adapters, module.merged_adapters, module.disable_adapters]
-            _add(sha, name, repr(state), repr(sorted(getattr(module, "scaling", {}).items())))
+            add_texts(sha, name, repr(state), repr(sorted(getattr(module, "scaling", {}).items())))
     for name, value in model.state_dict().items():
         if not isinstance(value, torch.Tensor):
-            _add(sha, name, repr(value))
+            add_texts(sha, name, repr(value))
             continue
         if value.is_meta or hasattr(value, "ds_id"):
             raise ValueError(
@@ -163,8 +117,8 @@ def digest_of_model(model) -> str:
             )
         if hasattr(value, "full_tensor"):
             value = value.full_tensor()
-        _add(sha, name)
-        _add_tensor(sha, value)
+        add_texts(sha, name)
+        add_tensor(sha, value)
     return sha.hexdigest()
 
 
@@ -180,16 +134,16 @@ def _add_rows(sha, rows: Sequence[dict | None], with_pixels: bool = True) -> Non
 
     labels = None if with_pixels else getattr(rows, "labels", None)
     if labels is not None:  # without decoding an image
-        _add(sha, repr(labels))
+        add_texts(sha, repr(labels))
         return
     for row in rows:
         for name in ("input_ids", "pixel_values", "labels", "n_end"):
             value = None if row is None else row.get(name)
             if value is None or (name == "pixel_values" and not with_pixels):
-                _add(sha, "-")
+                add_texts(sha, "-")
             else:
                 tensor = torch.as_tensor(value)
-                _add_tensor(sha, tensor if name == "pixel_values" else tensor.long())
+                add_tensor(sha, tensor if name == "pixel_values" else tensor.long())
 
 
 def _check_hooks(module) -> None:
@@ -200,19 +154,6 @@ def _check_hooks(module) -> None:
                 "You gave a cache, but the model has a forward hook, and what it changes is in no weight. Either remove "
                 "the hook, or leave out the cache."
             )
-
-
-def _add(sha, *texts: str) -> None:
-    for text in texts:
-        data = text.encode()
-        sha.update(len(data).to_bytes(8, "little") + data)
-
-
-def _add_tensor(sha, tensor) -> None:
-    import torch
-
-    _add(sha, str(tensor.dtype), str(tuple(tensor.shape)))
-    sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _plain(value):

@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM
 from transformers import ViTImageProcessorPil as Processor
 
 from hf_unlearn.audit import Sampling, Scores, reference_loss, score
-from hf_unlearn.audit.table.cache import ScoreCache, TableKey, digest_of_model, digest_of_rows
-from hf_unlearn.data import encode
+from hf_unlearn.audit.table.cache import ScoreCache, digest_of_model, digest_of_rows
+from hf_unlearn.data.text import encode
+from hf_unlearn.storage.encryption import ContentKey
 
 
 TOKENIZER = tiny_tokenizer()
@@ -378,7 +379,8 @@ import sys
 import numpy as np
 from score_table import table
 from test_cache import lora
-from hf_unlearn.audit.table.cache import ScoreCache, TableKey, digest_of_model
+from hf_unlearn.audit.table.cache import ScoreCache, digest_of_model
+from hf_unlearn.storage.encryption import ContentKey
 
 print(digest_of_model(lora()))
 cache = ScoreCache(sys.argv[1])
@@ -387,13 +389,13 @@ tables = [table([rng.random(1000).tolist() for _ in range(200)]) for _ in range(
 print("writing", flush=True)
 while True:
     for scores in tables:
-        cache.save(TableKey("k" * 64, b"s" * 32), scores)
+        cache.save(ContentKey("k" * 64, b"s" * 32), scores)
 """
 
 
 def test_a_writer_that_is_killed_never_leaves_half_a_table(tmp_path):
     cache, here = ScoreCache(tmp_path / "scores"), Path(__file__).parent
-    key = TableKey("k" * 64, b"s" * 32)
+    key = ContentKey("k" * 64, b"s" * 32)
     env = os.environ | {"PYTHONPATH": f"{here}:{here.parents[1]}", "PYTHONHASHSEED": "7"}
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(cache.folder)], env=env, stdout=subprocess.PIPE, text=True

@@ -1,0 +1,38 @@
+"""Digests of contents: what is equal has the same one, in every process."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from typing import Any
+
+
+def digest_of_text(*parts: Any) -> bytes | None:
+    """16 bytes that are the same for texts which differ in whitespace or in the form of their letters (Unicode NFC) only.
+
+    Args:
+        parts: texts, or what is written as one; `None` counts as an empty text.
+
+    Returns:
+        `bytes`, or `None` where all parts are empty.
+    """
+    plain = ["" if part is None else " ".join(unicodedata.normalize("NFC", str(part)).split()) for part in parts]
+    if not any(plain):
+        return None
+    # `str.split` takes U+001F for whitespace, so no part contains the separator.
+    return hashlib.blake2b("\x1f".join(plain).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def add_texts(digest, *texts: str) -> None:
+    """Add texts to a digest of `hashlib`, each after its length, so that no two sequences of texts are taken for one."""
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+
+
+def add_tensor(digest, tensor) -> None:
+    """Add a tensor of torch to a digest of `hashlib`: its type, its shape and its values, wherever they are."""
+    import torch
+
+    add_texts(digest, str(tensor.dtype), str(tuple(tensor.shape)))
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
