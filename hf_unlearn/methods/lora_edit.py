@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.curvature.importance import squared_gradients
 from hf_unlearn.methods.ihl import InvertedHingeConfig, InvertedHingeTrainer
+from hf_unlearn.models.blocks import layer_of
 from hf_unlearn.models.linear import linear_modules
-from hf_unlearn.training.where import layer_of
 
 
 def weighted_factors(weight: Tensor, importance: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:

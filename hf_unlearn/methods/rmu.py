@@ -10,11 +10,10 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.data.rows import IGNORE_INDEX
-from hf_unlearn.models.blocks import find_blocks, run_to_block
+from hf_unlearn.models.blocks import find_blocks, layer_of, run_to_block
 from hf_unlearn.models.modes import evaluating
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 from hf_unlearn.training.reference import Reference
-from hf_unlearn.training.where import layer_of
 
 
 SCOPES = ("all", "answer")
@@ -100,8 +99,8 @@ class RMUTrainer(UnlearningTrainer):
         return layer is not None and layer <= self._layer
 
     def adapt(self, model, args, data, collate):
-        parent, name = find_blocks(_inner(model))
-        depth = len(getattr(parent, name))
+        otherwise = "its activations cannot be steered. Choose a method on the outputs (npo, graddiff)"
+        depth = len(getattr(*find_blocks(_inner(model), otherwise)))
         layer = args.layer if args.layer is not None else max(depth // 4 - 1, min(2, depth - 1))
         if not -depth <= layer < depth:
             raise ValueError(f"You set layer={layer}, but the model has {depth} blocks. Set one of 0 to {depth - 1}.")

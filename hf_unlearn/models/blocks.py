@@ -1,9 +1,13 @@
-"""Hidden states of a block, from a forward pass that ends there."""
+"""The blocks of a transformer: where they are, what they return, and what the model does with fewer or changed ones.
+
+Layer `l` is the state after block `l`, counted from 1; layer 0 is what goes into the first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +18,22 @@ from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.models.likelihood import target_logits
 
 
-def find_blocks(model: nn.Module) -> tuple[nn.Module, str]:
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+
+
+def layer_of(name: str) -> int | None:
+    """Index of the transformer layer that a parameter belongs to, by its name; `None` outside the layers."""
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
+
+
+def find_blocks(
+    model: nn.Module, otherwise: str = "its layers cannot be looked into. Leave this audit out"
+) -> tuple[nn.Module, str]:
     """Where the blocks of a transformer are: the module that holds them and the name of the list.
+
+    Args:
+        otherwise (`str`, *optional*): what cannot be done without them, and what to do instead, for the error.
 
     Raises:
         ValueError: no list of modules is as long as the model is deep.
@@ -25,10 +43,55 @@ def find_blocks(model: nn.Module) -> tuple[nn.Module, str]:
         for name, child in parent.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth:
                 return parent, name
-    raise ValueError(
-        f"No list of {depth} blocks was found in {type(model).__name__}, so its activations cannot be steered. Choose a "
-        "method on the outputs (npo, graddiff)."
-    )
+    raise ValueError(f"No list of {depth} blocks was found in {type(model).__name__}, so {otherwise}.")
+
+
+@contextmanager
+def shortened(parent: nn.Module, name: str, n: int) -> Iterator[None]:
+    """Leave only the first `n` blocks in the model for a while."""
+    # Not by an exception out of the forward, which would leave DDP waiting for the gradients of this pass.
+    whole = getattr(parent, name)
+    setattr(parent, name, whole[:n])
+    try:
+        yield
+    finally:
+        setattr(parent, name, whole)
+
+
+@contextmanager
+def output_replaced(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a block return something else than it computes for a while."""
+
+    def after(module, args, output):
+        if isinstance(output, tuple):
+            return (change(output[0]).to(output[0]), *output[1:])
+        return change(output).to(output)
+
+    hook = block.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def states_of(
+    model: nn.Module, blocks: Sequence[nn.Module], inputs: dict[str, Tensor], keep: Callable = lambda state: state
+) -> list[Tensor]:
+    """What `keep` makes of the state `(rows, length, width)` before the first block and after each: one pass, no logits."""
+    kept = []
+
+    def before(module, args, kwargs):
+        kept.append(keep(args[0] if args else kwargs["hidden_states"]))
+
+    def after(module, args, output):
+        kept.append(keep(_state(output)))
+
+    with ExitStack() as hooks:
+        hooks.callback(blocks[0].register_forward_pre_hook(before, with_kwargs=True).remove)
+        for block in blocks:
+            hooks.callback(block.register_forward_hook(after).remove)
+        _run_unscored(model, inputs)
+    return kept
 
 
 @dataclass
@@ -48,20 +111,8 @@ class BlockCalls:
         n = len(self.output)
         hidden = _cut(self.calls[0][0][0], rows, n)
         for block, (args, kwargs) in zip(self.blocks, self.calls, strict=True):
-            out = block(hidden, *_cut(args[1:], rows, n), **_cut(kwargs, rows, n))
-            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = _state(block(hidden, *_cut(args[1:], rows, n), **_cut(kwargs, rows, n)))
         return hidden
-
-
-def _cut(value, rows: slice, n: int):
-    """The same rows of every tensor that has them; masks and positions that all rows share stay whole."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.dim() and len(value) == n else value
-    if isinstance(value, tuple):
-        return tuple(_cut(item, rows, n) for item in value)
-    if isinstance(value, Mapping):
-        return {key: _cut(item, rows, n) for key, item in value.items()}
-    return value
 
 
 def run_to_block(model: nn.Module, base: nn.Module, inputs: Mapping[str, Tensor], first: int, last: int) -> BlockCalls:
@@ -84,26 +135,33 @@ def run_to_block(model: nn.Module, base: nn.Module, inputs: Mapping[str, Tensor]
         seen.calls.append((args, kwargs))
 
     def keep_output(module, args, output):
-        seen.output = output[0] if isinstance(output, tuple) else output
+        seen.output = _state(output)
 
-    hooks = [block.register_forward_pre_hook(keep_call, with_kwargs=True) for block in seen.blocks]
-    hooks.append(blocks[last].register_forward_hook(keep_output))
-    nothing_scored = torch.full_like(inputs["labels"], IGNORE_INDEX)
-    try:
-        with _shortened(parent, name, last + 1):
-            target_logits(model, {**inputs, "labels": nothing_scored})
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for block in seen.blocks:
+            hooks.callback(block.register_forward_pre_hook(keep_call, with_kwargs=True).remove)
+        hooks.callback(blocks[last].register_forward_hook(keep_output).remove)
+        with shortened(parent, name, last + 1):
+            _run_unscored(model, inputs)
     return seen
 
 
-@contextmanager
-def _shortened(parent: nn.Module, name: str, n: int):
-    # Not by an exception out of the forward, which would leave DDP waiting for the gradients of this pass.
-    whole = getattr(parent, name)
-    setattr(parent, name, whole[:n])
-    try:
-        yield
-    finally:
-        setattr(parent, name, whole)
+def _run_unscored(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """A pass without a target, so that the head has nothing to do."""
+    target_logits(model, {**inputs, "labels": torch.full_like(inputs["labels"], IGNORE_INDEX)})
+
+
+def _state(output) -> Tensor:
+    """What a block returns is its state, or a tuple that begins with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _cut(value, rows: slice, n: int):
+    """The same rows of every tensor that has them; masks and positions that all rows share stay whole."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() and len(value) == n else value
+    if isinstance(value, tuple):
+        return tuple(_cut(item, rows, n) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _cut(item, rows, n) for key, item in value.items()}
+    return value

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,6 +99,15 @@ def scored_positions(labels: Tensor) -> Tensor:
     """Which positions have a target, `(batch, length - 1)` for token labels (shifted), `(batch, 1)` for class labels."""
     shifted = labels[:, 1:] if labels.dim() == 2 else labels[:, None]
     return shifted != IGNORE_INDEX
+
+
+def reading_positions(model: nn.Module, inputs: Mapping[str, Tensor], length: int) -> Tensor:
+    """Where the states are from which targets are predicted: `bool (rows, length)`."""
+    if not is_image_classifier(model):
+        return F.pad(scored_positions(inputs["labels"]), (0, 1))
+    has_class_token = any(name.endswith("cls_token") for name, _ in model.named_parameters())
+    place = torch.arange(length, device=inputs["labels"].device)
+    return ((place == 0) | (not has_class_token)).expand(len(inputs["labels"]), length)
 
 
 def target_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> TargetLogits:
@@ -230,6 +240,24 @@ class TargetStatistics:
     std: Tensor
     margin: Tensor
     sampled: dict[str, Tensor]
+
+
+def log_probs_and_hits(model: nn.Module, inputs: Mapping[str, Tensor], limit: int) -> np.ndarray:
+    """Log-probability of each target, and whether it is the most likely token: `float64 (2, t)`, row after row.
+
+    A pass of its own for every `limit` targets, so that a text of many need not have all its logits at once.
+    """
+    scored = inputs["labels"] != IGNORE_INDEX
+    if scored.dim() == 2:
+        scored[:, 0] = False  # nothing predicts the first token
+    place = scored.flatten().cumsum(0).view_as(scored) - 1
+    parts = []
+    for start in range(0, int(scored.sum()), limit):
+        due = scored & (place >= start) & (place < start + limit)
+        out = target_logits(model, {**inputs, "labels": inputs["labels"].masked_fill(~due, IGNORE_INDEX)})
+        found = target_statistics(out.logits, out.targets)
+        parts.append(np.stack([of.cpu().numpy().astype(np.float64) for of in (found.log_prob, found.hit)]))
+    return np.concatenate(parts, axis=1)
 
 
 def target_statistics(

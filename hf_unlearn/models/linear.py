@@ -8,36 +8,31 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 
-def linear_modules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """Linear layers (and GPT-2's Conv1D) whose weight is among the named parameters, without embeddings tied to them."""
-    wanted = set(names)
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    tied = getattr(embedding, "weight", None)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and f"{name}.weight" in wanted and module.weight is not tied
-    }
+def linear_modules(model: nn.Module, names: Iterable[str] | None = None, head: bool = True) -> dict[str, nn.Module]:
+    """Linear layers (and GPT-2's `Conv1D`) by name, without those whose weight is that of an embedding.
 
+    A weight that several layers share counts once.
 
-def weight_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers (and GPT-2's `Conv1D`) by name, without the head and what is tied to an embedding.
-
-    These are the layers that quantization and pruning libraries change. A weight that several layers share counts once.
+    Args:
+        names (iterable of `str`, *optional*): only layers whose weight is among these parameters.
+        head (`bool`, *optional*, defaults to `True`): `False` leaves the head out as well. What is left are the layers that
+            quantization and pruning libraries change.
 
     Raises:
-        ValueError: there are none.
+        ValueError: without the head there are none.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = set()
-    for module in (model.get_output_embeddings(), getattr(model, "classifier", None)):
-        head |= set() if module is None else {id(part) for part in module.modules()}
-    found, seen = {}, set(embeddings)
+    seen = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    wanted = None if names is None else set(names)
+    heads = () if head else (model.get_output_embeddings(), getattr(model, "classifier", None))
+    left_out = {id(part) for module in heads if module is not None for part in module.modules()}
+    found = {}
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and id(module) not in head and id(module.weight) not in seen:
+        if not isinstance(module, (nn.Linear, Conv1D)) or id(module) in left_out or id(module.weight) in seen:
+            continue
+        if wanted is None or f"{name}.weight" in wanted:
             seen.add(id(module.weight))
             found[name] = module
-    if not found:
+    if not found and not head:
         raise ValueError(
             f"{type(model).__name__} has no linear layer but its head, so there is nothing to change. Leave this attack out."
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.training.where import layer_of
+from hf_unlearn.models.blocks import layer_of
 
 
 # Stretch and temperature of the hard-concrete distribution, Louizos et al., arXiv 1712.01312.

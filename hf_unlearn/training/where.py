@@ -6,16 +6,8 @@ import re
 
 from torch import nn
 
+from hf_unlearn.models.blocks import layer_of
 from hf_unlearn.models.linear import linear_modules
-
-
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
-
-
-def layer_of(name: str) -> int | None:
-    """Index of the transformer layer that a parameter belongs to, by its name; `None` outside the layers."""
-    match = _LAYER.search(name)
-    return int(match.group(1)) if match else None
 
 
 def freeze_except(model: nn.Module, pattern: str | None = None, layers: list[int] | None = None) -> list[str]:

@@ -1,7 +1,8 @@
 import pytest
 from tiny import tiny_gpt2, tiny_llama, tiny_vit
 
-from hf_unlearn.training.where import freeze_except, layer_of
+from hf_unlearn.models.blocks import layer_of
+from hf_unlearn.training.where import freeze_except
 
 
 @pytest.mark.parametrize("model", [tiny_llama(), tiny_gpt2(), tiny_vit()], ids=["llama", "gpt2", "vit"])

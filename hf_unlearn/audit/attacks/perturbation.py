@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from hf_unlearn.models.linear import weight_modules
+from hf_unlearn.models.linear import linear_modules
 from hf_unlearn.models.modes import plain_copy
 
 
@@ -26,12 +26,12 @@ def pruned(model: nn.Module, fraction: float) -> nn.Module:
             ones, the first.
 
     Raises:
-        ValueError: the fraction is not a share, or see [`plain_copy`] and [`linear_modules`].
+        ValueError: the fraction is not a share, or see [`plain_copy`] or [`linear_modules`].
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must be between 0 and 1, not {fraction}.")
     model = plain_copy(model)
-    weights = [module.weight for module in weight_modules(model).values()]
+    weights = [module.weight for module in linear_modules(model, head=False).values()]
     left = round(fraction * sum(weight.numel() for weight in weights))
     threshold = _smallest(weights, left)
     left -= sum(int((bits < threshold).sum()) for bits in map(_magnitude, weights))
@@ -72,13 +72,13 @@ def noised(model: nn.Module, relative_std: float, seed: int = 0) -> nn.Module:
         seed (`int`, *optional*, defaults to `0`): models of one architecture get the same noise, but for its scale.
 
     Raises:
-        ValueError: `relative_std` is negative, or see [`plain_copy`] and [`linear_modules`].
+        ValueError: `relative_std` is negative, or see [`plain_copy`] or [`linear_modules`].
     """
     if not relative_std >= 0:
         raise ValueError(f"relative_std must not be negative, it is {relative_std}.")
     model = plain_copy(model)
     generator = torch.Generator().manual_seed(seed)  # of the CPU, so that the device does not matter
-    for module in weight_modules(model).values():
+    for module in linear_modules(model, head=False).values():
         weight = module.weight
         noise = torch.randn(weight.shape, generator=generator).to(
             weight.device, torch.promote_types(weight.dtype, torch.float32)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.audit import score
 from hf_unlearn.audit.attacks.perturbation import PERTURBATIONS, noised, pruned
-from hf_unlearn.models.linear import weight_modules
+from hf_unlearn.models.linear import linear_modules
 from hf_unlearn.models.modes import plain_copy
 
 
@@ -36,13 +36,13 @@ def same(a, b):
 
 
 def linear_weights(model):
-    return [module.weight for module in weight_modules(model).values()]
+    return [module.weight for module in linear_modules(model, head=False).values()]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_linear_layer_is_changed_but_not_the_head(name):
     model = MODELS[name]()
-    found = set(map(id, weight_modules(model).values()))
+    found = set(map(id, linear_modules(model, head=False).values()))
     expected = {
         id(module)
         for path, module in model.named_modules()
@@ -59,7 +59,7 @@ def test_the_model_stays_and_only_linear_weights_of_the_copy_change(name, attack
     changed = attack(model)
     assert same(before, state(model)) and model.training and not changed.training
     assert type(changed) is type(model) and changed.dtype == model.dtype
-    linear = {f"{path}.weight" for path in weight_modules(model)}
+    linear = {f"{path}.weight" for path in linear_modules(model, head=False)}
     after = state(changed)
     assert {path for path in before if not torch.equal(before[path], after[path])} == linear
     assert all(p.grad is None for p in model.parameters())
@@ -70,7 +70,7 @@ def test_the_model_stays_and_only_linear_weights_of_the_copy_change(name, attack
 def test_pruning_is_that_of_torch(name, fraction):
     model = MODELS[name]()
     reference = copy.deepcopy(model)
-    parameters = [(module, "weight") for module in weight_modules(reference).values()]
+    parameters = [(module, "weight") for module in linear_modules(reference, head=False).values()]
     prune.global_unstructured(parameters, pruning_method=prune.L1Unstructured, amount=fraction)
     for ours, (module, _) in zip(linear_weights(pruned(model, fraction)), parameters, strict=True):
         assert torch.equal(ours, module.weight)

@@ -20,7 +20,7 @@ from hf_unlearn.audit import exact_memorization, loss, score
 from hf_unlearn.audit.attacks.probing import layer_probe, logit_lens
 from hf_unlearn.audit.table import streaming
 from hf_unlearn.data import encode
-from hf_unlearn.models.layers import blocks_of
+from hf_unlearn.models.blocks import find_blocks
 
 
 EXAMPLES = [*text_rows(7), "Ada lives in Paris.", "", {"prompt": "Question:", "completion": ""}, *text_rows(3, 40)]
@@ -150,10 +150,10 @@ def test_what_the_end_of_a_network_hides_shows_before_it():
 
 
 def test_models_without_blocks():
-    with pytest.raises(ValueError, match="No list of blocks was found in Linear"):
+    with pytest.raises(ValueError, match="No list of 2 blocks was found in Linear, so its layers cannot be looked into"):
         model = torch.nn.Linear(2, 2)
         model.config = tiny_llama().config
-        blocks_of(model)
+        find_blocks(model)
 
 
 def test_broken_states_are_missing_and_counted():

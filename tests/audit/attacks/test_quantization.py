@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 from hf_unlearn.audit import score
 from hf_unlearn.audit.attacks.quantization import SCHEMES, WEIGHT_ATTACKS, quantized, round_to_nearest
-from hf_unlearn.models.linear import weight_modules
+from hf_unlearn.models.linear import linear_modules
 
 
 CONFIGS = {
@@ -143,7 +143,7 @@ def test_what_an_edit_hid_within_half_a_step_comes_back():
     original = tiny_llama()
     unlearned = tiny_llama()
     with torch.no_grad():
-        for module in weight_modules(unlearned).values():
+        for module in linear_modules(unlearned, head=False).values():
             weight, rounded = module.weight, round_to_nearest(module.weight)
             low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
             step = (high - low) / 15
