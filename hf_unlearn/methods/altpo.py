@@ -9,8 +9,6 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch import nn
-from transformers import GenerationConfig
 
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods.idk import IdkDPOTrainer
@@ -22,6 +20,7 @@ from hf_unlearn.methods.other_answers import (
     own_answer,
     with_answer,
 )
+from hf_unlearn.models.generate import sample, texts_of
 from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.models.modes import evaluating
 from hf_unlearn.training import UnlearningConfig
@@ -30,52 +29,6 @@ from hf_unlearn.training import UnlearningConfig
 #: How often a row is asked, each time a quarter hotter: a model that knows an answer by heart says little else.
 TURNS = 8
 HOTTER = 1.25
-
-
-def sample_answers(
-    model: nn.Module,
-    tokenizer,
-    prompts: list[list[int]],
-    n: int,
-    temperature: float,
-    max_new_tokens: int,
-    ends: set[int],
-    seed: int,
-) -> list[list[str]]:
-    """Sample `n` answers to each prompt, as one batch, without a trace on the mode of the model or the random state.
-
-    Args:
-        prompts (`list[list[int]]`): token ids.
-        ends (`set[int]`): tokens that end an answer.
-
-    Returns:
-        `list[list[str]]`: the text up to the first of `ends`, without special tokens and the space around.
-    """
-    device = next(model.parameters()).device
-    length = max(map(len, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    # On the left, so that every answer begins right after its prompt.
-    ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
-    lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
-    mask = (torch.arange(length, device=device) >= length - lengths).long()
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        num_return_sequences=n,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=pad,
-    )
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model), torch.no_grad():
-        torch.manual_seed(seed)
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    texts = []
-    for answer in out[:, length:].tolist():
-        end = next((position for position, token in enumerate(answer) if token in ends), len(answer))
-        texts.append(tokenizer.decode(answer[:end], skip_special_tokens=True).strip())
-    return [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
 @dataclass
@@ -119,6 +72,12 @@ class AltPOTrainer(IdkDPOTrainer):
     most likely class of the start but its own and those that are to be forgotten whole.
 
     Source: Mekala et al., Alternate Preference Optimization, arXiv 2409.13474.
+
+    Example:
+        >>> from hf_unlearn import AltPOConfig, AltPOTrainer
+        >>> config = AltPOConfig(output_dir="unlearned", n_alternates=5)
+        >>> trainer = AltPOTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = AltPOConfig
@@ -164,39 +123,38 @@ class AltPOTrainer(IdkDPOTrainer):
         return [list(template(chat)) for chat in chats]
 
     def _sample(self, prompts, indices, turn: int) -> list[tuple[int, str]]:
-        """`(index, answer)` for the prompts of these indices; every process samples a share of the batches."""
-        forget, size, accelerator = self.train_dataset.forget, self.args.per_device_eval_batch_size, self.accelerator
+        """`(index, answer)` for the prompts of these indices; every process samples a share of them."""
+        forget, accelerator = self.train_dataset.forget, self.accelerator
         longest = self.args.max_new_tokens or max(len(answer_positions(row)) for row in forget)
         context = self.args.max_length or context_length(self.model) or 2**30
         # The token that ends an answer in these rows need not be EOS: chats end a turn with another one.
         ends = {row["labels"][-1] for row in forget if row.get("n_end")}
         if self.processing_class.eos_token_id is not None:
             ends.add(self.processing_class.eos_token_id)
-        indices = sorted(indices, key=lambda i: (len(prompts[i]), i))  # similar lengths together: little padding
-        batches = [indices[i : i + size] for i in range(0, len(indices), size)]
-        sampled = []
-        for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
-            chosen = [prompts[i] for i in batches[number]]
-            room = context - max(map(len, chosen))
-            if room < 1:
-                raise ValueError(
-                    f"A prompt leaves no room for an answer in the context of {context} tokens. Shorten it."
-                )
-            # A function of the batch alone, so that it does not matter which process has it.
-            seed = int(np.random.default_rng([self.train_dataset.seed, turn, number]).integers(2**31))
-            with accelerator.autocast():
-                answers = sample_answers(
-                    self.model,
-                    self.processing_class,
-                    chosen,
-                    n=self.args.n_alternates,
-                    temperature=self.args.temperature * HOTTER**turn,
-                    max_new_tokens=min(longest, room),
-                    ends=ends,
-                    seed=seed,
-                )
-            sampled += [(number, i, text) for i, texts in zip(batches[number], answers, strict=True) for text in texts]
-        return [(i, text) for _, i, text in sorted(gather_object(sampled), key=lambda item: item[0])]
+        mine = indices[accelerator.process_index :: accelerator.num_processes]
+        limits = [min(longest, context - len(prompts[i])) for i in mine]
+        if min(limits, default=1) < 1:
+            raise ValueError(f"A prompt leaves no room for an answer in the context of {context} tokens. Shorten it.")
+        with accelerator.autocast():
+            drawn = sample(
+                self.model,
+                self.processing_class,
+                [prompts[i] for i in mine],
+                n=self.args.n_alternates,
+                max_new_tokens=limits,
+                temperature=self.args.temperature * HOTTER**turn,
+                seed=int(np.random.default_rng([self.train_dataset.seed, turn]).integers(2**31)),
+                batch_size=self.args.per_device_eval_batch_size,
+                ends=ends,
+            )
+        # Without the end token, which need not be one that decoding leaves out; `None` comes of logits that are NaN.
+        answers = [[ids[:-1] if ids[-1] in ends else ids for ids in of_row if ids] for of_row in drawn]
+        sampled = [
+            (i, text.strip())
+            for i, of_row in zip(mine, answers, strict=True)
+            for text in texts_of(self.processing_class, of_row)
+        ]
+        return gather_object(sampled)
 
     def _likeliest_other_classes(self) -> OtherLabels:
         data = self.train_dataset

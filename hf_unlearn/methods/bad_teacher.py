@@ -46,6 +46,14 @@ class BadTeacherTrainer(UnlearningTrainer):
     taken as the bad teacher, such as the pretrained model that never saw the forget set; the good one is the start.
 
     Source: Chundawat et al., Can Bad Teaching Induce Forgetting?, arXiv 2205.08096.
+
+    Example:
+        >>> from hf_unlearn import BadTeacherConfig, BadTeacherTrainer
+        >>> from transformers import AutoModelForCausalLM
+        >>> pretrained = AutoModelForCausalLM.from_pretrained("base-of-my-model")
+        >>> config = BadTeacherConfig(output_dir="unlearned")
+        >>> trainer = BadTeacherTrainer("my-model", config, parts.forget, parts.retain, ref_model=pretrained)
+        >>> trainer.train()
     """
 
     config_class = BadTeacherConfig

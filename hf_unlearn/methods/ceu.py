@@ -45,6 +45,11 @@ class CEUTrainer(UnlearningTrainer):
     `q = sg[softmax of the logits with that of y set to -inf]`.
 
     Source: Yang, CE-U: Cross Entropy Unlearning, arXiv 2503.01224.
+
+    Example:
+        >>> from hf_unlearn import CEUConfig, CEUTrainer
+        >>> trainer = CEUTrainer("my-model", CEUConfig(output_dir="unlearned", n_skip=1), parts.forget)
+        >>> trainer.train()
     """
 
     config_class = CEUConfig

@@ -77,6 +77,12 @@ class DistillationTrainer(UnlearningTrainer):
 
     Source: Hinton et al., arXiv 1503.02531; with suppressed targets, in the manner of Dong et al., UNDIAL, arXiv
     2402.10052, and Yang, CE-U, arXiv 2503.01224.
+
+    Example:
+        >>> from hf_unlearn import DistillationConfig, DistillationTrainer
+        >>> config = DistillationConfig(output_dir="unlearned", on_forget="uniform")
+        >>> trainer = DistillationTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = DistillationConfig

@@ -27,6 +27,12 @@ class FineTuneTrainer(UnlearningTrainer):
     and yet what the model knows of it may stay.
 
     Source: Golatkar et al., Eternal Sunshine of the Spotless Net, arXiv 1911.04933.
+
+    Example:
+        >>> from hf_unlearn import FineTuneConfig, FineTuneTrainer
+        >>> config = FineTuneConfig(output_dir="unlearned", num_train_epochs=5)
+        >>> trainer = FineTuneTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = FineTuneConfig

@@ -22,6 +22,13 @@ class GradientAscentTrainer(UnlearningTrainer):
 
     Unbounded below: it goes on to destroy the model. Keep `stop_when_forgotten` on and give `eval_dataset` a
     `"forget"` and a `"holdout"` set.
+
+    Example:
+        >>> from hf_unlearn import GradientAscentConfig, GradientAscentTrainer
+        >>> watched = {"forget": parts.forget, "holdout": parts.holdout}
+        >>> config = GradientAscentConfig(output_dir="unlearned", eval_strategy="epoch")
+        >>> trainer = GradientAscentTrainer("my-model", config, parts.forget, eval_dataset=watched)
+        >>> trainer.train()
     """
 
     config_class = GradientAscentConfig

@@ -23,6 +23,13 @@ class GradDiffTrainer(UnlearningTrainer):
 
     Source: Liu et al., Continual Learning and Private Unlearning, arXiv 2203.12817; Maini et al., TOFU, arXiv
     2401.06121. Unbounded below, as gradient ascent is.
+
+    Example:
+        >>> from hf_unlearn import GradDiffConfig, GradDiffTrainer
+        >>> watched = {"forget": parts.forget, "holdout": parts.holdout}
+        >>> config = GradDiffConfig(output_dir="unlearned", retain_loss="kl", eval_strategy="epoch")
+        >>> trainer = GradDiffTrainer("my-model", config, parts.forget, parts.retain, watched)
+        >>> trainer.train()
     """
 
     config_class = GradDiffConfig
@@ -51,6 +58,13 @@ class GradientProjectionTrainer(GradDiffTrainer):
 
     Source: Yu et al., Gradient Surgery for Multi-Task Learning, arXiv 2001.06782, on the forget side only, as in A-GEM,
     arXiv 1812.00420.
+
+    Example:
+        >>> from hf_unlearn import GradientProjectionConfig, GradientProjectionTrainer
+        >>> watched = {"forget": parts.forget, "holdout": parts.holdout}
+        >>> config = GradientProjectionConfig(output_dir="unlearned", eval_strategy="epoch")
+        >>> trainer = GradientProjectionTrainer("my-model", config, parts.forget, parts.retain, watched)
+        >>> trainer.train()
     """
 
     config_class = GradientProjectionConfig

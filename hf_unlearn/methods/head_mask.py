@@ -69,6 +69,12 @@ class HeadMaskTrainer(UnlearningTrainer):
     relearning.
 
     Source: gates of Louizos et al., arXiv 1712.01312; scores of the warm start of Michel et al., arXiv 1905.10650.
+
+    Example:
+        >>> from hf_unlearn import HeadMaskConfig, HeadMaskTrainer
+        >>> config = HeadMaskConfig(output_dir="unlearned", closed_target=0.1)
+        >>> trainer = HeadMaskTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = HeadMaskConfig

@@ -74,6 +74,12 @@ class IdkNLLTrainer(UnlearningTrainer):
     epoch, row). An image has no refusal: it gets four other classes in their place.
 
     Source: Maini et al., TOFU, arXiv 2401.06121.
+
+    Example:
+        >>> from hf_unlearn import IdkNLLConfig, IdkNLLTrainer
+        >>> config = IdkNLLConfig(output_dir="unlearned", refusals="refusals.txt")
+        >>> trainer = IdkNLLTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = IdkNLLConfig
@@ -106,6 +112,12 @@ class IdkDPOTrainer(IdkNLLTrainer):
     tokens, where ref is the model at its start.
 
     Source: Rafailov et al., arXiv 2305.18290; Maini et al., TOFU, arXiv 2401.06121.
+
+    Example:
+        >>> from hf_unlearn import IdkDPOConfig, IdkDPOTrainer
+        >>> config = IdkDPOConfig(output_dir="unlearned", refusals="refusals.txt")
+        >>> trainer = IdkDPOTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = IdkDPOConfig

@@ -30,6 +30,14 @@ class InvertedHingeTrainer(UnlearningTrainer):
     and vanishes once the runner-up is sure. The loss of LoKU, without the initialisation of its adapter.
 
     Source: Cha et al., Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs, arXiv 2408.06621.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> from hf_unlearn import InvertedHingeConfig, InvertedHingeTrainer
+        >>> adapter = LoraConfig(r=16, target_modules="all-linear")
+        >>> config = InvertedHingeConfig(output_dir="unlearned")
+        >>> trainer = InvertedHingeTrainer("my-model", config, parts.forget, parts.retain, peft_config=adapter)
+        >>> trainer.train()
     """
 
     config_class = InvertedHingeConfig

@@ -43,6 +43,12 @@ class L1SparseTrainer(FineTuneTrainer):
     What only the forget set needed is no longer held up by the loss, and shrinks.
 
     Source: Jia et al., Model Sparsity Can Simplify Machine Unlearning, arXiv 2304.04934.
+
+    Example:
+        >>> from hf_unlearn import L1SparseConfig, L1SparseTrainer
+        >>> config = L1SparseConfig(output_dir="unlearned", gamma=5e-4)
+        >>> trainer = L1SparseTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = L1SparseConfig

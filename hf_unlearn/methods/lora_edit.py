@@ -69,6 +69,12 @@ class LoRAEditTrainer(InvertedHingeTrainer):
         chosen (`list[str]`): names of the adapted layers, most telling first.
 
     Source: Cha et al., Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs (LoKU), arXiv 2408.06621.
+
+    Example:
+        >>> from hf_unlearn import LoRAEditConfig, LoRAEditTrainer
+        >>> config = LoRAEditConfig(output_dir="unlearned", n_modules=4, rank=8)
+        >>> trainer = LoRAEditTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = LoRAEditConfig

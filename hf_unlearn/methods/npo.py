@@ -41,6 +41,12 @@ class NPOTrainer(UnlearningTrainer):
     `L_f = -(2 / beta) mean ln sigmoid(-beta ln(p(y|x) / p_ref(y|x)))`, where ref is the model at its start.
 
     Source: Zhang et al., Negative Preference Optimization, arXiv 2404.05868.
+
+    Example:
+        >>> from hf_unlearn import NPOConfig, NPOTrainer
+        >>> config = NPOConfig(output_dir="unlearned", beta=0.1, retain_weight=2.0)
+        >>> trainer = NPOTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = NPOConfig

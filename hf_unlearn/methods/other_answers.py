@@ -93,13 +93,6 @@ def answer_positions(row: dict) -> list[int]:
     return [position for position, label in enumerate(row["labels"]) if position and label != IGNORE_INDEX]
 
 
-def answer_of(row: dict) -> str | None:
-    """The answer of a row of text, or `None` where it is encoded already or has no answer apart from a prompt."""
-    if row.get("messages"):
-        return row["messages"][-1]["content"]
-    return row.get("completion") if row.get("prompt") is not None else None
-
-
 def own_answer(row: dict) -> str:
     """The answer of a forget row.
 
@@ -118,11 +111,10 @@ def own_answer(row: dict) -> str:
 
 def with_answer(row: dict, answer: str) -> dict:
     """The prompt of a forget row with another answer, set off from the prompt as its own one is."""
-    own = own_answer(row)
-    if row.get("messages"):
-        return {"messages": [*row["messages"][:-1], {**row["messages"][-1], "content": answer}]}
-    space = own[: len(own) - len(own.lstrip())]
-    return {"prompt": row["prompt"], "completion": space + answer.strip()}
+    own_answer(row)
+    if format_of(row, TEXTS) == "messages":
+        return reworded(row, answer=lambda own: answer)
+    return reworded(row, answer=lambda own: own[: len(own) - len(own.lstrip())] + answer.strip())
 
 
 def normalised(answer: str) -> str:

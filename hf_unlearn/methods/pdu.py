@@ -64,6 +64,12 @@ class PDUTrainer(UnlearningTrainer):
     epsilon))` after each optimizer step, with the `L_r` of the whole step. It is logged as `multiplier`.
 
     Source: Entesari et al., Constrained Entropic Unlearning, arXiv 2506.05314.
+
+    Example:
+        >>> from hf_unlearn import PDUConfig, PDUTrainer
+        >>> config = PDUConfig(output_dir="unlearned", epsilon=0.5)
+        >>> trainer = PDUTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = PDUConfig

@@ -39,6 +39,12 @@ class RandomLabelTrainer(UnlearningTrainer):
 
     Source: Graves et al., Amnesiac Machine Learning, arXiv 2010.10981; for text Yao et al., Large Language Model
     Unlearning, arXiv 2310.10683.
+
+    Example:
+        >>> from hf_unlearn import RandomLabelConfig, RandomLabelTrainer
+        >>> config = RandomLabelConfig(output_dir="unlearned", draw="per_epoch")
+        >>> trainer = RandomLabelTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = RandomLabelConfig

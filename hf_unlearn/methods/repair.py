@@ -30,6 +30,13 @@ class RepairTrainer(FineTuneTrainer):
     (see [`~hf_unlearn.training.stopping.StopWhenRelearned`]).
 
     Source: the pattern of impair and repair of Tarun et al., Fast Yet Effective Machine Unlearning, arXiv 2111.08947.
+
+    Example:
+        >>> from hf_unlearn import RepairConfig, RepairTrainer
+        >>> watched = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
+        >>> config = RepairConfig(output_dir="repaired", eval_strategy="epoch")
+        >>> trainer = RepairTrainer("edited-model", config, parts.forget, parts.retain, watched)
+        >>> trainer.train()
     """
 
     config_class = RepairConfig

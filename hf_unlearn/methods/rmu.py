@@ -68,6 +68,12 @@ class RMUTrainer(UnlearningTrainer):
     before it run without dropout.
 
     Source: Li et al., The WMDP Benchmark, arXiv 2403.03218; adaptive: Huu-Tien et al., arXiv 2408.06223.
+
+    Example:
+        >>> from hf_unlearn import RMUConfig, RMUTrainer
+        >>> config = RMUConfig(output_dir="unlearned", layer=7, steering=6.5)
+        >>> trainer = RMUTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = RMUConfig

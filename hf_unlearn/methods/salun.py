@@ -27,6 +27,12 @@ class SalUnTrainer(RandomLabelTrainer):
     It is [`RandomLabelTrainer`] with `saliency=0.5`; any other method with `saliency` is a matter of configuration.
 
     Source: Fan et al., SalUn, arXiv 2310.12508.
+
+    Example:
+        >>> from hf_unlearn import SalUnConfig, SalUnTrainer
+        >>> config = SalUnConfig(output_dir="unlearned", saliency=0.5)
+        >>> trainer = SalUnTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = SalUnConfig

@@ -47,6 +47,12 @@ class SatImpTrainer(UnlearningTrainer):
     With `beta2 = 0` it is weighted gradient ascent, with both 0 gradient ascent.
 
     Source: Yang et al., Exploring Criteria of Loss Reweighting to Enhance LLM Unlearning, arXiv 2505.11953.
+
+    Example:
+        >>> from hf_unlearn import SatImpConfig, SatImpTrainer
+        >>> config = SatImpConfig(output_dir="unlearned", beta1=5.0, beta2=1.0)
+        >>> trainer = SatImpTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = SatImpConfig

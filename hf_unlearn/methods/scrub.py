@@ -80,6 +80,12 @@ class SCRUBTrainer(UnlearningTrainer):
     first phase changes nothing: there the divergence has its minimum, 0, and no direction leads away from it.
 
     Source: Kurmanji et al., Towards Unbounded Machine Unlearning, arXiv 2302.09880.
+
+    Example:
+        >>> from hf_unlearn import SCRUBConfig, SCRUBTrainer
+        >>> config = SCRUBConfig(output_dir="unlearned", max_phases=3, num_train_epochs=13)
+        >>> trainer = SCRUBTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = SCRUBConfig

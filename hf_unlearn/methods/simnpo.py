@@ -45,6 +45,12 @@ class SimNPOTrainer(UnlearningTrainer):
     `L_f = -(2 / beta) mean ln sigmoid(beta (NLL(y|x) - delta))`.
 
     Source: Fan et al., Simplicity Prevails, arXiv 2410.07163 (where delta = 0 for TOFU).
+
+    Example:
+        >>> from hf_unlearn import SimNPOConfig, SimNPOTrainer
+        >>> config = SimNPOConfig(output_dir="unlearned", beta=4.5, delta=0.0)
+        >>> trainer = SimNPOTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = SimNPOConfig

@@ -59,6 +59,12 @@ class SSDTrainer(TrainingFreeTrainer):
 
     Source: Foster et al., Fast Machine Unlearning without Retraining through Selective Synaptic Dampening, arXiv
     2308.07707.
+
+    Example:
+        >>> from hf_unlearn import SSDConfig, SSDTrainer
+        >>> config = SSDConfig(output_dir="unlearned", alpha=10.0, lambda_=1.0)
+        >>> trainer = SSDTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = SSDConfig

@@ -79,6 +79,12 @@ class SVDForgetTrainer(TrainingFreeTrainer):
     rows of each set suffice, and no gradient is taken. Choose the two alphas on rows that are in neither set.
 
     Source: Kodge et al., Deep Unlearning: Fast and Efficient Gradient-free Class Forgetting, arXiv 2312.00761.
+
+    Example:
+        >>> from hf_unlearn import SVDForgetConfig, SVDForgetTrainer
+        >>> config = SVDForgetConfig(output_dir="unlearned", retain_alpha=100.0, forget_alpha=10.0)
+        >>> trainer = SVDForgetTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = SVDForgetConfig

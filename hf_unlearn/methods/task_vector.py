@@ -48,6 +48,11 @@ class TaskVectorTrainer(UnlearningTrainer):
     Needs no retain set, and takes no care of it. With a new LoRA adapter the update of the adapter is negated.
 
     Source: Ilharco et al., Editing Models with Task Arithmetic, arXiv 2212.04089.
+
+    Example:
+        >>> from hf_unlearn import TaskVectorConfig, TaskVectorTrainer
+        >>> trainer = TaskVectorTrainer("my-model", TaskVectorConfig(output_dir="unlearned", scale=1.0), parts.forget)
+        >>> trainer.train()
     """
 
     config_class = TaskVectorConfig

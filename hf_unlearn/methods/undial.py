@@ -48,6 +48,11 @@ class UNDIALTrainer(UnlearningTrainer):
     The teacher stays where it is, so that the loss has a minimum and does not run away.
 
     Source: Dong et al., UNDIAL, arXiv 2402.10052.
+
+    Example:
+        >>> from hf_unlearn import UNDIALConfig, UNDIALTrainer
+        >>> trainer = UNDIALTrainer("my-model", UNDIALConfig(output_dir="unlearned", beta=10.0), parts.forget)
+        >>> trainer.train()
     """
 
     config_class = UNDIALConfig

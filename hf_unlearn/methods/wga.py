@@ -34,6 +34,11 @@ class WGATrainer(UnlearningTrainer):
     up about as unlikely as what was never known.
 
     Source: Wang et al., Rethinking LLM Unlearning Objectives, arXiv 2502.19301.
+
+    Example:
+        >>> from hf_unlearn import WGAConfig, WGATrainer
+        >>> trainer = WGATrainer("my-model", WGAConfig(output_dir="unlearned", beta=1.0), parts.forget, parts.retain)
+        >>> trainer.train()
     """
 
     config_class = WGAConfig
