@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import Trainer, TrainingArguments
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import TrlParser, get_peft_config
 
 from hf_unlearn.cli.arguments import (
     DataArguments,
@@ -22,9 +22,10 @@ from hf_unlearn.cli.arguments import (
     load_request,
     require_models,
     require_writable,
-    save_plain,
+    save_trained,
     split_data,
 )
+from hf_unlearn.cli.model_arguments import ModelArguments
 from hf_unlearn.data import AugmentedRows, ImageRows, UnlearningCollator, encode_dataset
 from hf_unlearn.data.text import context_length
 from hf_unlearn.training.cost import CostCallback
@@ -38,7 +39,7 @@ class FinetuneArguments(DataArguments):
 
 
 def main():
-    parser = TrlParser((FinetuneArguments, TrainingArguments, ModelConfig))
+    parser = TrlParser((FinetuneArguments, TrainingArguments, ModelArguments))
     data_args, args, model_args = parser.parse_args_and_config()
     require_writable(args.output_dir, model_args.model_name_or_path)
     require_models(model_args)
@@ -73,9 +74,7 @@ def main():
         callbacks=[cost],
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if trainer.is_world_process_zero():
-        save_plain(trainer.accelerator.unwrap_model(trainer.model), processing_class, f"{args.output_dir}/model")
-        cost.save(f"{args.output_dir}/cost.json")  # what an audit compares the cost of unlearning with
+    save_trained(trainer, processing_class, cost, args.output_dir)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ import argparse
 import unlearn
 from accelerate import PartialState
 
+from hf_unlearn.cli.job import Job
+from hf_unlearn.cli.unlearning import parse_unlearning
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -25,12 +28,13 @@ def main():
     arguments, more = parser.parse_known_args()
 
     edit, repair = f"{arguments.output_dir}/edit", f"{arguments.output_dir}/repair"
-    _, _, model = unlearn.parse_arguments(["--config", arguments.edit, *more])
-    unlearn.parse_arguments(["--config", arguments.repair, *more])  # a mistake there is found before the first stage
+    original = parse_unlearning(["--config", arguments.edit, *more])[2].model_name_or_path
+    second = ["--config", arguments.repair, *more, "--original", original, "--output_dir", repair]
+    # A mistake in the second stage is found before the first, with the original in place of what that will make.
+    Job.from_arguments([*second, "--model_name_or_path", original])
     unlearn.main(["--config", arguments.edit, *more, "--output_dir", edit])
     PartialState().wait_for_everyone()  # the main process writes the checkpoint, and audits it
-    stage = ["--model_name_or_path", f"{edit}/model", "--original", model.model_name_or_path]
-    unlearn.main(["--config", arguments.repair, *more, *stage, "--output_dir", repair])
+    unlearn.main([*second, "--model_name_or_path", f"{edit}/model"])
 
 
 if __name__ == "__main__":

@@ -144,9 +144,9 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
     monkeypatch.syspath_prepend(str(RECIPES))
     from peft import LoraConfig, get_peft_model
     from tiny import tiny_llama
-    from trl import ModelConfig
 
     from hf_unlearn.cli import arguments
+    from hf_unlearn.cli.model_arguments import ModelArguments
     from hf_unlearn.models.load import names_image_classifier
 
     vit = digits / "runs" / "digits" / "original" / "model"
@@ -155,7 +155,7 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
         AutoModelForImageClassification.from_pretrained(vit), LoraConfig(target_modules=["q_proj"], r=2)
     )
     adapter.save_pretrained(tmp_path / "adapter")
-    config = ModelConfig(model_name_or_path=str(vit))
+    config = ModelArguments(model_name_or_path=str(vit))
     for name, is_image in ((None, True), (str(tmp_path / "llama"), False), (str(tmp_path / "adapter"), True)):
         assert names_image_classifier(arguments.load_config(config, name)) is is_image
     assert type(arguments.load_model(config, str(tmp_path / "llama"))).__name__ == "LlamaForCausalLM"
@@ -205,20 +205,19 @@ def test_augmentation_is_for_images(digits, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(digits / "runs" / "text" / "model")
 
 
-def test_evaluation_compares_rows_of_the_class_with_each_other(digits, monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    import unlearn as recipe
+def test_evaluation_compares_rows_of_the_class_with_each_other(digits):
     from datasets import DatasetDict
 
+    from hf_unlearn.cli.job import evaluation_sets
     from hf_unlearn.data import load_rows
     from hf_unlearn.request import split
 
     folder = str(digits / "runs/digits/data")
     data = DatasetDict({name: load_rows(folder, name) for name in ("train", "validation", "holdout")})
     request = ErasureRequest.load(digits / CLASS)
-    sets = recipe.evaluation_sets(data, request, split(data, request), seed=0)
+    sets = evaluation_sets(data, request, split(data, request), seed=0)
     assert set(sets["holdout"]["label"]) == {8} and len(sets["retain"]) == len(sets["forget"]) == 100
     records = ErasureRequest.records(rows=[1, 2])
-    assert len(recipe.evaluation_sets(data, records, split(data, records), 0)["holdout"]) == len(data["validation"])
+    assert len(evaluation_sets(data, records, split(data, records), 0)["holdout"]) == len(data["validation"])
     without = DatasetDict({name: rows for name, rows in data.items() if name != "validation"})
-    assert set(recipe.evaluation_sets(without, request, split(data, request), 0)) == {"forget", "retain"}
+    assert set(evaluation_sets(without, request, split(data, request), 0)) == {"forget", "retain"}

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_unlearn.cli.unlearning import parse_unlearning
 from hf_unlearn.methods import METHODS
 
 
@@ -210,6 +211,7 @@ def test_lora_in_two_processes_is_merged(registry):
         (["--retrained", "runs/none"], "runs/none"),
         (["--max_length", "20"], "Row 0 of the forget set: A text has"),
         (["--output_dir", "runs/registry/original"], "which this run reads"),
+        (["--retrained", *2 * ["runs/registry/retrained/model"]], "retrained and retrained_2 are the same one"),
         (["--push_to_hub", "true"], "uploads the whole output folder"),
     ],
 )
@@ -226,26 +228,26 @@ def test_bad_input_ends_before_a_model_is_loaded(arguments, message, registry):
         ok=False,
     )
     assert message in output.splitlines()[-1] or message in output[-1500:]
-    # Only the longest row that fits is known from the model itself.
-    assert "Loading weights" not in output or "A text has" in message
+    assert "Loading weights" not in output
     assert not list((registry / "runs").glob("bad/*"))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_parses(path, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    import unlearn
     from finetune import FinetuneArguments
     from transformers import TrainingArguments
-    from trl import ModelConfig, TrlParser
+    from trl import TrlParser
+
+    from hf_unlearn.cli.model_arguments import ModelArguments
 
     if path.stem == "finetune":
-        parsed = TrlParser((FinetuneArguments, TrainingArguments, ModelConfig)).parse_args_and_config(
+        parsed = TrlParser((FinetuneArguments, TrainingArguments, ModelArguments)).parse_args_and_config(
             ["--config", str(path)]
         )
         assert parsed[0].dataset_name
         return
-    arguments, config, model = unlearn.parse_arguments(["--config", str(path), "--seed", "7"])
+    arguments, config, model = parse_unlearning(["--config", str(path), "--seed", "7"])
     assert arguments.method in METHODS and isinstance(config, METHODS[arguments.method].config_class)
     assert config.seed == 7 and model.model_name_or_path
 

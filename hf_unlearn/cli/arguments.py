@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_unlearn.data.rows import format_of
+from hf_unlearn.storage.files import replaced_folder
+
 
 # What loads models and rows is imported where it is used: `--help` and a mistyped option should not take seconds.
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-    from trl import ModelConfig
 
-    from hf_unlearn.request import ErasureRequest, Split
+    from hf_unlearn.cli.model_arguments import ModelArguments
+    from hf_unlearn.request.request import ErasureRequest
+    from hf_unlearn.request.split import Split
 
 
 @dataclass
@@ -64,7 +66,7 @@ def load_data(arguments: DataArguments) -> DatasetDict:
 
 
 def _load_split(arguments: DataArguments, name: str) -> Dataset:
-    from hf_unlearn.data import load_rows, with_templates
+    from hf_unlearn.data.load import load_rows, with_templates
 
     rows = load_rows(arguments.dataset_name, name, arguments.dataset_config)
     return with_templates(rows, arguments.prompt_template, arguments.completion_template)
@@ -75,14 +77,14 @@ def load_request(path: str | None) -> ErasureRequest:
         raise ValueError(
             "No erasure request was given, so it is not known what to forget. Set request to a JSON file."
         )
-    from hf_unlearn.request import ErasureRequest
+    from hf_unlearn.request.request import ErasureRequest
 
     return ErasureRequest.load(path)
 
 
 def split_data(data: DatasetDict, request: ErasureRequest) -> Split:
     """Forget, retain and holdout of a request, with the counts printed."""
-    from hf_unlearn.request import split
+    from hf_unlearn.request.split import split
 
     parts = split(data, request)
     print(parts)
@@ -91,8 +93,8 @@ def split_data(data: DatasetDict, request: ErasureRequest) -> Split:
 
 def audit_sets(
     data: DatasetDict, request: ErasureRequest, parts: Split, sibling_values: list[str] | None = None
-) -> dict[str, Dataset | None]:
-    """The sets that the audit compares.
+) -> dict[str, Dataset]:
+    """The sets that the audit compares: those that there are.
 
     Where the request is about a class, `holdout` has the rows of that class, so the rest of the holdout is `test`, and
     those of `sibling_values` among them `siblings`.
@@ -100,7 +102,8 @@ def audit_sets(
     Raises:
         ValueError: `sibling_values` are given, but the request is not about a class, or there is no holdout.
     """
-    from hf_unlearn.request import ErasureRequest, split
+    from hf_unlearn.request.request import ErasureRequest
+    from hf_unlearn.request.split import split
 
     sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
     is_class = request.kind == "class" and "holdout" in data
@@ -116,11 +119,11 @@ def audit_sets(
             )
         siblings = ErasureRequest.of_class(column, sibling_values)
         sets["siblings"] = split(data, siblings, text_columns=[]).holdout
-    return sets
+    return {name: rows for name, rows in sets.items() if rows is not None}
 
 
 def groups_of(sets: Mapping[str, Any], column: str | None) -> dict[str, list] | None:
-    """Whose each row of the forget set and of the holdout is: the values of a column.
+    """The person each row of the forget set and of the holdout is about: the values of a column.
 
     Raises:
         ValueError: the forget set has no such column; the message lists those that it has.
@@ -133,17 +136,57 @@ def groups_of(sets: Mapping[str, Any], column: str | None) -> dict[str, list] | 
             f"You set group_column={column!r}, but the forget set has no such column. Its columns are "
             f"{', '.join(columns)}. Set one of them, or leave group_column out."
         )
-    named = {name: sets[name] for name in ("forget", "holdout") if sets.get(name) is not None}
+    named = {name: sets[name] for name in ("forget", "holdout") if name in sets}
     return {name: list(rows[column]) for name, rows in named.items() if column in rows.column_names}
 
 
-def loading(arguments: ModelConfig, name: str) -> dict[str, Any]:
+_TEMPLATES = (
+    " Or make a prompt and an answer from these columns with prompt_template and completion_template, as in "
+    "--prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}'."
+)
+
+
+def require_encodable(
+    sets: Mapping[str, Any], processing_class, config, max_length: int | None, truncate: bool
+) -> None:
+    """Find out before hours of work that a row of the audit cannot be scored. An empty answer can: it is missing.
+
+    Of images the labels are looked at, and not the pixels.
+
+    Args:
+        config (`PretrainedConfig`): of the model, which says how long a text and how high a label may be.
+
+    Raises:
+        ValueError: with the set, the position of the row in it, and the reason; never the content of the row.
+    """
+    from types import SimpleNamespace
+
+    from hf_unlearn.data.images import has_images
+    from hf_unlearn.data.text import EmptyTargetError, encode, encode_dataset
+    from hf_unlearn.data.text import context_length
+
+    max_length = max_length or context_length(SimpleNamespace(config=config))
+    for name, rows in sets.items():
+        if has_images(rows):
+            encode_dataset(rows, processing_class, name=f"{name} set", n_classes=getattr(config, "num_labels", None))
+            continue
+        for index, row in enumerate(rows):
+            try:
+                encode(row, processing_class, max_length, truncate)
+            except EmptyTargetError:
+                continue
+            except ValueError as error:
+                hint = "" if format_of(row) else _TEMPLATES
+                raise ValueError(f"Row {index} of the {name} set: {error}{hint}") from None
+
+
+def loading(arguments: ModelArguments, name: str) -> dict[str, Any]:
     """The options to load a checkpoint with; the revision is that of `model_name_or_path` and of no other."""
     revision = arguments.model_revision if name == arguments.model_name_or_path else None
     return {"revision": revision, "trust_remote_code": arguments.trust_remote_code}
 
 
-def load_config(arguments: ModelConfig, name: str | None = None):
+def load_config(arguments: ModelArguments, name: str | None = None):
     """The config of `model_name_or_path`, or of `name`; see [`~hf_unlearn.models.load.load_config`]."""
     from hf_unlearn.models import load
 
@@ -151,7 +194,7 @@ def load_config(arguments: ModelConfig, name: str | None = None):
     return load.load_config(name, **loading(arguments, name))
 
 
-def load_processing_class(arguments: ModelConfig):
+def load_processing_class(arguments: ModelArguments):
     """The tokenizer or image processor of `model_name_or_path`."""
     from hf_unlearn.models import load
 
@@ -159,7 +202,7 @@ def load_processing_class(arguments: ModelConfig):
     return load.load_processing_class(name, **loading(arguments, name))
 
 
-def load_model(arguments: ModelConfig, name: str | None = None):
+def load_model(arguments: ModelArguments, name: str | None = None):
     """`model_name_or_path`, or `name` with the other options the same; see [`~hf_unlearn.models.load.load_model`]."""
     from trl import get_quantization_config
 
@@ -175,7 +218,7 @@ def load_model(arguments: ModelConfig, name: str | None = None):
     )
 
 
-def require_models(arguments: ModelConfig, *names: str | None) -> None:
+def require_models(arguments: ModelArguments, *names: str | None) -> None:
     """Find out before hours of work that a model to compare with does not exist.
 
     Raises:
@@ -226,16 +269,21 @@ def save_plain(model, processing_class, folder: str) -> str:
     """
     if hasattr(model, "merge_and_unload") and not getattr(model, "is_quantized", False):
         model = model.merge_and_unload()
-    # Beside its final place first: a reader never sees half a checkpoint, and an older one stays until then.
-    temporary = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(folder)), prefix=".checkpoint-")
-    try:
-        model.save_pretrained(temporary)
-        processing_class.save_pretrained(temporary)
-        os.chmod(temporary, 0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with replaced_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        processing_class.save_pretrained(unfinished)
     print(f"The checkpoint is in {folder}.")
     return folder
+
+
+def save_trained(trainer, processing_class, cost, folder: str) -> str:
+    """Write `<folder>/model`, and what it cost beside it, for an audit to compare; return the checkpoint.
+
+    One process writes, and the others wait for it: all of them read it in an audit, which they share.
+    """
+    checkpoint = f"{folder}/model"
+    if trainer.is_world_process_zero():
+        save_plain(trainer.accelerator.unwrap_model(trainer.model), processing_class, checkpoint)
+        cost.save(f"{folder}/cost.json")
+    trainer.accelerator.wait_for_everyone()
+    return checkpoint

@@ -14,7 +14,6 @@ from datasets import DatasetDict
 from tiny import tiny_llama, tiny_tokenizer
 
 from hf_unlearn import ErasureRequest
-from hf_unlearn.cli import audit as run_audit
 from hf_unlearn.cli.main import main
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.describe import describe
@@ -125,7 +124,7 @@ def audit(folder, *more, model="model"):
     ],
 )
 def test_a_wrong_request_ends_with_2_and_without_a_traceback(more, message, audited, capsys, monkeypatch):
-    monkeypatch.setattr(run_audit, "audit_checkpoints", pytest.fail)
+    monkeypatch.setattr("hf_unlearn.models.load.load_model", pytest.fail)
     assert audit(audited, *more) == 2
     error = capsys.readouterr().err
     assert (
@@ -134,7 +133,7 @@ def test_a_wrong_request_ends_with_2_and_without_a_traceback(more, message, audi
 
 
 def test_rows_that_cannot_be_audited_end_with_2(audited, capsys, monkeypatch):
-    monkeypatch.setattr(run_audit, "audit_checkpoints", pytest.fail)
+    monkeypatch.setattr("hf_unlearn.models.load.load_model", pytest.fail)
     assert main(["audit"]) == 2 and "No data set was given" in capsys.readouterr().err
     assert audit(audited, "--dataset_name", audited / "mixed") == 2
     assert "4 rows are in the forget set and in the holdout" in capsys.readouterr().err
@@ -147,12 +146,13 @@ def test_an_error_on_the_way_ends_with_2_and_its_traceback(audited, capsys, monk
     def fails(**arguments):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(run_audit, "audit_checkpoints", fails)
+    monkeypatch.setattr("hf_unlearn.audit.run.audit", fails)
     assert audit(audited) == 2
     error = capsys.readouterr().err
     assert "Traceback" in error and error.endswith("RuntimeError: out of memory\n")
     # ... while 1 says that something was found.
-    monkeypatch.setattr(run_audit, "audit_checkpoints", lambda **arguments: SimpleNamespace(exit_code=1))
+    monkeypatch.setattr("hf_unlearn.audit.run.audit", lambda **arguments: SimpleNamespace(exit_code=1))
+    monkeypatch.setattr("hf_unlearn.cli.job.Job.write_result", lambda job, report: None)
     assert audit(audited) == 1
 
 

@@ -1,0 +1,57 @@
+"""What a result says of a run beside the numbers: the request, the data and the costs, and never whom it is about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_unlearn.audit.cost import cost_ratios
+
+
+if TYPE_CHECKING:
+    from hf_unlearn.cli.arguments import DataArguments
+    from hf_unlearn.request.request import ErasureRequest
+    from hf_unlearn.request.split import Split
+
+
+def described(request: ErasureRequest, parts: Split) -> dict[str, Any]:
+    """What a result may say of a request: its number and scope, and never whom it is about."""
+    selector = request.selector
+    if "column" in selector:
+        values = selector.get("values", selector.get("value"))
+        n = len(values) if isinstance(values, list) else 1
+        selects = (
+            f"rows by their column {selector['column']} ({selector.get('operator', 'in')}; values: {n}, not shown)"
+        )
+    else:
+        selects = f"rows by their position ({len(selector['rows'])})"
+    holdout = None if parts.holdout_rows == 0 else f"{parts.counts()['holdout']} of {parts.holdout_rows} rows fit it"
+    return {
+        "id": request.subject_request_id,
+        "kind": request.kind,
+        "selects": selects,
+        "submitted": request.submitted_time,
+        "regulation": request.regulation,
+        "holdout": holdout,
+    }
+
+
+def data_names(arguments: DataArguments) -> dict[str, Any]:
+    """Which rows they were, by name."""
+    splits = {name: getattr(arguments, f"{name}_split") for name in ("train", "validation", "holdout")}
+    return {"name": arguments.dataset_name, "config": arguments.dataset_config, "splits": splits}
+
+
+def cost_beside(checkpoint: str | None) -> dict[str, Any] | None:
+    """What was written beside the checkpoint when it was made."""
+    path = Path(checkpoint or "").parent / "cost.json"
+    return json.loads(path.read_text("utf-8")) if checkpoint and path.is_file() else None
+
+
+def cost_of_edit(cost: Mapping[str, Any] | None, retraining: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Both costs and their ratios, where both are known."""
+    if cost is None or retraining is None:
+        return {}
+    return {"unlearning": dict(cost), "retraining": dict(retraining), **cost_ratios(cost, retraining)}

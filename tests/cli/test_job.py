@@ -1,0 +1,155 @@
+"""A job: everything is checked for all roles before a model is loaded, and what `erase` leaves."""
+
+import json
+import sys
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+from cases import text_rows
+from datasets import DatasetDict
+from tiny import tiny_llama, tiny_tokenizer
+
+from hf_unlearn import ErasureRequest
+from hf_unlearn.audit.config import AuditConfig
+from hf_unlearn.audit.run import audit
+from hf_unlearn.cli.job import Job
+from hf_unlearn.cli.options import option_of, parse_audit
+from hf_unlearn.cli.unlearning import parse_unlearning
+from hf_unlearn.methods import METHODS
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    for seed, name in enumerate(("original", "retrained", "shadow")):
+        tiny_llama(seed=seed).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    rows = text_rows(24)
+    DatasetDict(train=rows.select(range(12)), holdout=rows.select(range(12, 24))).save_to_disk(folder / "data")
+    ErasureRequest.records(rows=[1, 2, 3]).save(folder / "request.json")
+    return folder
+
+
+def arguments(folder, *more) -> list[str]:
+    given = {
+        "model_name_or_path": folder / "original",
+        "dataset_name": folder / "data",
+        "holdout_split": "holdout",
+        "request": folder / "request.json",
+        "output_dir": folder / "out",
+    }
+    return [*(str(text) for name, value in given.items() for text in (f"--{name}", value)), *map(str, more)]
+
+
+def unlearning(folder, *more) -> list[str]:
+    short = ["--method", "npo", "--max_steps", 1, "--use_cpu", "true", "--seed", 0, "--report_to", "none"]
+    return arguments(folder, *short, *more)
+
+
+@pytest.mark.parametrize("recipe", ["unlearn", "hybrid"])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--retrained", "{0}/retrained", "{0}/./retrained"], "retrained and retrained_2 are the same one"),
+        (["--retrained", "{0}/retrained", "--shadows", "{0}/shadow"], "1 shadows and 0 retrained models"),
+        (["--retrained", "{0}/none"], "There is no model"),
+        (["--shadows", "{0}/none"], "There is no model"),
+        (["--guidance_weights", "2", "--audit_n_samples", "0"], "n_samples=0"),
+        (["--max_length", "5"], "Row 0 of the forget set: A text has"),
+    ],
+)
+def test_a_recipe_checks_all_roles_before_a_model_is_loaded(recipe, more, message, folder, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    monkeypatch.setattr("hf_unlearn.models.load.load_model", lambda *_, **__: pytest.fail("A model was loaded."))
+    given = unlearning(folder, "--output_dir", tmp_path / "out", *(text.format(folder) for text in more))
+    if recipe == "hybrid":
+        (tmp_path / "empty.yaml").write_text("seed: 0\n")
+        stages = ["--edit", tmp_path / "empty.yaml", "--repair", tmp_path / "empty.yaml"]
+        given = [*map(str, stages), *given]
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *given])
+    with pytest.raises(ValueError, match=message):
+        __import__(recipe).main()
+
+
+@pytest.mark.parametrize("parse", [parse_audit, parse_unlearning])
+def test_every_field_of_the_audit_config_is_an_option(parse, folder):
+    config, given = AuditConfig(), []
+    other = {
+        "weight_attacks": ("noise 1%",),
+        "stability": False,
+        "truncate": True,
+        "max_length": 77,
+        **{name: (1.0, 3.0) for name in ("relearning_rates", "guidance_weights")},
+        "relearning_steps": (0, 3),
+    }
+    for one in fields(AuditConfig):
+        default = getattr(config, one.name)
+        other.setdefault(one.name, default + 1 if isinstance(default, int) else None)
+        assert other[one.name] not in (None, default), f"Give {one.name} another value here."
+        value = other[one.name]
+        given += [f"--{option_of(one.name)}", *map(str, value if isinstance(value, tuple) else [value])]
+    parsed = parse(arguments(folder, *given))
+    found = parsed[0].audit_config(parsed[1] if parse is parse_unlearning else parsed[0])
+    for name, value in other.items():
+        assert getattr(found, name) == (list(value) if isinstance(value, tuple) else value), name
+
+
+@pytest.mark.parametrize("parse", [parse_audit, parse_unlearning])
+def test_the_defaults_are_those_of_the_audit_config(parse, folder):
+    parsed = parse(arguments(folder, "--seed", "0"))
+    found = parsed[0].audit_config(parsed[1] if parse is parse_unlearning else parsed[0])
+    for one in fields(AuditConfig):
+        default = one.default
+        assert getattr(found, one.name) == (list(default) if isinstance(default, tuple) else default), one.name
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_no_option_of_a_method_is_one_of_the_audit(method, folder, capsys):
+    with pytest.raises(SystemExit, match="0"):  # where two options have the same name, the parser cannot be built
+        parse_unlearning(["--method", method, "--help"])
+    assert "--audit_n_samples" in capsys.readouterr().out
+
+
+def test_a_job_erases_audits_and_writes(folder, capsys):
+    job = Job.from_arguments(unlearning(folder, "--retrained", folder / "retrained", "--threat_model", "membership"))
+    assert {name: len(rows) for name, rows in job.sets.items()} == {"forget": 3, "retain": 9, "holdout": 12}
+    erased = job.erase()
+    assert erased.model == f"{folder}/out/model" and (Path(erased.model) / "model.safetensors").exists()
+    assert erased.steps == {"steps": 1, "best_checkpoint_step": None} and erased.guarantee == {"kind": "empirical"}
+    assert erased.cost["optimizer_updates"] == 1
+    assert erased.cost == json.loads((folder / "out/cost.json").read_text())
+    with pytest.raises(FrozenInstanceError):
+        erased.model = "other"
+    asked = job.audit_of(erased)
+    report = audit(**asked)
+    job.write_result(report, erased)
+    run = json.loads((folder / "out/result.json").read_text())["run"]
+    assert {"method", "request", "seed", "steps", "best_checkpoint_step", "config", "models", "data"} < set(run)
+    assert run["models"] == {
+        "original": str(folder / "original"),
+        "unlearned": erased.model,
+        "retrained": [str(folder / "retrained")],
+    }
+    assert run["steps"] == 1 and run["guarantee"] == {"kind": "empirical"} and "model" not in run
+    assert report.models == ["original", "unlearned", "retrained"]
+    # The command audits the same checkpoint, and finds the same.
+    compared = ["--original", folder / "original", "--retrained", folder / "retrained", "--use_cpu", "true"]
+    again = Job(
+        *parse_audit(
+            arguments(folder, "--model_name_or_path", erased.model, "--threat_model", "membership", *compared)
+        )
+    )
+    assert again.audit_of().keys() == asked.keys() and again.models == job.models
+    found, same = (
+        json.dumps(r.as_dict(), default=str) for r in (report, audit(**again.audit_of()))
+    )  # NaN is not itself
+    assert found == same
+
+
+def test_code_of_a_checkpoint_runs_only_where_that_is_asked_for(folder):
+    assert not parse_audit(arguments(folder))[1].trust_remote_code
+    assert parse_audit(arguments(folder, "--trust_remote_code"))[1].trust_remote_code
