@@ -7,11 +7,12 @@ import pytest
 from hf_unlearn import save_report
 from hf_unlearn.audit import AuditReport, Margins
 from hf_unlearn.audit.report import FOUND, NO_TRACE, NOT_SHOWN
+from hf_unlearn.audit.verdicts.decision import VERDICTS
 from hf_unlearn.audit.verdicts.surfaces import SURFACES
-from hf_unlearn.audit.verdicts.verdict import VERDICTS
 from hf_unlearn.evidence import glossary
 from hf_unlearn.evidence.page import curve_table, to_markdown
 from hf_unlearn.evidence.result import write_result
+from hf_unlearn.evidence.tables import markdown_table, text_table
 
 
 SHARED = "Forget set and holdout differ in kind: only the comparison with the retrained model counts."
@@ -83,7 +84,7 @@ RUN = {
 
 
 def test_every_word_of_the_audit_is_explained():
-    assert set(glossary.SURFACES) == set(SURFACES)
+    assert all(surface.meaning.endswith(".") and surface.needs for surface in SURFACES.values())
     assert set(glossary.VERDICTS) == set(VERDICTS)
     assert set(glossary.MARGINS) | {"alpha", "power"} == set(vars(Margins()))
     assert set(glossary.EXIT_CODES) == {NO_TRACE, FOUND, NOT_SHOWN}
@@ -182,3 +183,10 @@ def test_a_report_without_verdicts_is_a_page_too(tmp_path):
     )
     save_report(report, tmp_path)
     assert "| original model | none |" in (tmp_path / "RESULT.md").read_text()
+
+
+def test_tables_for_a_page_and_for_a_terminal():
+    rows = [["measure", "n"], ["a|b", "30"], ["loss", ""]]
+    assert markdown_table(rows) == "| measure | n |\n| --- | --- |\n| a\\|b | 30 |\n| loss |  |"
+    assert text_table(rows) == "measure  n\n-------  --\na|b      30\nloss"
+    assert text_table(rows, rule=False) == "measure  n\na|b      30\nloss"

@@ -8,6 +8,7 @@ import numpy as np
 
 from hf_unlearn.audit import ATTACKS, CLASS_ATTACKS, auc, paired_auc_difference, score, tpr_at_fpr
 from hf_unlearn.evaluate_modules.base import AuditModule, flat, loaded
+from hf_unlearn.data.rows import content_of
 from hf_unlearn.statistics.exchangeability import blind_baseline
 
 
@@ -120,7 +121,8 @@ class MembershipInference(AuditModule):
         results = self._compute(values, references, retrained=retrained, **kwargs)
         if len(examples) and _is_encoded(examples[0]):
             return results
-        blind = flat({"blind_auc": blind_baseline(*(_of_label(examples, references, label) for label in (1, 0))).auc})
+        sides = [_of_label(examples, references, label) for label in (1, 0)]
+        blind = flat({"blind_auc": blind_baseline(*sides, content=content_of).auc})
         reasons = [reason for reason in (results["reason"], blind["reason"]) if reason]
         return results | blind | {"reason": "; ".join(reasons) or None}
 

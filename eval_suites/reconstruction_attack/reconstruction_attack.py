@@ -8,6 +8,7 @@ from hf_unlearn.audit import mean, rate
 from hf_unlearn.audit.attacks.reconstruction import compare_reconstructions, reconstruction_audit
 from hf_unlearn.evaluate_modules.base import AuditModule, flat
 from hf_unlearn.models.load import load_processing_class
+from hf_unlearn.statistics.estimate import known
 
 
 #: Grey, color, and color with transparency.
@@ -146,19 +147,19 @@ def _check_channels(shape):
 
 
 def _summary(audit, seed):
-    known = ~np.isnan(audit.psnr)
+    scored = ~np.isnan(audit.psnr)
     estimates = {
         "psnr": mean(audit.psnr, seed=seed, bounds=DECIBELS),
         "ssim": mean(audit.ssim, seed=seed, bounds=(-1, 1)),
-        "recovered_rate": rate(int(audit.recovered[known].sum()), int(known.sum())),
-        "above_baseline_rate": rate(int(audit.above_baseline[known].sum()), int(known.sum())),
+        "recovered_rate": rate(int(audit.recovered[scored].sum()), int(scored.sum())),
+        "above_baseline_rate": rate(int(audit.above_baseline[scored].sum()), int(scored.sum())),
         "psnr_mean_color": mean(audit.mean_color, seed=seed, bounds=DECIBELS),
     }
     for name, values in (("nearest_retained", audit.nearest_retained), ("non_members", audit.non_members)):
         if not np.isnan(values).all():
             estimates[f"psnr_{name}"] = mean(values, seed=seed, bounds=DECIBELS)
     results = {}
-    found = audit.found[~np.isnan(audit.found)]
+    found = known(audit.found)
     if len(found):
         estimates["found_rate"] = rate(int(found.sum()), len(found))
         results["chance"] = float(audit.chance.mean())
@@ -169,8 +170,8 @@ def _summary(audit, seed):
         "records": {name: values.tolist() for name, values in records.items()},
         "outcome": audit.outcome,
         "finding": audit.sentence,
-        "n": int(known.sum()),
-        "n_missing": int((~known).sum()),
+        "n": int(scored.sum()),
+        "n_missing": int((~scored).sum()),
         "orientation": "higher = more of the image is recovered",
         "reason": "; ".join(reasons) or None,
     }

@@ -16,6 +16,7 @@ from hf_unlearn.audit.attacks.relearning_curves import (
     strongest,
 )
 from hf_unlearn.evaluate_modules.base import AuditModule, flat, loaded
+from hf_unlearn.statistics.estimate import known, known_mean
 
 
 METRICS = {
@@ -190,8 +191,8 @@ class Relearning(AuditModule):
             "area_retrained": mean(theirs.area(of), seed=seed, bounds=(floor, top)),
         }
         results = {
-            "curve": _means(ours.values(of)),
-            "curve_retrained": _means(theirs.values(of)),
+            "curve": [known_mean(values) for values in ours.values(of)],
+            "curve_retrained": [known_mean(values) for values in theirs.values(of)],
             "steps": list(ours.steps),
             "n": estimates["area_between"].n[0],
             "n_missing": estimates["area_between"].n_missing,
@@ -207,10 +208,5 @@ class Relearning(AuditModule):
 
 def _bounds(*curves):
     """Of a measure whose values all lie in [0, 1], as shares and probabilities do; of others nothing is known."""
-    values = np.concatenate([np.ravel(curve) for curve in curves])
-    values = values[~np.isnan(values)]
+    values = known(np.concatenate([np.ravel(curve) for curve in curves]))
     return (0.0, 1.0) if ((values >= 0) & (values <= 1)).all() else (-np.inf, np.inf)
-
-
-def _means(values):
-    return [float(row[~np.isnan(row)].mean()) if (~np.isnan(row)).any() else float("nan") for row in values]

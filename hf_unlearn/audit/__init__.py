@@ -15,7 +15,8 @@ _MODULES = {
         "tug_of_war",
         "utility_score",
     ],
-    "hf_unlearn.audit.run": ["audit", "compare"],
+    "hf_unlearn.audit.run": ["audit"],
+    "hf_unlearn.audit.compare": ["compare"],
     "hf_unlearn.audit.table.cache": ["ScoreCache"],
     "hf_unlearn.audit.measures.classifiers": [
         "CLASS_ATTACKS",
@@ -34,12 +35,13 @@ _MODULES = {
         "verbatim_extracted",
     ],
     "hf_unlearn.models.generate": ["greedy", "sample"],
-    "hf_unlearn.audit.attacks.guidance": ["guided_extraction", "likelihood_drop"],
+    "hf_unlearn.audit.attacks.guidance": ["guided_extraction"],
     "hf_unlearn.audit.measures.likelihoods": ["score_sets"],
     "hf_unlearn.audit.measures.membership": [
         "ATTACKS",
         "dc_pdd",
         "further_passes",
+        "likelihood_drop",
         "loss",
         "lowercase_ratio",
         "min_k",
@@ -91,8 +93,8 @@ _MODULES = {
         "tpr_at_fpr",
     ],
     "hf_unlearn.audit.config": ["AuditConfig"],
-    "hf_unlearn.audit.threats": ["THREATS"],
-    "hf_unlearn.audit.verdicts.verdict": ["Margins"],
+    "hf_unlearn.audit.verdicts.surfaces": ["THREATS"],
+    "hf_unlearn.audit.verdicts.margins": ["Margins"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.statistic import Groups
-from hf_unlearn.audit.threats import THREATS, check_threats
+from hf_unlearn.audit.verdicts.surfaces import THREATS
+from hf_unlearn.data.rows import FORMATS, format_of, label_of
 from hf_unlearn.storage.digest import digest_of_text
 
 
@@ -74,6 +75,22 @@ def sets_of(split) -> dict[str, Any]:
             "There is no forget set to audit. Give split=split(rows, request), or a dictionary with its rows under 'forget'."
         )
     return sets
+
+
+def check_threats(threats: Sequence[str], models: Sequence[str]) -> None:
+    """Find out before hours of work that a threat model is not known, or lacks a model.
+
+    Raises:
+        ValueError: with the cause and what to do.
+    """
+    for threat in threats:
+        if threat not in THREATS:
+            raise ValueError(f"There is no threat model {threat!r}. There are {', '.join(THREATS)}.")
+    if "both_checkpoints" in threats and "original" not in models:
+        raise ValueError(
+            'You chose the threat model "both_checkpoints", in which an adversary has the original too, but gave no '
+            "original. Either give it, or leave the threat model out."
+        )
 
 
 def check_request(
@@ -226,20 +243,18 @@ def _contents(rows: Sequence) -> Counter:
 
 def _digest(row) -> bytes | None:
     """A hash of what a model is trained on; `None` where there is nothing to compare."""
-    if isinstance(row, str):
-        return digest_of_text("text", row)
-    row = {name: value for name, value in row.items() if value is not None}
-    label = row.get("labels", row.get("label"))
-    for name in ("pixel_values", "image"):
-        if name in row:
-            return digest_of_text("image", _pixels(row[name]), label)
-    if "input_ids" in row:
-        return digest_of_text("ids", np.asarray(row["input_ids"]).tolist())
-    if "messages" in row:
-        return digest_of_text("messages", [(message.get("role"), message.get("content")) for message in row["messages"]])
-    if "prompt" in row and "completion" in row:
-        return digest_of_text("answer", row["prompt"], row["completion"])
-    return digest_of_text("text", row["text"]) if "text" in row else None
+    row = {"text": row} if isinstance(row, str) else row
+    kind = format_of(row)
+    if kind is None:
+        return None
+    contents = [row[column] for column in FORMATS[kind]]
+    if kind in ("pixels", "image"):
+        return digest_of_text("image", _pixels(*contents), label_of(row))
+    if kind == "ids":
+        contents = np.asarray(contents).tolist()
+    if kind == "messages":
+        contents = [[(message.get("role"), message.get("content")) for message in row["messages"]]]
+    return digest_of_text(kind, *contents)
 
 
 def _pixels(image) -> str:

@@ -1,42 +1,55 @@
-"""What an audit works on and what it finds: the rows with their limits, and values a record."""
+"""What an audit works on and what it finds: the records with their limits, and values per record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hf_unlearn.audit.config import AuditConfig
+from hf_unlearn.audit.measures.extraction import exact_memorization, extraction_strength
+from hf_unlearn.audit.measures.quality import answer_probability
 from hf_unlearn.audit.measures.statistic import MEMORY, Groups, Statistic
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
-
-
-if TYPE_CHECKING:
-    from hf_unlearn.audit.attacks.reconstruction import ReconstructionAudit
+from hf_unlearn.data.images import has_images
+from hf_unlearn.data.rows import column_names
+from hf_unlearn.data.text import EmptyTargetError, context_length, encode
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values of records along an axis, such as steps of relearning; of `kind` `"mean"`, or `"rate"` of yes and no."""
+    """Values of records along an axis, such as steps of relearning; of `kind` `"share"`, or `"rate"` of yes and no."""
 
     name: str
     set: str
     axis: str
     x: tuple[float, ...]
     direction: str = MEMORY
-    kind: str = "mean"
+    kind: str = "share"
 
 
 @dataclass
 class Found:
-    """What one audit found of one model: values `(n,)` a statistic, and `(len(x), n)` a curve."""
+    """What one attack found of one model.
+
+    Attributes:
+        values (`dict`): per statistic `float64 (n,)`, NaN for a record that cannot be scored; for an AUC a pair of arrays.
+        curves (`dict`): per curve `float64 (len(x), n)`.
+        reconstruction (`ReconstructionAudit`, *optional*): images read off the weights.
+    """
 
     values: dict[Statistic, Any] = field(default_factory=dict)
     curves: dict[Curve, np.ndarray] = field(default_factory=dict)
-    reconstruction: ReconstructionAudit | None = None
+    reconstruction: Any = None
+
+    def add(self, more: Found) -> None:
+        """Take up what another attack found of the same model."""
+        self.values |= more.values
+        self.curves |= more.curves
+        self.reconstruction = more.reconstruction or self.reconstruction
 
 
 def by_statistic(found: Mapping[str, Found]) -> dict[Statistic, dict[str, Any]]:
@@ -48,49 +61,60 @@ def by_statistic(found: Mapping[str, Found]) -> dict[Statistic, dict[str, Any]]:
     return values
 
 
-class Subjects:
-    """The sets of an audit as the audits beyond the table need them: cut to `max_rows`, and with a way to score."""
+class AuditRecords:
+    """The sets of an audit as attacks need them: cut to `max_rows`, with a way to score them and to name what is found.
+
+    Attributes:
+        sets (`dict[str, Dataset]`): all rows by set; those that are not empty.
+        kind (`str`): `"text"` or `"image"`.
+        tables (`dict[str, Scores]`): of every set under the model that is attacked now.
+    """
 
     def __init__(self, sets: Mapping[str, Any], processing_class, config: AuditConfig, groups=None):
-        from hf_unlearn.data.images import has_images
-
         self.sets = {name: rows for name, rows in sets.items() if rows is not None and len(rows)}
         self.processing_class, self.config = processing_class, config
-        self.of_images = has_images(self.sets["forget"])
-        self._groups = Groups.of(groups, len(self.sets.get("holdout", ())))
-        #: The table of each set under the model that is audited now.
+        self.kind = "image" if has_images(self.sets["forget"]) else "text"
+        self.all_groups = Groups.of(groups, len(self.sets.get("holdout", ())))
         self.tables: Mapping[str, Scores] = {}
 
     def rows(self, name: str) -> Any:
         """Rows of a set, at most `max_rows`, evenly spread; none where there is no such set."""
-        rows = self.sets.get(name, [])
-        chosen = self.chosen(name)
-        return picked(rows, chosen)
+        return picked(self.sets.get(name, []), self.chosen(name))
 
-    def memory(self, name: str, surface: str, kind: str = "mean", records: Sequence[int] | None = None) -> Statistic:
-        """A statistic of the chosen forget rows, or of those at these places among them."""
-        return Statistic(name, "forget", MEMORY, surface, kind, self.records(records))
+    def chosen(self, name: str) -> list[int]:
+        """Positions of these rows in their set."""
+        n, limit = len(self.sets.get(name, [])), self.config.max_rows
+        return list(range(n)) if n <= limit else [i * n // limit for i in range(limit)]
 
-    def records(self, places: Sequence[int] | None = None, name: str = "forget") -> tuple[int, ...] | None:
-        """Places in the whole set of the chosen rows, or of those at these places among them; `None` for all."""
+    def positions(self, places: Sequence[int] | None = None, name: str = "forget") -> tuple[int, ...] | None:
+        """Positions in the whole set of [`rows`], or of those at these places among them; `None` for all of the set."""
         chosen = self.chosen(name)
         chosen = chosen if places is None else [chosen[i] for i in places]
         return None if len(chosen) == len(self.sets[name]) else tuple(chosen)
 
-    def chosen(self, name: str) -> list[int]:
-        """Places of the rows in their set."""
-        n, limit = len(self.sets.get(name, [])), self.config.max_rows
-        return list(range(n)) if n <= limit else [i * n // limit for i in range(limit)]
+    def statistic(
+        self, name: str, surface: str, kind: str = "share", places: Sequence[int] | None = None
+    ) -> Statistic:
+        """A statistic of the chosen forget rows, or of those at these places among them; higher = more memorized."""
+        return Statistic(name, "forget", MEMORY, surface, kind, self.positions(places))
 
     @property
     def groups(self) -> Groups | None:
-        """Whose each of the chosen rows is."""
-        if self._groups is None:
+        """The person that each of the chosen rows is about."""
+        if self.all_groups is None:
             return None
-        return Groups(*([of[i] for i in self.chosen(name)] for name, of in vars(self._groups).items()))
+        return Groups(*([labels[i] for i in self.chosen(name)] for name, labels in vars(self.all_groups).items()))
 
     def has_column(self, name: str) -> bool:
-        return not self.of_images and name in dict(self.sets["forget"][0])
+        """Whether the forget rows are texts with such a column."""
+        return self.kind == "text" and name in column_names(self.sets["forget"])
+
+    @property
+    def measures(self) -> dict[str, Callable[[Scores], np.ndarray]]:
+        """What is read from a table of the forget set after an attack: for a label its probability and whether it is right."""
+        if self.kind == "image":
+            return {"accuracy": exact_memorization, "answer_probability": answer_probability}
+        return {"extraction_strength": extraction_strength, "answer_probability": answer_probability}
 
     def longest_answer(self, rows: list) -> int:
         """How many tokens to generate: twice those of the longest true answer, which leaves room to say it in other words."""
@@ -101,12 +125,12 @@ class Subjects:
     @property
     def lengths(self) -> dict[str, Any]:
         """How texts are cut, for whatever encodes them."""
-        return {} if self.of_images else {"max_length": self.config.max_length, "truncate": self.config.truncate}
+        if self.kind == "image":
+            return {}
+        return {"max_length": self.config.max_length, "truncate": self.config.truncate}
 
     def fits(self, model, row: Mapping | None) -> bool:
         """Whether there is a row, and the model can read it as a whole."""
-        from hf_unlearn.data.text import context_length, encode
-
         if row is None:
             return False
         try:
@@ -117,11 +141,11 @@ class Subjects:
 
     def trainable(self, rows) -> Any:
         """The rows that have anything to train on: one without an answer is missing everywhere, and no reason to stop."""
-        return rows if self.of_images else picked(rows, [i for i, row in enumerate(rows) if self._has_target(row)])
+        if self.kind == "image":
+            return rows
+        return picked(rows, [i for i, row in enumerate(rows) if self._has_target(row)])
 
     def _has_target(self, row) -> bool:
-        from hf_unlearn.data.text import EmptyTargetError, encode
-
         try:
             encode(row, self.processing_class)
         except EmptyTargetError:
@@ -129,6 +153,7 @@ class Subjects:
         return True
 
     def score(self, model, rows) -> Scores:
+        """The table of some rows under a model, as [`~hf_unlearn.audit.score`] makes it."""
         return score(model, self.processing_class, rows, self.config.batch_size, sampling=(), **self.lengths)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_unlearn.audit.verdicts.surfaces import surfaces_of
+
 
 #: Exit codes: every surface that was asked for shows no trace; something was found; nothing is shown. 2 is for errors.
 NO_TRACE, FOUND, NOT_SHOWN = 0, 1, 3
 
 
-@dataclass(repr=False)
+@dataclass(frozen=True, repr=False)
 class AuditReport:
     """What was measured, and what it shows.
 
@@ -34,6 +36,8 @@ class AuditReport:
         cost (`dict`): what the edit cost beside retraining, where both are known.
         margins (`dict`): margins and levels of the verdicts, the fields of `Margins`.
         grouped (`bool`): whether the intervals of the forget set take the rows of one person as one.
+        not_run (`list[dict]`): attacks that could not be run, with `attack`, `surface`, `model` and `reason`. Where nothing
+            was found on their surface it is `not_tested`.
     """
 
     rows: list[dict[str, Any]]
@@ -49,6 +53,7 @@ class AuditReport:
     cost: dict[str, Any] = field(default_factory=dict)
     margins: dict[str, Any] = field(default_factory=dict)
     grouped: bool = False
+    not_run: list[dict[str, Any]] = field(default_factory=list)
 
     def value(self, measure: str, set: str | None = None, model: str = "unlearned") -> float:
         """One number of the table, e.g. `report.value("verbatim_extraction")`.
@@ -87,18 +92,18 @@ class AuditReport:
         * 0: every surface of the chosen threat models that any statistic could test is `no_trace_found`, and every threat
           model has one;
         * 3: anything else. Nothing was found and nothing is shown: `inconclusive`, `no_baseline`, records that could not be
-          scored, a threat model that could not be tested, a retrained model that looks as if it had seen the forget set.
+          scored, an attack that could not be run, a threat model that could not be tested, a retrained model that looks as if it had seen the forget set.
         """
-        from hf_unlearn.audit.threats import SURFACES_OF
-
         if any(surface["verdict"] in ("residual", "over_forgotten") for surface in self.surfaces.values()):
             return FOUND
         if not self.threats or any(check["check"] == "reference_saw_forget_set" for check in self.checks):
             return NOT_SHOWN
         for threat in self.threats:
-            surfaces = [self.surfaces[name] for name in SURFACES_OF[threat] if name in self.surfaces]
+            surfaces = [self.surfaces[name] for name in surfaces_of(threat) if name in self.surfaces]
             # What lacks data that need not be there (prompts to put in other words, a second retrained model) has no statistic.
             tested = [surface["verdict"] for surface in surfaces if surface.get("tested")]
+            if any(attack["surface"] in surfaces_of(threat) for attack in self.not_run):
+                return NOT_SHOWN
             if not tested or any(verdict != "no_trace_found" for verdict in tested):
                 return NOT_SHOWN
         return NO_TRACE
@@ -111,6 +116,7 @@ class AuditReport:
         lines += [f"  {name:15}  {self._line(surface)}" for name, surface in tested.items()]
         untested = [name for name in self.surfaces if name not in tested]
         lines += [f"  Not tested: {', '.join(untested)}. Nothing is said about these."] if untested else []
+        lines += [f"  Could not be run: {a['attack']} ({a['model']} model): {a['reason']}" for a in self.not_run]
         return "\n".join([*lines, *(f"* {note}" for note in self.notes), *([self.caveat] if self.caveat else [])])
 
     __repr__ = __str__  # that of a dataclass would be all rows

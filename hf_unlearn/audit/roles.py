@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,11 @@ from hf_unlearn.models.load import load_model
 
 #: Roles in the order of the columns of a result. Further retrained models (other seeds) are `retrained_2`, `retrained_3`, ...
 ROLES = ("original", "unlearned", "retrained")
+
+
+def further_retrained(roles: Iterable[str]) -> list[str]:
+    """The roles of retrained models beside the first."""
+    return [role for role in roles if role.startswith("retrained_")]
 
 
 class Models:
@@ -49,10 +54,6 @@ class Models:
         self.given |= dict(zip(self.shadows, map(_named, shadows), strict=True))
         self.device = device
         self._load = load or load_model
-
-    @property
-    def further_retrained(self) -> list[str]:
-        return [role for role in self.roles if role.startswith("retrained_")]
 
     def name(self, role: str) -> str | None:
         """The name a model was given by, `None` where it is an object."""

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from hf_unlearn.audit.attacks.attack import Attack
+from hf_unlearn.audit.attacks.table import attacks_of
 from hf_unlearn.audit.checks import DEFAULT_THREATS, check_request, sets_of, threats_of
+from hf_unlearn.audit.compare import compare
 from hf_unlearn.audit.config import AuditConfig
-from hf_unlearn.audit.measures import membership
 from hf_unlearn.audit.measures.canaries import canary_sets, with_coins
-from hf_unlearn.audit.measures.extraction import exact_memorization
-from hf_unlearn.audit.measures.likelihoods import likelihood_findings, score_sets
-from hf_unlearn.audit.measures.memberships import Tables, lira_finding
-from hf_unlearn.audit.measures.statistic import Groups, Statistic, row
-from hf_unlearn.audit.measures.summaries import summary_rows
-from hf_unlearn.audit.records import Curve, Found, Subjects, by_statistic
+from hf_unlearn.audit.measures.likelihoods import score_sets
+from hf_unlearn.audit.measures.memberships import lira_finding
+from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.audit.report import AuditReport
 from hf_unlearn.audit.roles import Models
 from hf_unlearn.audit.table.score import score
-from hf_unlearn.audit.threats import ONE_MODEL, TWO_MODELS, depth_of_unlearning, distance_to_retrained, like_untrained
 from hf_unlearn.models.load import load_processing_class
 
 
-# A model that keeps less of its accuracy on the retain set than this share is called damaged.
-KEPT = 0.9
+logger = logging.getLogger(__name__)
 
 
 def audit(
@@ -80,8 +79,6 @@ def audit(
     Raises:
         ValueError: there is no forget set, or a threat model lacks what it needs. Before anything is computed.
     """
-    from hf_unlearn.audit.verdicts.judgement import judged
-
     config = AuditConfig() if config is None else config
     models = Models(model, original, retrained, load, device, shadows)
     threats = threats_of(threat_model)
@@ -89,163 +86,97 @@ def audit(
     notes = check_request(models.given, sets, threats, config, groups)
     if processing_class is None and models.name("unlearned") is not None:
         processing_class = load_processing_class(models.name("unlearned"))
-    subjects = Subjects(sets, processing_class, config, groups)
-    tables, found = _run(models, subjects, threats, cache, canaries)
-    report = judged(
-        compare(tables, config.seed, found, groups), tables, found, threats, subjects.sets, margins, config, groups
-    )
-    report.notes += notes
-    return report
+    records = AuditRecords(sets, processing_class, config, groups)
+    run = _Run(models, records, attacks_of(threats, config.stability and "retrained" in models.roles))
+    run.score_and_attack(cache, canaries)
+    run.attack_beside()
+    return compare(run.tables, config.seed, run.found, groups, threats, records.sets, margins, run.not_run, notes)
 
 
-#: What each audit found of each model.
-FoundByRole = dict[str, Found]
+class _Run:
+    """One model after the other, then each beside those that an attack needs as well.
 
-
-def _run(
-    models: Models, subjects: Subjects, threats: Sequence[str], cache, canaries=None
-) -> tuple[Tables, FoundByRole]:
-    """One model after the other, then the original beside each of the others, and each beside the retrained one."""
-    config = subjects.config
-    options = {"max_length": config.max_length, "truncate": config.truncate, "cache": cache}
-    found: FoundByRole = {role: Found() for role in models.roles}
-    tables = _each_model(models, subjects, threats, options, canaries, found)
-    _beside_the_original(models, subjects, threats, found)
-    if models.shadows:
-        _against_shadows(models, subjects, options, tables, found)
-    if config.stability and "retrained" in models.roles:
-        _beside_the_retrained(models, subjects, found)
-    return tables, found
-
-
-def _each_model(models: Models, subjects: Subjects, threats, options, canaries, found: FoundByRole) -> dict[str, Any]:
-    """The tables of every model, and what is found by those who have nothing but it."""
-    scored = {name: rows for name, rows in subjects.sets.items() if name != "unrelated"}
-    scored |= {} if canaries is None else canary_sets(canaries)
-    tables: dict[str, Any] = {}
-    for role in models.roles:
-        with models.use(role) as model:
-            name = f"{role.replace('_', ' ')} model"
-            batch_size = subjects.config.batch_size
-            tables[role] = score_sets(model, subjects.processing_class, scored, batch_size, name=name, **options)
-            if canaries is not None:
-                tables[role]["canaries"] = with_coins(tables[role]["canaries"], canaries)
-            subjects.tables = tables[role]
-            for threat in threats:
-                for audit_of_one in ONE_MODEL[threat]:
-                    _add(found[role], audit_of_one(model, subjects))
-    return tables
-
-
-def _beside_the_original(models: Models, subjects: Subjects, threats: Sequence[str], found: FoundByRole) -> None:
-    for threat in threats:
-        for audit_of_two in TWO_MODELS.get(threat, ()):
-            with models.use("original") as before:
-                for role in [role for role in models.roles if role != "original"]:
-                    with models.use(role) as after:
-                        _add(found[role], audit_of_two(before, after, subjects))
-    if "latent" in threats and {"original", "retrained"} <= set(models.roles):
-        with (
-            models.use("original") as original,
-            models.use("retrained") as retrained,
-            models.use("unlearned") as model,
-        ):
-            _add(found["unlearned"], depth_of_unlearning(original, model, retrained, subjects))
-
-
-def _against_shadows(models: Models, subjects: Subjects, options, tables: Tables, found: FoundByRole) -> None:
-    shadows = []
-    for role in models.shadows:
-        with models.use(role) as model:
-            rows, batch_size = subjects.sets["forget"], subjects.config.batch_size
-            shadows.append(score(model, subjects.processing_class, rows, batch_size, **options))
-    for statistic, values in lira_finding(tables, shadows).items():
-        for role, of_role in values.items():
-            found[role].values[statistic] = of_role
-
-
-def _beside_the_retrained(models: Models, subjects: Subjects, found: FoundByRole) -> None:
-    with models.use("retrained") as retrained:
-        _add(found["retrained"], like_untrained(retrained, subjects))
-        for role in [role for role in models.roles if role != "retrained"]:
-            with models.use(role) as model:
-                distances = distance_to_retrained(model, retrained, subjects)
-                _add(found[role], like_untrained(model, subjects))
-            _add(found[role], distances)
-            if role == "retrained_2":  # what retraining with another seed gives: the yardstick
-                _add(found["retrained"], distances)
-
-
-def _add(found: Found, more: Found) -> None:
-    found.values |= more.values
-    found.curves |= more.curves
-    found.reconstruction = more.reconstruction or found.reconstruction
-
-
-def compare(
-    tables: Tables, seed: int = 0, found: Mapping[str, Found] | None = None, groups: Sequence | None = None
-) -> AuditReport:
-    """Compare models from their tables, and from what further audits found: no model is run here.
-
-    Args:
-        tables (`dict[str, dict[str, Scores]]`): what [`score_sets`] returned for `"unlearned"` and, where there are
-            such models, for `"original"` and `"retrained"`: the same examples in the same order.
-        seed (`int`, *optional*, defaults to `0`): of the bootstrap intervals.
-        found (`dict[str, Found]`, *optional*): values and curves of each model.
-        groups (*optional*): as for [`audit`].
+    Attributes:
+        tables (`dict[str, dict[str, Scores]]`): by role and set.
+        found (`dict[str, Found]`): by role, what the attacks found.
+        not_run (`list[dict]`): attacks that could not be run: `attack`, `surface`, `model`, `reason`.
     """
-    roles = list(tables)
-    groups = Groups.of(groups, len(tables["unlearned"].get("holdout", ())))
-    values = likelihood_findings(tables) | by_statistic(found or {})
-    rows = [row(statistic, dict.fromkeys(roles) | of_roles, seed, groups) for statistic, of_roles in values.items()]
-    rows += summary_rows(tables, seed, groups)
-    sets = {
-        name: len(table) for name, table in tables["unlearned"].items() if not name.endswith(("_lowercase", "_recall"))
-    }
-    report = AuditReport(rows, roles, sets, curves=_curves(found or {}, seed))
-    if "retrained" not in roles:
-        report.notes.append(
-            "There is no retrained model to compare with. How much of a number would be there without the forget set "
-            "is unknown, and no number alone shows that it is forgotten."
-        )
-    if not sets.get("holdout"):
-        report.notes.append("There is no holdout, so membership inference was not run.")
-    if "original" in roles:
-        report.notes += _what_the_edit_did(tables)
-    return report
+
+    def __init__(self, models: Models, records: AuditRecords, attacks: Sequence[Attack]):
+        self.models, self.records = models, records
+        self.attacks = [attack for attack in attacks if records.kind in attack.kinds]
+        self.tables: dict[str, Any] = {}
+        self.found = {role: Found() for role in models.roles}
+        self.not_run: list[dict[str, Any]] = []
+
+    def score_and_attack(self, cache, canaries) -> None:
+        """The tables of every model, and what is found by an adversary who has nothing but it."""
+        records = self.records
+        options = {"max_length": records.config.max_length, "truncate": records.config.truncate, "cache": cache}
+        scored = {name: rows for name, rows in records.sets.items() if name != "unrelated"}
+        scored |= {} if canaries is None else canary_sets(canaries)
+        batch_size = records.config.batch_size
+        for role in self.models.roles:
+            with self.models.use(role) as model:
+                name = f"{role.replace('_', ' ')} model"
+                table = score_sets(model, records.processing_class, scored, batch_size, name=name, **options)
+                if canaries is not None:
+                    table["canaries"] = with_coins(table["canaries"], canaries)
+                self.tables[role] = records.tables = table
+                for attack in self.attacks:
+                    if not attack.beside and role in (attack.roles or self.models.roles):
+                        self._attack(attack, role, model)
+        if self.models.shadows:
+            self._against_shadows(batch_size, options)
+
+    def _against_shadows(self, batch_size: int, options: dict[str, Any]) -> None:
+        shadows = []
+        for role in self.models.shadows:
+            with self.models.use(role) as model:
+                rows = self.records.sets["forget"]
+                shadows.append(score(model, self.records.processing_class, rows, batch_size, **options))
+        for statistic, values in lira_finding(self.tables, shadows).items():
+            for role, of_role in values.items():
+                self.found[role].values[statistic] = of_role
+
+    def attack_beside(self) -> None:
+        """What is found by an adversary who has other models too. They are in memory together, one attack after the other."""
+        for attack in self.attacks:
+            if not attack.beside or not set(attack.beside) <= set(self.models.roles):
+                continue
+            with ExitStack() as loaded:
+                others = {role: loaded.enter_context(self.models.use(role)) for role in attack.beside}
+                for role in attack.roles or [role for role in self.models.roles if role not in attack.beside]:
+                    with self.models.use(role) as model:
+                        found = self._attack(attack, role, model, **others)
+                    if role == "retrained_2" and "retrained" in attack.beside:
+                        # What retraining with another seed gives is the yardstick.
+                        self.found["retrained"].add(found)
+
+    def _attack(self, attack: Attack, role: str, model, **others) -> Found:
+        """Add what an attack finds. Where it can't go on, what it found before stands, and so does all the rest."""
+        found, reason = Found(), attack.obstacle(model)
+        if reason is None:
+            try:
+                for part in attack.found(model, self.records, **others):
+                    found.add(part)
+            except Exception as error:
+                reason = _reason(error)
+        self.found[role].add(found)
+        if reason is not None:
+            logger.warning(f"{attack.name} could not be run on the {role} model: {reason}")
+            why = {"attack": attack.name, "surface": attack.surface, "model": role, "reason": reason}
+            self.not_run.append(why)
+        return found
 
 
-def _what_the_edit_did(tables: Tables) -> list[str]:
-    """Notes where nothing was forgotten, or much was lost that should be kept."""
-    notes = []
-    before, after = (_mean(membership.loss(tables[role]["forget"])) for role in ("original", "unlearned"))
-    retrained = _mean(membership.loss(tables["retrained"]["forget"])) if "retrained" in tables else np.inf
-    if after - before < 0.05 and before < retrained - 0.05:
-        notes.append(f"Nothing was forgotten: the loss on the forget set is {after:.3f}, and was {before:.3f}.")
-    if len(tables["unlearned"].get("retain", ())):
-        before, after = (_mean(exact_memorization(tables[role]["retain"])) for role in ("original", "unlearned"))
-        if after < KEPT * before:
-            notes.append(
-                f"Much was lost that should be kept: next-token accuracy on the retain set is {after:.3f}, and was "
-                f"{before:.3f}. A model that knows nothing leaves no trace, and is of no use."
-            )
-    return notes
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
-
-
-def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:
-    """Each curve with a mean and its interval a point, for each model."""
-    curves: dict[Curve, dict[str, Any]] = {}
-    for role, of_role in found.items():
-        for curve, values in of_role.curves.items():
-            statistic = Statistic(curve.name, curve.set, curve.direction, kind=curve.kind)
-            points = [statistic.estimate(v, seed).as_dict() for v in values]
-            curves.setdefault(curve, {})[role] = points
-    return [
-        {"name": c.name, "set": c.set, "axis": c.axis, "x": list(c.x), "direction": c.direction} | of_roles
-        for c, of_roles in curves.items()
-    ]
+def _reason(error: Exception) -> str:
+    """Why an attack stopped. Errors of this package quote no record; those of others may, so of these only the place is
+    named."""
+    package = Path(__file__).parents[1]
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [(path, line) for path, line in frames if package in path.parents]
+    if isinstance(error, ValueError) and ours and ours[-1] == frames[-1]:
+        return str(error)
+    path, line = (ours or frames)[-1]
+    return f"it stopped with {type(error).__name__} at {path.name}, line {line}"

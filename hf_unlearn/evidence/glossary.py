@@ -1,27 +1,5 @@
 """What the words of a result mean, for who reads it without knowing machine learning."""
 
-#: Where erased records may show.
-SURFACES = {
-    "verbatim": "The model continues the beginning of a record word for word.",
-    "sampled": "A record comes up when the model answers at random and is asked again and again. Where the rows mark parts of a "
-    "record, such as names or numbers, these are looked for as well.",
-    "knowledge": "The model finds the true answer likelier, or gets more of it right, than a model that never saw the record, "
-    "even where it does not repeat it word for word.",
-    "paraphrase": "The same when the question is put in other words, or the answer may be.",
-    "membership": "From the probabilities that the model gives to records, an adversary tells those that were trained on from "
-    "similar ones that never were.",
-    "membership-ref": "The same for an adversary who has further models to compare with. Tested only where there are several "
-    "retrained models.",
-    "latent": "The inside of the model, its layers, still holds the records, whatever it answers.",
-    "relearn": "A little more training brings the records back sooner than in a model that never saw them.",
-    "quantised": "The records come back when the weights are rounded to fewer bits, thinned out or disturbed, as people do who "
-    "run models on small machines.",
-    "two-checkpoint": "An adversary who has the model from before the erasure as well learns more from what changed than "
-    "retraining would have shown.",
-    "inversion": "Images of the records can be read off the change of the weights.",
-    "artefacts": "Files that are published with the model, such as logs or the state of the optimizer, hold the records. There "
-    "is no test of this yet: look at them by hand.",
-}
 VERDICTS = {
     "residual": "Something was found: the attack tells the model from one that never saw the records, by more than the margin.",
     "over_forgotten": "Something was found: the records score lower than in a model that never saw them, which can show which "

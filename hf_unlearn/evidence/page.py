@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hf_unlearn.evidence.glossary import EXIT_CODES, MARGINS, MODELS, SURFACES, VERDICTS
+from hf_unlearn.audit.verdicts.surfaces import SURFACES
+from hf_unlearn.evidence.glossary import EXIT_CODES, MARGINS, MODELS, VERDICTS
+from hf_unlearn.evidence.tables import markdown_table
 
 
 # Of the options, those that say what was done; result.json has them all.
@@ -46,20 +48,6 @@ def _number(x: float) -> str:
 
 def _signed(x: float) -> str:
     return f"{x:+.3f}"
-
-
-def print_table(table: list[list[str]]) -> str:
-    """The table aligned for a terminal."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def _markdown(table: list[list[str]]) -> list[str]:
-    """The table in Markdown, the header first."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-    return [lines[0], "|" + " --- |" * len(table[0]), *lines[1:]]
 
 
 def to_markdown(result: dict[str, Any]) -> str:
@@ -109,9 +97,13 @@ def _summary(audit: dict[str, Any]) -> list[str]:
             f"difference to retrained, {_levels(audit)[1]} interval",
             "margin",
         ]
-        lines += [*_markdown([header, *(_line(audit, surface) for surface in tested.values())]), ""]
+        lines += [markdown_table([header, *(_line(audit, surface) for surface in tested.values())]), ""]
     if untested:
         lines += [f"**Not tested:** {', '.join(untested)}. Nothing is said about these.", ""]
+    if audit.get("not_run"):
+        lines += ["**Could not be run**, so that nothing is attested where it looks:", ""]
+        lines += [f"* {_said(a['attack'])}, on the {_said(a['model'])} model: {a['reason']}" for a in audit["not_run"]]
+        lines += [""]
     lines += [audit["caveat"], ""] if audit.get("caveat") else []
     if audit["notes"]:
         lines += ["To be known beside them:", "", *(f"* {note}" for note in audit["notes"]), ""]
@@ -141,7 +133,7 @@ def _about(result: dict[str, Any]) -> list[str]:
     config = run.get("config", {})
     chosen = [f"{key}={config[key]}" for key in _CHOICES if config.get(key) is not None]
     facts += [("options", ", ".join(chosen))] if chosen else []
-    return ["## What was audited", "", *_markdown([["", ""], *([key, str(value)] for key, value in facts)]), ""]
+    return ["## What was audited", "", markdown_table([["", ""], *([key, str(value)] for key, value in facts)]), ""]
 
 
 def _of_models(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
@@ -191,6 +183,11 @@ def _of_margins(audit: dict[str, Any]) -> list[tuple[str, str]]:
     return facts + ([("tests corrected for (Holm)", str(family))] if family else [])
 
 
+def _meaning(surface: str) -> str:
+    found = SURFACES.get(surface)
+    return "" if found is None else found.meaning
+
+
 def _meanings(audit: dict[str, Any]) -> list[str]:
     tested = _tested(audit)
     lines = ["## What the words mean", "", "Models:", ""]
@@ -198,9 +195,7 @@ def _meanings(audit: dict[str, Any]) -> list[str]:
     surfaces = audit.get("surfaces", {})
     if surfaces:
         lines += ["", "Surfaces, where erased records may show:", ""]
-        lines += [
-            f"* **{name}**{'' if name in tested else ' (not tested)'}: {SURFACES.get(name, '')}" for name in surfaces
-        ]
+        lines += [f"* **{name}**{'' if name in tested else ' (not tested)'}: {_meaning(name)}" for name in surfaces]
         lines += ["", "Verdicts:", "", *(f"* **{_said(name)}**: {text}" for name, text in VERDICTS.items())]
         lines += ["", "A surface has the worst verdict of the statistics that were tested on it."]
     return [*lines, ""]
@@ -239,7 +234,7 @@ def _numbers(audit: dict[str, Any]) -> list[str]:
         directions.setdefault(row["direction"], []).append(row)
     lines = ["## Numbers", "", f"In brackets {_levels(audit)[0]} intervals. The goal is *retrained*, not 0.", ""]
     for direction, rows in directions.items():
-        lines += [f"**{_capital(direction)}**", "", *_markdown(to_table(audit | {"rows": rows})), ""]
+        lines += [f"**{_capital(direction)}**", "", markdown_table(to_table(audit | {"rows": rows})), ""]
     return lines
 
 
@@ -250,7 +245,7 @@ def _capital(text: str) -> str:
 def _curves(audit: dict[str, Any]) -> list[str]:
     lines = []
     for curve in audit.get("curves", []):
-        lines += [f"## {_capital(curve['name'])} ({curve['set']})", "", *_markdown(curve_table(curve)), ""]
+        lines += [f"## {_capital(curve['name'])} ({curve['set']})", "", markdown_table(curve_table(curve)), ""]
     return lines
 
 
@@ -284,7 +279,7 @@ def _cost(audit: dict[str, Any]) -> list[str]:
             table.append(
                 [_said(name), *(f"{x:.4g}" for x in (cost["unlearning"][name], cost["retraining"][name], ratio))]
             )
-    return ["## Cost", "", *_markdown(table), "", *(f"* {note}" for note in cost["notes"]), ""]
+    return ["## Cost", "", markdown_table(table), "", *(f"* {note}" for note in cost["notes"]), ""]
 
 
 def _reading(audit: dict[str, Any]) -> list[str]:

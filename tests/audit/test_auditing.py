@@ -19,7 +19,7 @@ from hf_unlearn.audit.measures.membership import token_frequencies, with_prefix
 from hf_unlearn.audit.measures.summaries import PRIVACY_ATTACKS
 from hf_unlearn.audit.roles import Models
 from hf_unlearn.audit.table import score as score_module
-from hf_unlearn.audit.threats import SURFACES_OF, THREATS
+from hf_unlearn.audit.verdicts.surfaces import THREATS, surfaces_of
 from hf_unlearn.data import encode_dataset
 from hf_unlearn.data.pairing import UnlearningCollator
 from hf_unlearn.models.likelihood import target_logits
@@ -97,9 +97,10 @@ def test_another_retrained_model_raises_no_alarm(case):
 def test_every_threat_model(case):
     report = run(case, case.original, threat_model=THREATS, retrained=case.another)
     tested = {name for name, surface in report.surfaces.items() if surface["verdict"] != "not_tested"}
-    assert tested == {s for surfaces in SURFACES_OF.values() for s in surfaces} - {"inversion", "membership-ref"} | (
-        tested & {"membership-ref"}
-    )
+    assert tested == {surface for threat in THREATS for surface in surfaces_of(threat)} - {
+        "inversion",
+        "membership-ref",
+    } | (tested & {"membership-ref"})
     assert {"relearn", "quantised", "latent", "two-checkpoint"} <= tested
     for curve in report.curves:
         # Beside itself the original changes in nothing.

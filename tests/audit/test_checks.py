@@ -13,7 +13,7 @@ from PIL import Image
 from hf_unlearn.audit import AuditConfig
 from hf_unlearn.audit.checks import check_request, sets_of, threats_of
 from hf_unlearn.audit.roles import Models
-from hf_unlearn.audit.threats import THREATS
+from hf_unlearn.audit.verdicts.surfaces import THREATS
 
 
 FORGET, RETAIN, HOLDOUT = text_rows(4), text_rows(6, offset=10), text_rows(5, offset=20)

@@ -33,7 +33,7 @@ from transformers import GenerationConfig, TopKLogitsWarper
 import hf_unlearn.audit.attacks.relearning as relearning
 from hf_unlearn.audit import AuditConfig, audit, compare, make_canaries, score_sets, split_in_half
 from hf_unlearn.audit.attacks.prompts import attack_prompts
-from hf_unlearn.audit.threats import THREATS
+from hf_unlearn.audit.verdicts.surfaces import THREATS
 from hf_unlearn.statistics.epsilon import one_run_epsilon
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from hf_unlearn.audit.verdicts.margins import Margins
-from hf_unlearn.audit.verdicts.verdict import adjust, judge, judge_auc
+from hf_unlearn.audit.verdicts.verdict import adjust, judge
 
 
 N_SEEDS, N_RECORDS = 200, 30
@@ -31,7 +31,14 @@ def family(original, unlearned, retrained, further=(), less_holdout=True, margin
         return None if m is None else tuple(function(side) for side in m)
 
     found = [
-        judge_auc(name, *(of(f, m) for m in models), [of(f, m) for m in further], margins=margins)
+        judge(
+            name,
+            "auc",
+            *(of(f, m) for m in models),
+            [of(f, m) for m in further],
+            surface="membership",
+            margins=margins,
+        )
         for name, f in (("loss", np.copy), ("zlib", lambda x: np.where(x > 0, x, 3 * x + 1)))
     ]
     for name, kind, f in (

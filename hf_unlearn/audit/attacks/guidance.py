@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_unlearn.audit.attacks.attack import attack
 from hf_unlearn.audit.measures.extraction import exact_memorization, extraction_strength, verbatim_extracted
-from hf_unlearn.audit.measures.membership import loss, reference_loss
+from hf_unlearn.audit.measures.membership import loss
+from hf_unlearn.audit.records import AuditRecords, Curve, Found
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.audit.table.streaming import (
     Rows,
@@ -163,24 +165,6 @@ def guided(before: Tensor, after: Tensor, weight: float) -> Tensor:
     return mixed.masked_fill((before == -torch.inf) & (after == -torch.inf), -torch.inf)
 
 
-def likelihood_drop(before_scores: Scores, after_scores: Scores) -> np.ndarray:
-    """Membership from both checkpoints: by how much a record became less likely, mean of `ln p_before - ln p_after`.
-
-    Records of the forget set lose most, those of the holdout little. Compare the AUC with that of the pair (original,
-    retrained).
-
-    Args:
-        before_scores, after_scores ([`Scores`]): the same examples, in the same order, under both models.
-
-    Returns:
-        `float64 (n,)` in nats a target, higher = more likely to be what was forgotten; NaN without targets.
-
-    Raises:
-        ValueError: the two tables do not hold the same targets.
-    """
-    return reference_loss(before_scores, after_scores)
-
-
 def _columns(logits: Tensor, targets: Tensor) -> np.ndarray:
     """The numbers of each target: `float64 (columns, t)`."""
     found = target_statistics(logits, targets)
@@ -215,4 +199,28 @@ def _table(rows: Rows, found: Sequence[np.ndarray | None]) -> Scores:
         is_end=is_end,
         zlib_size=np.zeros(len(lengths), dtype=np.int32),
         meta={"targets": "label" if of_images else "tokens"},
+    )
+
+
+@attack("two-checkpoint", beside=("original",))
+def guidance(model, records: AuditRecords, original) -> Found:
+    """An adversary who has both checkpoints adds up what changed: how much more comes out than from the original.
+
+    What the original gives away by itself this adversary has anyway, so only the gain counts. The retrained model beside
+    the original is the yardstick.
+    """
+    weights = tuple(sorted({*records.config.guidance_weights, 1.0}))
+    strength = guided_extraction(
+        original,
+        model,
+        records.processing_class,
+        records.rows("forget"),
+        weights=weights,
+        batch_size=records.config.batch_size,
+        **records.lengths,
+    ).extraction_strength
+    gained = np.max(strength, axis=0) - strength[weights.index(1.0)]
+    return Found(
+        {records.statistic("extraction_strength_gained_by_guidance", "two-checkpoint"): gained},
+        {Curve("guidance, extraction strength", "forget", "weight", weights): strength},
     )

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hf_unlearn.audit.attacks.prompts import answer
+from hf_unlearn.audit.attacks.attack import attack
 from hf_unlearn.audit.measures.quality import answer_probability
+from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.data.rows import TEXTS, format_of, prompt_of, reworded
+from hf_unlearn.models.decoding import require_cache
 
 
 # A number with so many digits is looked for without what separates them, as in "(555) 010 4477".
 LONG_NUMBER = 6
-# Shorter words are left as they are when alternatives are made up.
-CONTENT_WORD = re.compile(r"[^\W\d_]{4,}")
 
 
 def alternative_leakage(
@@ -39,8 +40,8 @@ def alternative_leakage(
     Args:
         model, tokenizer, batch_size: as for [`~hf_unlearn.audit.score`].
         rows (sequence of `n`): `{"prompt", "completion"}` or `{"messages"}`, with the column `alternatives`, a list of texts
-            (synonyms, translations, what the answer implies; see also [`alternatives_by_embedding`]). A space is put
-            before an alternative where the completion begins with one.
+            (synonyms, translations, what the answer implies). A space is put before an alternative
+            where the completion begins with one.
         metric (*optional*, defaults to [`answer_probability`]): from `Scores` to `(k,)`; for log-probabilities of the whole
             alternative take `partial(extraction_probability, log=True)`.
 
@@ -57,79 +58,11 @@ def alternative_leakage(
 
 
 def _answered(row: Mapping, text: str) -> Mapping:
-    if row.get("messages"):
-        return {"messages": [*row["messages"][:-1], {**row["messages"][-1], "content": text}]}
-    space = " " if row["completion"].startswith(" ") and not text.startswith(" ") else ""
-    return {"prompt": row["prompt"], "completion": space + text}
+    def alternative(own: str) -> str:
+        follows_a_space = format_of(row, TEXTS) == "prompt" and own.startswith(" ") and not text.startswith(" ")
+        return f" {text}" if follows_a_space else text
 
-
-def alternatives_by_embedding(
-    model,
-    tokenizer,
-    rows: Sequence[Mapping],
-    k: int = 5,
-    embed: Callable[[list[str]], np.ndarray] | None = None,
-    words: Sequence[str] | None = None,
-) -> list[list[str]]:
-    """Make up alternatives: each content word of the answer replaced by its nearest neighbours.
-
-    This is weak: neighbours in a model's input embeddings are often rivals ("Paris" and "Rome") or fragments, not
-    synonyms, and a phrase has none at all. Read it as a net with wide meshes, and prefer alternatives that someone wrote.
-
-    Args:
-        model, tokenizer: a causal language model, of whose input embeddings a word is the mean of its tokens.
-        rows (sequence of `n`): `{"prompt", "completion"}` or `{"messages"}`.
-        k (`int`, *optional*, defaults to `5`): neighbours of a word, by cosine.
-        embed (callable, *optional*): from a list of `m` words to `float (m, d)`, instead of the input embeddings, such as
-            the `encode` of a sentence-transformers model.
-        words (sequence of `str`, *optional*): the candidates. Defaults to the whole words among the tokens.
-
-    Returns:
-        For each row a list of texts, for the column `alternatives`. Words of fewer than four letters and those that are in
-        the prompt already are kept. They are made of the answer: treat them as forget text.
-    """
-    embed = embed or _input_embeddings(model, tokenizer)
-    words = sorted(set(words) if words is not None else _whole_words(tokenizer))
-    if not words:
-        raise ValueError(
-            "The tokenizer has no token that is a whole word of four letters. Give the candidates as words."
-        )
-    directions = _unit(embed(words))
-    made: list[list[str]] = []
-    for row in rows:
-        text, known = answer(row) or "", set(normalized(_prompt_text(row)).split())
-        found = [match for match in CONTENT_WORD.finditer(text) if match[0].casefold() not in known]
-        made.append([])
-        if not found:
-            continue
-        similar = _unit(embed([match[0] for match in found])) @ directions.T
-        for match, of_word in zip(found, similar, strict=True):
-            others = (words[i] for i in np.argsort(-of_word, kind="stable"))
-            others = [word for word in others if word.casefold() != match[0].casefold()][:k]
-            made[-1] += [text[: match.start()] + other + text[match.end() :] for other in others]
-    return made
-
-
-def _input_embeddings(model, tokenizer) -> Callable[[list[str]], np.ndarray]:
-    matrix = model.get_input_embeddings().weight.detach().float().cpu().numpy()
-
-    def embed(words: list[str]) -> np.ndarray:
-        ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
-        return np.stack([matrix[of_word].mean(axis=0) for of_word in ids])
-
-    return embed
-
-
-def _whole_words(tokenizer) -> set[str]:
-    special = set(tokenizer.all_special_ids)
-    # The marks with which byte-level BPE and SentencePiece write the space before a word.
-    words = {token[1:] for token, i in tokenizer.get_vocab().items() if token[:1] in "Ġ▁" and i not in special}
-    return {word for word in words if CONTENT_WORD.fullmatch(word)}
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, dtype=np.float64)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return reworded(row, answer=alternative)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +134,7 @@ def span_leakage(
         rows (sequence of `N`): rows with an answer, and the column of spans, a list of texts.
         column (`str`, *optional*, defaults to `"spans"`): or `"alternatives"`, for what the answer implies.
         n (`int`, *optional*, defaults to `16`): samples of each prompt. What comes out of one in 50 needs 150 to be seen
-            with 95 %: see [`~hf_unlearn.statistics.sampling.leakage_bounds`] for what "no hit" means.
+            with 95 %; no hit in 100 samples is a chance of at most 3 %.
 
     Returns:
         [`SpanHits`] of `N` records.
@@ -210,7 +143,7 @@ def span_leakage(
 
     drawn = sample(model, tokenizer, rows, n, max_new_tokens, temperature, top_k, top_p, seed, batch_size)
     texts = [texts_of(tokenizer, of_row) for of_row in drawn]
-    return find_spans(texts, [row.get(column) or () for row in rows], [_prompt_text(row) for row in rows])
+    return find_spans(texts, [row.get(column) or () for row in rows], list(map(prompt_of, rows)))
 
 
 def normalized(text: str) -> str:
@@ -237,7 +170,24 @@ def _found(text: str, pattern: str, span: str) -> bool:
     return re.search(r"(?<!\w)" * before + pattern + r"(?!\w)" * after, text) is not None
 
 
-def _prompt_text(row: Mapping) -> str:
-    if row.get("messages"):
-        return "\n".join(message["content"] for message in row["messages"][:-1])
-    return row.get("prompt") or ""
+@attack("paraphrase")
+def other_answers(model, records: AuditRecords) -> Found:
+    """Alternatives to the answers, where the rows have them."""
+    if not records.has_column("prompt") or not records.has_column("alternatives"):
+        return Found()
+    rows, batch_size = list(records.rows("forget")), records.config.batch_size
+    leaked = alternative_leakage(model, records.processing_class, rows, batch_size=batch_size)
+    return Found({records.statistic("alternative_answer_probability", "paraphrase"): leaked})
+
+
+@attack("sampled", requires=(require_cache,))
+def spans_in_samples(model, records: AuditRecords) -> Iterator[Found]:
+    """Spans and alternatives in what the model says when it is asked again and again, where the rows have them."""
+    config = records.config
+    for column in ("spans", "alternatives"):
+        if records.has_column("prompt") and records.has_column(column):
+            rows = list(records.rows("forget"))
+            hits = span_leakage(model, records.processing_class, rows, column, config.n_samples, seed=config.seed)
+            seen = hits.samples_normalized
+            statistic = records.statistic(f"{column}_in_{config.n_samples}_samples", "sampled", "rate")
+            yield Found({statistic: np.where(np.isnan(seen), np.nan, seen > 0)})

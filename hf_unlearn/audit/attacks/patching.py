@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_unlearn.audit.attacks.attack import KINDS, attack
+from hf_unlearn.audit.measures.statistic import Statistic
+from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.audit.table.streaming import (
     by_record,
     check_comparable,
@@ -20,8 +23,8 @@ from hf_unlearn.audit.table.streaming import (
     stacked,
     warn_of_broken,
 )
-from hf_unlearn.models.layers import blocks_of, log_probs_and_hits, output_replaced, reading_positions, states_of
-from hf_unlearn.models.likelihood import scored_positions
+from hf_unlearn.models.blocks import find_blocks, output_replaced, states_of
+from hf_unlearn.models.likelihood import log_probs_and_hits, reading_positions, scored_positions
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def patching_depth(
     """
     with in_memory(original, unlearned, retrained) as models:
         check_comparable(models)
-        blocks = [list(getattr(*blocks_of(model))) for model in models]
+        blocks = [list(getattr(*find_blocks(model))) for model in models]
         widths = [model.config.get_text_config().hidden_size for model in models]
         if len(set(widths)) > 1 or len(set(map(len, blocks))) > 1:
             raise ValueError(
@@ -117,3 +120,12 @@ def _mean_log_probs(model: nn.Module, inputs: dict[str, Tensor], limit: int) -> 
 
 def _patched(model: nn.Module, inputs: dict[str, Tensor], output: Tensor, state: Tensor) -> Tensor:
     return torch.where(reading_positions(model, inputs, output.shape[1])[:, :, None], state.to(output), output)
+
+
+@attack(kinds=KINDS, threat="latent", beside=("original", "retrained"), roles=("unlearned",), requires=(find_blocks,))
+def depth_of_unlearning(model, records: AuditRecords, original, retrained) -> Found:
+    """In how many layers the states lack what the original has, as those of the retrained model do."""
+    rows, batch_size = records.rows("forget"), records.config.batch_size
+    found = patching_depth(original, model, retrained, records.processing_class, rows, batch_size, **records.lengths)
+    statistic = Statistic("patching_depth", "forget", "1 = as deep as retraining", records=records.positions())
+    return Found({statistic: found.depth})

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hf_unlearn.audit.attacks.attack import KINDS, attack
+from hf_unlearn.audit.measures.statistic import Groups
+from hf_unlearn.audit.records import AuditRecords, Curve, Found
 from hf_unlearn.audit.table.streaming import (
     by_record,
     encode_examples,
@@ -28,15 +31,13 @@ from hf_unlearn.audit.table.streaming import (
 )
 from hf_unlearn.data.images import ImageRows
 from hf_unlearn.data.rows import IGNORE_INDEX
-from hf_unlearn.models.layers import (
-    blocks_of,
-    cut_to_one,
+from hf_unlearn.models.blocks import find_blocks, output_replaced, shortened, states_of
+from hf_unlearn.models.likelihood import (
+    is_image_classifier,
     log_probs_and_hits,
-    output_replaced,
     reading_positions,
-    states_of,
+    scored_positions,
 )
-from hf_unlearn.models.likelihood import is_image_classifier, scored_positions
 
 
 POOLS = ("mean", "prompt")
@@ -83,7 +84,7 @@ def logit_lens(
         ValueError: no blocks are found in the model, or an example cannot be encoded.
     """
     with in_memory(model) as models:
-        parent, name = blocks_of(models[0])
+        parent, name = find_blocks(models[0])
         blocks, limit = list(getattr(parent, name)), max_targets(models)
         rows = encode_examples(models, processing_class, examples, max_length, truncate)
 
@@ -91,7 +92,7 @@ def logit_lens(
             inputs = inputs_for(models[0], inputs)
             states = states_of(models[0], blocks, inputs)
             values = []
-            with cut_to_one(parent, name):
+            with shortened(parent, name, 1):
                 for state in states:
                     with output_replaced(blocks[0], lambda output, state=state: state):
                         values.append(log_probs_and_hits(models[0], inputs, limit))
@@ -126,14 +127,6 @@ class LayerProbe:
     accuracy: np.ndarray
     control: np.ndarray
     correct: np.ndarray
-
-    @property
-    def selectivity(self) -> np.ndarray:
-        """Accuracy minus that of the control task (Hewitt and Liang, arXiv 1909.03368): `float64 (layers + 1,)`.
-
-        Higher = the layer tells the labels apart; about 0 where it does not.
-        """
-        return self.accuracy - self.control
 
 
 def layer_probe(
@@ -172,7 +165,7 @@ def layer_probe(
     if pool not in POOLS:
         raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {pool!r}.")
     with in_memory(model) as models:
-        parent, name = blocks_of(models[0])
+        parent, name = find_blocks(models[0])
         blocks = list(getattr(parent, name))
         rows = encode_examples(models, processing_class, examples, max_length, truncate)
         scorable = np.array([len(targets) > 0 for targets in targets_of(rows)], dtype=bool)
@@ -280,3 +273,49 @@ def _pooled(model, inputs: dict[str, Tensor], state: Tensor, pool: str) -> Tenso
         kept = inputs["attention_mask"].bool() if pool == "mean" else kept & (kept.cumsum(-1) == 1)
     kept = kept.to(state.device)
     return state.float().masked_fill(~kept[:, :, None], 0).sum(1) / kept.sum(1, keepdim=True)
+
+
+# Records or persons on a side below which a probe has nothing to learn from.
+MIN_PROBED = 10
+
+
+@attack("latent", KINDS, requires=(find_blocks,))
+def states_of_layers(model, records: AuditRecords) -> Found:
+    """The logit lens: what an earlier layer would answer."""
+    lens = logit_lens(
+        model, records.processing_class, records.rows("forget"), records.config.batch_size, **records.lengths
+    )
+    layers = tuple(range(len(lens.hit_rate)))
+    return Found(
+        # The last layer is the answer of the model, which the table has; what an earlier one knows may be hidden after it.
+        {records.statistic("logit_lens_best_earlier_layer", "latent"): lens.hit_rate[:-1].max(axis=0)},
+        {Curve("logit lens, share of targets", "forget", "layer", layers): lens.hit_rate},
+    )
+
+
+@attack("latent", KINDS, requires=(find_blocks,))
+def probe_of_layers(model, records: AuditRecords) -> Found:
+    """A linear probe of the layers that tells the forget set from the holdout."""
+    config = records.config
+    forget, holdout = records.rows("forget"), records.rows("holdout")
+    groups = records.groups or Groups(list(range(len(forget))), list(range(len(holdout))))
+    if min(len(set(groups.forget)), len(set(groups.holdout))) < MIN_PROBED:
+        return Found()
+    told = layer_probe(
+        model,
+        records.processing_class,
+        [*forget, *holdout],
+        labels=np.repeat([1, 0], [len(forget), len(holdout)]),
+        groups=[f"{name} {label}" for name, labels in vars(groups).items() for label in labels],
+        batch_size=config.batch_size,
+        seed=config.seed,
+        **records.lengths,
+    )
+    correct = told.correct[int(np.argmax(np.nan_to_num(told.accuracy)))]
+    # Who is said to be of the forget set: the AUC of yes and no is the balanced accuracy.
+    statistic = replace(
+        records.statistic("probe_forget_or_holdout", "latent", "auc"),
+        set="forget against holdout",
+        others=records.positions(name="holdout"),
+    )
+    return Found({statistic: (correct[: len(forget)], 1 - correct[len(forget) :])})

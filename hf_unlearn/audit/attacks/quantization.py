@@ -18,17 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_unlearn.audit.attacks.attack import KINDS, attack
 from hf_unlearn.audit.attacks.perturbation import PERTURBATIONS
-from hf_unlearn.models.linear import weight_modules
+from hf_unlearn.audit.records import AuditRecords, Found
+from hf_unlearn.models.linear import linear_modules
 from hf_unlearn.models.modes import plain_copy
-from hf_unlearn.statistics.differences import aligned
-from hf_unlearn.statistics.estimate import Estimate, of_groups
-from hf_unlearn.statistics.resampling import group_codes, interval, n_units, resampled_counts, weighted_mean
 
 
 SCHEMES = ("int8", "nf4", "int4-rtn")
@@ -52,7 +50,7 @@ def quantized(model: nn.Module, scheme: str) -> nn.Module:
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, not {scheme!r}.")
     model = plain_copy(model)
-    for name, module in weight_modules(model).items():
+    for name, module in linear_modules(model, head=False).items():
         if scheme == "int8":
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, _int8_layer(module))
@@ -136,66 +134,6 @@ def _without_cast_warning() -> Iterator[None]:
         logger.removeFilter(passes)
 
 
-def recovered_share(
-    attacked: np.ndarray,
-    before: np.ndarray,
-    original: np.ndarray,
-    retrained: tuple[np.ndarray, np.ndarray] | None = None,
-    seed: int = 0,
-    groups=None,
-) -> Estimate:
-    """How much of what was forgotten an attack brings back: `(m(attacked) - m(u)) / (m(o) - m(u))`, m means over records.
-
-    0 = nothing, 1 = all of it. **Higher = worse.** Below 0 the attack took away more.
-
-    Args:
-        attacked, before, original (`float (n,)`): a metric (higher = more memorized) of the same records under the
-            unlearned model after the attack, before it, and under the original.
-        retrained (`tuple` of two `float (n,)`, *optional*): the same metric under the retrained model after the attack and
-            before it. Its share, of the distance to the original too, is subtracted: the attack helps any model.
-        seed (`int`, *optional*, defaults to `0`): of the bootstrap; records are resampled once for all models.
-        groups (`(n,)`, *optional*): a label a record, to resample groups.
-
-    Returns:
-        [`Estimate`]: NaN with a reason where the original is not above the unlearned (or the retrained) model, so that there
-            is nothing to bring back.
-    """
-    columns = [aligned(attacked, other)[1] for other in (attacked, before, original, *(retrained or ()))]
-    values = np.stack(columns)
-    kept = ~np.isnan(values).any(axis=0)
-    values, n, n_missing = values[:, kept], int(kept.sum()), int((~kept).sum())
-
-    def nothing(reason: str, value: float = np.nan) -> Estimate:
-        return Estimate(value, np.nan, np.nan, (n,), "paired bootstrap", n_missing=n_missing, reason=reason)
-
-    if n == 0:
-        return nothing("no records")
-    share, distance = _share(values.mean(axis=1))
-    if not distance > 0:
-        return nothing("the original is not above the other models, so there is nothing to bring back")
-    codes = group_codes(groups, kept)
-    means = [
-        np.stack([weighted_mean(counts, row) for row in values]) for (counts,) in resampled_counts([n], [codes], seed)
-    ]
-    draws, distances = _share(np.concatenate(means, axis=1))
-    if (distances <= 0).mean() > 0.025:
-        return nothing("the original is not clearly above the other models", float(share))
-    low, high, method, reason = interval(float(share), draws[distances > 0], n_units(n, codes), 0.95)
-    return Estimate(float(share), low, high, (n,), f"paired {method}{of_groups(groups)}", 0.95, n_missing, reason)
-
-
-def _share(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share and the smallest distance to the original, from means `(models,)` or `(models, draws)`."""
-    attacked, before, original, *retrained = means
-    distance = original - before
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = (attacked - before) / distance
-        if retrained:
-            share = share - (retrained[0] - retrained[1]) / (original - retrained[1])
-            distance = np.minimum(distance, original - retrained[1])
-    return share, distance
-
-
 #: What changes the weights of a model without training, by name: quantization, and the attacks of `perturbation`.
 WEIGHT_ATTACKS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "int8": lambda model: quantized(model, "int8"),
@@ -203,3 +141,16 @@ WEIGHT_ATTACKS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "int4-rtn": lambda model: quantized(model, "int4-rtn"),
     **PERTURBATIONS,
 }
+
+
+@attack("quantised", KINDS)
+def weight_attacks(model, records: AuditRecords) -> Iterator[Found]:
+    """The forget set after the weights were quantized, pruned or disturbed, which can bring back what an edit hid."""
+    rows = records.rows("forget")
+    for name in records.config.weight_attacks:
+        attacked = WEIGHT_ATTACKS[name](model)
+        table = records.score(attacked, rows)
+        del attacked
+        yield Found(
+            {records.statistic(f"{measure}_{name}", "quantised"): f(table) for measure, f in records.measures.items()}
+        )

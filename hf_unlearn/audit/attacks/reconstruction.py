@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu
 
+from hf_unlearn.audit.attacks.attack import attack
 from hf_unlearn.audit.attacks.inversion import Reconstruction, reconstruct_from_weights
 from hf_unlearn.audit.measures.image_similarity import image_chunks, nearest_psnr, psnr, reidentified, ssim
+from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.statistics import intervals
-from hf_unlearn.statistics.estimate import plain
+from hf_unlearn.statistics.estimate import known, plain
 
 
 #: From this PSNR on a reconstruction is as good as the image. 3 dB are half of the error.
@@ -79,7 +81,7 @@ class ReconstructionAudit:
     def p_value(self) -> float:
         """Of the one-sided Mann-Whitney U test against "it is no more like the forget set than like images never trained
         on", by SSIM; with one record at least `1 / (m + 1)`. NaN without such images."""
-        members, others = (values[~np.isnan(values)] for values in (self.ssim, self.non_members_ssim))
+        members, others = known(self.ssim), known(self.non_members_ssim)
         if not len(members) or not len(others):
             return float("nan")
         return float(mannwhitneyu(members, others, alternative="greater").pvalue)
@@ -95,6 +97,12 @@ class ReconstructionAudit:
         if self.p_value <= LEVEL:
             return "betrayed"
         return "not_applicable" if np.isnan(self.psnr).all() else "nothing_found"
+
+    def shows_records(self, family: int = 1) -> bool:
+        """Whether records are shown or betrayed; the test of the latter corrected for a family of so many tests."""
+        if self.outcome == "betrayed":
+            return self.p_value * family <= LEVEL
+        return self.outcome in ("recovered", "partly_recovered")
 
     @property
     def sentence(self) -> str:
@@ -132,8 +140,8 @@ class ReconstructionAudit:
         shown = {"route": self.route, "outcome": self.outcome, "sentence": self.sentence, "reason": self.reason}
         shown |= {"n": len(self.psnr), "recovered": np.flatnonzero(self.recovered).tolist(), "p_value": self.p_value}
         shown["auc_ssim"] = intervals.auc(self.ssim, self.non_members_ssim).as_dict()
-        known = self.found[~np.isnan(self.found)]
-        shown["found"] = intervals.rate(int(known.sum()), len(known)).as_dict()
+        found = known(self.found)
+        shown["found"] = intervals.rate(int(found.sum()), len(found)).as_dict()
         names = ("psnr", "ssim", "chance", "mean_color", "nearest_retained", "non_members", "non_members_ssim")
         shown |= {name: intervals.mean(getattr(self, name)).as_dict() for name in names}
         if self.details is not None:
@@ -253,3 +261,11 @@ def _labels(rows) -> np.ndarray | None:
     if column is None:
         return None
     return np.asarray(rows[column] if hasattr(rows, "column_names") else [int(row[column]) for row in rows])
+
+
+@attack("inversion", ("image",), beside=("original",))
+def reconstruction_from_weights(model, records: AuditRecords, original) -> Found:
+    """Images of the forget set from the difference of the weights, which publishing both checkpoints gives away."""
+    retain, non_members = (rows if len(rows) else None for rows in map(records.rows, ("retain", "holdout")))
+    forget, processor = records.rows("forget"), records.processing_class
+    return Found(reconstruction=reconstruction_audit(original, model, forget, processor, retain, non_members))

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_unlearn.audit.attacks.attack import KINDS, attack
 from hf_unlearn.audit.attacks.relearning_curves import (
     RelearningCurve,
     anamnesis_index,
@@ -31,6 +32,7 @@ from hf_unlearn.audit.attacks.relearning_curves import (
     steps_to,
     strongest,
 )
+from hf_unlearn.audit.records import AuditRecords, Curve, Found, picked
 from hf_unlearn.audit.table.cache import digest_of_rows
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
@@ -259,3 +261,49 @@ def split_in_half(rows, groups=None, seed: int = 0):
 def _select(rows, chosen: np.ndarray):
     chosen = chosen.tolist()
     return rows.select(chosen) if hasattr(rows, "select") else [rows[i] for i in chosen]
+
+
+@attack("relearn", KINDS)
+def relearning(model, records: AuditRecords) -> Iterator[Found]:
+    """The forget set in the course of training on other rows, or on the other half of it.
+
+    Protocols: `related` trains on as many rows of the retain set, `half` on one half of the forget set to recover the
+    other, `unrelated` on the set of that name, where there is one.
+    """
+    config, forget = records.config, records.rows("forget")
+    everything = list(range(len(forget)))
+    # What is trained on, and which of the forget rows it may bring back.
+    protocols: dict[str, tuple[Any, list[int]]] = {}
+    for protocol, name in (("related", "retain"), ("unrelated", "unrelated")):
+        if len(rows := records.rows(name)):
+            protocols[protocol] = (picked(rows, range(min(len(rows), len(forget)))), everything)
+    people = everything if records.groups is None else records.groups.forget
+    if len(set(people)) >= 2:
+        half, other = split_in_half(everything, people, config.seed)
+        protocols["half"] = (picked(forget, half), other)
+    for protocol, (train, recovered) in protocols.items():
+        train = records.trainable(train)
+        if not len(train):
+            continue
+        runs = relearn_grid(
+            model,
+            records.processing_class,
+            train,
+            {"forget": picked(forget, recovered)},
+            config.relearning_rates,
+            config.relearning_steps,
+            config.relearning_batch_size,
+            seed=config.seed,
+            score_batch_size=config.batch_size,
+            max_length=config.max_length,
+            truncate=config.truncate,
+        )
+        found = Found()
+        for measure, f in records.measures.items():
+            # One learning rate is no attack: the one that brings back most counts, for each model.
+            best = strongest(runs, f)
+            curve = Curve(f"relearning from {protocol}, {measure}", "forget", "steps", tuple(best.steps))
+            found.curves[curve] = best.values(f)
+            statistic = records.statistic(f"{measure}_relearned_from_{protocol}", "relearn", "relearn", recovered)
+            found.values[statistic] = best.area(f)
+        yield found

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_unlearn.audit.measures.classifiers import class_log_probs
-from hf_unlearn.audit.measures.membership import check_same_targets
-from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.audit.attacks.attack import KINDS, attack
+from hf_unlearn.audit.measures.statistic import Statistic
+from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.audit.table.streaming import (
     by_record,
     check_comparable,
@@ -29,7 +29,7 @@ from hf_unlearn.audit.table.streaming import (
     warn_of_broken,
 )
 from hf_unlearn.models.likelihood import is_image_classifier
-from hf_unlearn.statistics.estimate import plain
+from hf_unlearn.statistics.estimate import known_mean, plain
 
 
 # What a distance is called with the two models in each other's place; all others are symmetric.
@@ -94,26 +94,6 @@ def distances(
     values = stacked(found, (len(names),))
     warn_of_broken(values, rows)
     return dict(zip(names, values, strict=True))
-
-
-def table_distances(scores: Scores, reference_scores: Scores) -> dict[str, np.ndarray]:
-    """[`distances`] of two image classifiers, from tables that are there already: no model is run.
-
-    Args:
-        scores, reference_scores ([`Scores`]): the same images, in the same order, under both models.
-
-    Raises:
-        ValueError: the tables are of texts, of different images, or of models with different classes.
-    """
-    check_same_targets(scores, reference_scores)
-    ours, theirs = class_log_probs(scores), class_log_probs(reference_scores)
-    if ours.shape != theirs.shape:
-        raise ValueError(
-            f"The tables are of models with {ours.shape[1]} and {theirs.shape[1]} classes, which cannot be compared."
-        )
-    names = distance_names(True, ours.shape[1])
-    values = divergences(torch.from_numpy(ours), torch.from_numpy(theirs), names)
-    return dict(zip(names, values.T, strict=True))
 
 
 def zrf(
@@ -216,8 +196,7 @@ def null_band(pairs: Sequence[Mapping[str, np.ndarray]]) -> NullBand:
     """The distances to be expected between retrained models, from those of every pair.
 
     Args:
-        pairs (sequence): from [`pairwise_distances`], or of classifiers
-            `[table_distances(a, b) for a, b in itertools.combinations(tables, 2)]`.
+        pairs (sequence): from [`pairwise_distances`].
 
     Raises:
         ValueError: there is no pair.
@@ -226,17 +205,12 @@ def null_band(pairs: Sequence[Mapping[str, np.ndarray]]) -> NullBand:
         raise ValueError("There are no distances between retrained models. Give those of at least one pair.")
     values = {}
     for name in pairs[0]:
-        means = [_mean(pair[name]) for pair in pairs]
+        means = [known_mean(pair[name]) for pair in pairs]
         if name in _SWAPPED:
-            means += [_mean(pair[_SWAPPED[name]]) for pair in pairs]
+            means += [known_mean(pair[_SWAPPED[name]]) for pair in pairs]
         values[name] = np.array(means)
     bound = {name: _bound(of, is_agreement=name.endswith("agreement")) for name, of in values.items()}
     return NullBand(values, bound, len(pairs))
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
 
 
 def _bound(values: np.ndarray, is_agreement: bool) -> float:
@@ -307,3 +281,35 @@ def _first_largest(logits: Tensor) -> Tensor:
 
 def _top(logits: Tensor) -> Tensor:
     return logits.sort(dim=-1, descending=True, stable=True).indices[:, :TOP]
+
+
+# The largest value of the distances that have one.
+_FARTHEST = {"js": math.log(2), "tv": 1.0, "top1_agreement": 1.0, "top5_agreement": 1.0}
+_AGREEMENTS = ("top1_agreement", "top5_agreement")
+
+
+@attack(kinds=("image",))
+def likeness_to_untrained(model, records: AuditRecords) -> Found:
+    """How alike a classifier is to a network that knows nothing (ZRF), which the retrained model is not either."""
+    rows, config = records.rows("forget"), records.config
+    values = zrf(model, records.processing_class, rows, config.batch_size, seed=config.seed)
+    direction = "as retrained is best; 1 = like an untrained network"
+    return Found({Statistic("zrf", "forget", direction, records=records.positions()): values})
+
+
+@attack(kinds=KINDS, beside=("retrained",))
+def distance_to_retrained(model, records: AuditRecords, retrained) -> Iterator[Found]:
+    """Output stability: how far the predictions are from those of the retrained model, on every set."""
+    for name in ("forget", "retain", "holdout"):
+        rows = records.rows(name)
+        if not len(rows):
+            continue
+        found = distances(
+            model, retrained, records.processing_class, rows, records.config.batch_size, **records.lengths
+        )
+        positions = records.positions() if name == "forget" else None
+        for distance, values in found.items():
+            direction = "1 = as retrained" if distance in _AGREEMENTS else "0 = as retrained"
+            bounds = (0.0, _FARTHEST.get(distance, math.inf))
+            statistic = Statistic(f"{distance}_to_retrained", name, direction, records=positions, bounds=bounds)
+            yield Found({statistic: values})

@@ -9,14 +9,13 @@ images *of that class*: an attack that compares with other classes finds the cla
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from scipy.special import logsumexp
 
 from hf_unlearn.audit.table.reduction import mean_by_example
 from hf_unlearn.audit.table.scores import Scores
-from hf_unlearn.statistics.intervals import Estimate, rate
+from hf_unlearn.statistics.intervals import Estimate, rate_of
 
 
 def confidence(scores: Scores) -> np.ndarray:
@@ -115,9 +114,7 @@ def forget_efficacy(called_members: np.ndarray) -> Estimate:
     **Best near that of the retrained model; more is not better.** A model that generalizes treats unseen images much
     like its training images, so that even after retraining the share is small (about 13 % on CIFAR-10).
     """
-    called = np.asarray(called_members, dtype=np.float64)
-    known = called[~np.isnan(called)]
-    return replace(rate(int((known == 0).sum()), len(known)), n_missing=len(called) - len(known))
+    return rate_of(1 - np.asarray(called_members, dtype=np.float64))
 
 
 def salun_row(
@@ -130,9 +127,9 @@ def salun_row(
     [`~hf_unlearn.audit.measures.aggregates.average_gap`] of their values. The table's last column, the minutes it
     took, is not to be seen here.
     """
-    accuracies = {name: _rate_of(correctness(scores)) for name, scores in (("RA", retain), ("TA", test))}
+    accuracies = {name: rate_of(correctness(scores)) for name, scores in (("RA", retain), ("TA", test))}
     return {
-        "UA": _rate_of(1 - correctness(forget)),
+        "UA": rate_of(1 - correctness(forget)),
         **accuracies,
         "MIA": forget_efficacy(svc_attack(forget, retain, test, feature, seed)),
     }
@@ -173,11 +170,6 @@ def _log_of_rest(log_p: np.ndarray) -> np.ndarray:
         np.put_along_axis(others, top, -np.inf, axis=1)
         np.put_along_axis(log_rest, top, logsumexp(others, axis=1)[:, None], axis=1)
     return log_rest
-
-
-def _rate_of(values: np.ndarray) -> Estimate:
-    known = values[~np.isnan(values)]
-    return replace(rate(int(known.sum()), len(known)), n_missing=len(values) - len(known))
 
 
 def _finite(features: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_unlearn.audit.measures.membership import with_prefix
+from hf_unlearn.data.rows import format_of, text_of
 
 
 # The paper (arXiv 2406.15968) gains up to about this many, and they must not be among the records that are attacked.
@@ -39,12 +40,6 @@ def recall_rows(examples: Mapping[str, Sequence], tokenizer, max_length: int | N
     return {}, 0
 
 
-def _text(row: Any) -> str | None:
+def _text(row: Mapping[str, Any] | str) -> str | None:
     """The text as the model reads it; `None` for what is no plain text."""
-    if isinstance(row, str):
-        return row
-    if row.get("messages") or row.get("input_ids") is not None:
-        return None
-    if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-        return row["prompt"] + row["completion"]
-    return row.get("text")
+    return None if format_of(row) in ("messages", "ids") else text_of(row)

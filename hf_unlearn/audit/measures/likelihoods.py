@@ -21,6 +21,7 @@ from hf_unlearn.audit.measures.extraction import (
 from hf_unlearn.audit.measures.memberships import Tables, membership_findings
 from hf_unlearn.audit.measures.statistic import FIT, MEMORY, UTILITY, Statistic
 from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.plugins import load_plugins
 
 
 def extractable(scores: Scores, samples: int = 100) -> np.ndarray:
@@ -30,56 +31,85 @@ def extractable(scores: Scores, samples: int = 100) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Measure:
-    """A statistic that is the mean or the rate of a number an example of one set."""
+    """A statistic that is read off the table of one set: a function that gives a number per example.
+
+    Attributes:
+        statistic ([`Statistic`]): what it is called, and how to read it.
+        function: from [`Scores`] to `(n,)`, of booleans or floats.
+        kinds (`tuple`): tables it is read from: `"text"`, `"image"`.
+    """
 
     statistic: Statistic
-    of: Callable[[Scores], np.ndarray]
+    function: Callable[[Scores], np.ndarray]
+    kinds: tuple[str, ...]
 
     def values(self, scores: Scores) -> np.ndarray:
         # Yes and no become 1 and 0, and what cannot be scored stays missing: it is not a no.
-        return np.where(scores.valid, self.of(scores).astype(np.float64), np.nan)
+        return np.where(scores.valid, self.function(scores).astype(np.float64), np.nan)
 
 
-def _measure(name, set_name, direction, of, surface=None, kind="mean") -> Measure:
-    bounds = (0.0, math.inf) if name == "loss" else (0.0, 1.0)
-    return Measure(Statistic(name, set_name, direction, surface, kind, bounds=bounds), of)
+#: Every measure of one table, in the order of the rows of a report.
+MEASURES: list[Measure] = []
 
 
-MEASURES = (
-    _measure("verbatim_extraction", "forget", MEMORY, verbatim_extracted, "verbatim", "rate"),
-    _measure("extractable_in_100_samples", "forget", MEMORY, extractable, "sampled", "rate"),
-    _measure("extraction_strength", "forget", MEMORY, extraction_strength, "verbatim"),
-    _measure("answer_probability", "forget", MEMORY, quality.answer_probability, "knowledge"),
-    _measure("next_token_accuracy", "forget", MEMORY, exact_memorization, "verbatim"),
-    _measure("loss", "forget", FIT, membership.loss),
-    _measure("verbatim_extraction", "retain", UTILITY, verbatim_extracted, kind="rate"),
-    _measure("next_token_accuracy", "retain", UTILITY, exact_memorization),
-    _measure("answer_probability", "retain", UTILITY, quality.answer_probability),
-    _measure("loss", "retain", FIT, membership.loss),
-    _measure("verbatim_extraction", "holdout", "base rate of guessing", verbatim_extracted, kind="rate"),
-    _measure("next_token_accuracy", "holdout", UTILITY, exact_memorization),
-    _measure("loss", "holdout", FIT, membership.loss),
-    _measure("next_token_accuracy", "test", UTILITY, exact_memorization),
-    _measure("loss", "test", FIT, membership.loss),
-    _measure("next_token_accuracy", "siblings", UTILITY, exact_memorization),
-    _measure("loss", "siblings", FIT, membership.loss),
-)
+def measure(
+    name: str,
+    set: str,
+    direction: str,
+    function: Callable[[Scores], np.ndarray],
+    surface: str | None = None,
+    kind: str = "share",
+    kinds: tuple[str, ...] = ("text", "image"),
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Add a measure to the audit: a function from [`Scores`] to a number per example, of one set.
+
+        measure("first_token", "forget", MEMORY, first_token_is_right, surface="verbatim", kind="rate")
+
+    Another package adds one by an entry point of the group `hf_unlearn.measures`, which names a module that does so.
+
+    Args:
+        name (`str`): in the report.
+        set (`str`): of which examples: `"forget"`, `"retain"`, `"holdout"`, `"test"` or `"siblings"`.
+        direction (`str`): how to read it, in words; with a surface it must be `MEMORY`, higher = more memorized.
+        function: `Scores` of `n` examples to `(n,)`, booleans for a rate.
+        surface (`str`, *optional*): where a trace of this kind shows; without one there is no verdict.
+        kind, bounds (*optional*): see [`Statistic`].
+        kinds (`tuple`, *optional*): tables it is read from: of `"text"`, of `"image"`, or both.
+
+    Raises:
+        ValueError: there is a measure of this name on this set already.
+    """
+    for other in MEASURES:
+        if (other.statistic.name, other.statistic.set) == (name, set) and {*other.kinds} & {*kinds}:
+            raise ValueError(f"There is a measure {name!r} of the {set} set already. Give yours another name.")
+    MEASURES.append(Measure(Statistic(name, set, direction, surface, kind, bounds=bounds), function, kinds))
 
 
-def _of_a_label(measure: Measure) -> Measure:
-    """The answer of a classifier is one label, so its next-token accuracy is the accuracy: a rate."""
-    kind = "rate" if measure.statistic.name == "next_token_accuracy" else "mean"
-    surface = measure.statistic.surface and "knowledge"
-    return replace(measure, statistic=replace(measure.statistic, kind=kind, surface=surface))
+def _own_measures() -> None:
+    text, image, loss = ("text",), ("image",), (0.0, math.inf)
+    # The answer of a classifier is one label: its next-token accuracy is the accuracy, a rate, and a matter of knowledge.
+    # Verbatim extraction and extraction strength would only repeat it, and no label is drawn a hundred times until it comes
+    # out right.
+    measure("verbatim_extraction", "forget", MEMORY, verbatim_extracted, "verbatim", "rate", text)
+    measure("extractable_in_100_samples", "forget", MEMORY, extractable, "sampled", "rate", text)
+    measure("extraction_strength", "forget", MEMORY, extraction_strength, "verbatim", kinds=text)
+    measure("answer_probability", "forget", MEMORY, quality.answer_probability, "knowledge")
+    measure("next_token_accuracy", "forget", MEMORY, exact_memorization, "verbatim", kinds=text)
+    measure("next_token_accuracy", "forget", MEMORY, exact_memorization, "knowledge", "rate", image)
+    measure("loss", "forget", FIT, membership.loss, bounds=loss)
+    measure("verbatim_extraction", "retain", UTILITY, verbatim_extracted, kind="rate", kinds=text)
+    for name in ("retain", "holdout", "test", "siblings"):
+        if name == "holdout":
+            measure("verbatim_extraction", name, "base rate of guessing", verbatim_extracted, kind="rate", kinds=text)
+        measure("next_token_accuracy", name, UTILITY, exact_memorization, kinds=text)
+        measure("next_token_accuracy", name, UTILITY, exact_memorization, kind="rate", kinds=image)
+        if name == "retain":
+            measure("answer_probability", name, UTILITY, quality.answer_probability)
+        measure("loss", name, FIT, membership.loss, bounds=loss)
 
 
-# Verbatim extraction and extraction strength would only repeat the accuracy of a label, and no label is drawn a hundred
-# times until it comes out right.
-LABEL_MEASURES = tuple(
-    _of_a_label(measure)
-    for measure in MEASURES
-    if measure.statistic.name in ("next_token_accuracy", "answer_probability", "loss")
-)
+_own_measures()
 # The loss has no scale of its own: how far it may be from the retrained model's, several of these show. Two hardly do.
 MIN_SEEDS = 3
 LOG_LIKELIHOOD = Statistic("log_likelihood", "forget", MEMORY, "knowledge", "unbounded", bounds=(-math.inf, 0.0))
@@ -153,14 +183,20 @@ def _written_for(examples: Mapping[str, list]) -> dict[str, list]:
     return found
 
 
+def measures_of(tables: Tables) -> list[Measure]:
+    """The measures that such tables allow: of their kind, and of sets that are there."""
+    load_plugins("hf_unlearn.measures")
+    sets = tables["unlearned"]
+    kind = "image" if sets["forget"].of_labels else "text"
+    return [m for m in MEASURES if kind in m.kinds and len(sets.get(m.statistic.set, ()))]
+
+
 def likelihood_findings(tables: Tables) -> dict[Statistic, dict[str, Any]]:
-    """Every statistic of the tables, with its values under each model: see [`findings.Values`]."""
+    """Every statistic of the tables, with its values under each model: see [`statistic.Values`]."""
     roles, sets = list(tables), tables["unlearned"]
-    of_labels = sets["forget"].meta.get("targets") == "label"
     found = {
         measure.statistic: {role: measure.values(tables[role][measure.statistic.set]) for role in roles}
-        for measure in (LABEL_MEASURES if of_labels else MEASURES)
-        if measure.statistic.set in sets and len(sets[measure.statistic.set])
+        for measure in measures_of(tables)
     }
     if len([role for role in roles if role.startswith("retrained")]) >= MIN_SEEDS:
         found[LOG_LIKELIHOOD] = {role: membership.negative_loss(tables[role]["forget"]) for role in roles}
@@ -184,9 +220,8 @@ def control_findings(tables: Tables) -> dict[Statistic, dict[str, np.ndarray]]:
     sets = tables["unlearned"]
     if "holdout" not in sets or not len(sets["holdout"]):
         return {}
-    of_labels = sets["forget"].meta.get("targets") == "label"
     return {
-        measure.statistic: {role: measure.values(of["holdout"]) for role, of in tables.items()}
-        for measure in (LABEL_MEASURES if of_labels else MEASURES)
+        measure.statistic: {role: measure.values(of_role["holdout"]) for role, of_role in tables.items()}
+        for measure in measures_of(tables)
         if measure.statistic.surface is not None
     }

@@ -19,6 +19,7 @@ import numpy as np
 
 from hf_unlearn.audit.table.reduction import example_of_target, mean_by_example
 from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.data.rows import IGNORE_INDEX, reworded, scored_text
 
 
 # Near-deterministic tokens have no spread to divide by: the variance is clamped at 1e-6.
@@ -203,7 +204,13 @@ def lowercased(rows: Sequence[Mapping[str, Any] | str]) -> list:
     Raises:
         ValueError: a row holds no text, but ids or an image.
     """
-    return [_lowercased(row, index) for index, row in enumerate(rows)]
+    for index, row in enumerate(rows):
+        if scored_text(row) is None:
+            raise ValueError(
+                f"Row {index} holds no text that could be put in lower case. Either give rows of text, or leave this "
+                "attack out."
+            )
+    return [reworded(row, answer=str.lower) for row in rows]
 
 
 def with_prefix(rows: Sequence[Mapping[str, Any] | str], prefix: str, tokenizer) -> list:
@@ -225,7 +232,6 @@ def with_prefix(rows: Sequence[Mapping[str, Any] | str], prefix: str, tokenizer)
     Raises:
         ValueError: the prefix is empty, or a row cannot be encoded; the message has its index, and no text.
     """
-    from hf_unlearn.data.rows import IGNORE_INDEX
     from hf_unlearn.data.text import EmptyTargetError, encode
 
     bos = tokenizer.bos_token_id
@@ -312,21 +318,6 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return numerator / (denominator + 0.0)  # -0.0, the loss of a text that the model is sure of, becomes 0.0
 
 
-def _lowercased(row: Mapping[str, Any] | str, index: int) -> Mapping[str, Any] | str:
-    if isinstance(row, str):
-        return row.lower()
-    if row.get("messages"):
-        *before, answer = row["messages"]
-        return {**row, "messages": [*before, {**answer, "content": answer["content"].lower()}]}
-    for column in ("completion", "text"):
-        if isinstance(row.get(column), str):
-            return {**row, column: row[column].lower()}
-    raise ValueError(
-        f"Row {index} holds no text that could be put in lower case. Either give rows of text, or leave this attack "
-        "out."
-    )
-
-
 def _share(scores: Scores, k: float) -> np.ndarray:
     if not 0 < k <= 1:
         raise ValueError(f"k is the share of targets that is kept and must be in (0, 1], not {k}.")
@@ -341,3 +332,21 @@ def _mean_of_smallest(scores: Scores, values: np.ndarray, k: float) -> np.ndarra
     keep = np.zeros(len(values), dtype=bool)
     keep[order] = place < keep_count[examples]
     return mean_by_example(scores, values, keep)
+
+
+def likelihood_drop(before_scores: Scores, after_scores: Scores) -> np.ndarray:
+    """Membership from both checkpoints: by how much a record became less likely, mean of `ln p_before - ln p_after`.
+
+    Records of the forget set lose most, those of the holdout little. Compare the AUC with that of the pair (original,
+    retrained).
+
+    Args:
+        before_scores, after_scores ([`Scores`]): the same examples, in the same order, under both models.
+
+    Returns:
+        `float64 (n,)` in nats a target, higher = more likely to be what was forgotten; NaN without targets.
+
+    Raises:
+        ValueError: the two tables do not hold the same targets.
+    """
+    return reference_loss(before_scores, after_scores)

@@ -65,7 +65,7 @@ def lira_finding(tables: Tables, shadows: Sequence[Scores]) -> dict[Statistic, d
 def _of_one_model(tables: Tables) -> dict[str, dict[str, Pair]]:
     """Attacks that need no other model."""
     sets = tables["unlearned"]
-    of_labels = sets["forget"].meta.get("targets") == "label"
+    of_labels = sets["forget"].of_labels
     names = LABEL_ATTACKS if of_labels else tuple(membership.ATTACKS)
     attacks: dict[str, Callable[[Scores], np.ndarray]] = {name: membership.ATTACKS[name] for name in names}
     if of_labels and all(scores.class_log_probs is not None for scores in sets.values()):
@@ -97,7 +97,7 @@ def _recall(of: Mapping[str, Scores]) -> Pair:
 def _token_frequencies(tables: Tables) -> np.ndarray | None:
     """How often tokens occur in the retain set, which is like the others and of which none is attacked."""
     sets = tables["unlearned"]
-    if sets["forget"].meta.get("targets") == "label" or not len(sets.get("retain", ())):
+    if sets["forget"].of_labels or not len(sets.get("retain", ())):
         return None
     if not all(of[key].has_target_ids for of in tables.values() for key in ("forget", "retain", "holdout")):
         return None  # tables from files
@@ -146,11 +146,9 @@ def _rmia(tables: Tables) -> dict[str, Pair | None]:
 
 def _drop(tables: Tables) -> dict[str, Pair | None]:
     """What whoever has the original too sees: which records became less likely. They do under retraining as well."""
-    from hf_unlearn.audit.attacks.guidance import likelihood_drop
-
     original = tables["original"]
     return {
-        role: tuple(likelihood_drop(original[key], of[key]) for key in ("forget", "holdout"))
+        role: tuple(membership.likelihood_drop(original[key], of[key]) for key in ("forget", "holdout"))
         for role, of in tables.items()
         if role != "original"
     }

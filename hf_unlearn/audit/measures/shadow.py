@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from hf_unlearn.audit.measures.membership import check_same_targets, loss
 from hf_unlearn.audit.table.scores import Scores
+from hf_unlearn.statistics.estimate import known
 
 
 # Below this many models on a side Carlini et al. estimate one variance for all records.
@@ -57,7 +58,7 @@ def rmia(
         ValueError: there is no reference or no population, tables do not match, or `a` or `gamma` is out of range.
     """
     if a is None:
-        a = LABEL_A if scores.meta.get("targets") == "label" else TEXT_A
+        a = LABEL_A if scores.of_labels else TEXT_A
     if not 0 <= a <= 1:
         raise ValueError(f"a must be in [0, 1], not {a}.")
     if not gamma > 0:
@@ -68,7 +69,7 @@ def rmia(
             "population. Give at least one, and the same models for both. The retrained model is one."
         )
     records, others = _log_ratio(scores, references, a), _log_ratio(population, population_references, a)
-    others = np.sort(others[~np.isnan(others)])
+    others = np.sort(known(others))
     if len(others) == 0:
         raise ValueError(
             "No population record can be scored. Give records with targets, of the kind of the audited ones."

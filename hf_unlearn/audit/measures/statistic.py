@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,11 @@ class Statistic:
     Attributes:
         name, set (`str`): what is measured, and of which records.
         direction (`str`): how to read it, in words.
-        surface (`str`, *optional*): what it may betray, one of `verdict.SURFACES`; without one it gets no verdict, as
-            utility does not.
-        kind (`str`): `"mean"` or `"rate"` of values `(n,)` in [0, 1] a model, `"unbounded"` for the mean of others, or `"auc"` of two arrays a model: membership scores
-            `(n,)` of the forget set and `(m,)` of the holdout.
+        surface (`str`, *optional*): what it may betray, one of `SURFACES`; without one it gets no verdict, as utility does
+            not.
+        kind (`str`): `"share"` (the mean of numbers in [0, 1]), `"rate"` (of yes and no), `"relearn"` (a share after
+            relearning) or `"unbounded"` (the mean of other numbers) of values `(n,)` per model, or `"auc"` of two arrays per
+            model: membership scores `(n,)` of the forget set and `(m,)` of the holdout.
         bounds (`tuple` of two, *optional*): what a value can be, such as `(0, math.inf)` for a loss; without them values that
             all lie in [0, 1] are taken for shares.
         records (`tuple` of `n`, *optional*): positions in the forget set of the values, where they are not of all of it.
@@ -56,7 +57,7 @@ class Statistic:
     set: str
     direction: str
     surface: str | None = None
-    kind: str = "mean"
+    kind: str = "share"
     records: tuple[int, ...] | None = None
     others: tuple[int, ...] | None = None
     bounds: tuple[float, float] | None = None
@@ -68,9 +69,7 @@ class Statistic:
         values = np.asarray(values, dtype=np.float64)
         if self.kind != "rate" or groups is not None:
             return intervals.mean(values, seed=seed, groups=groups, bounds=self.bounds)
-        known = values[~np.isnan(values)]
-        estimate = intervals.rate(int(known.sum()), len(known))
-        return replace(estimate, n_missing=len(values) - len(known))
+        return intervals.rate_of(values)
 
     def difference(self, first, second, seed: int = 0, groups=None) -> Difference:
         """The first model minus the second, record by record."""

@@ -18,6 +18,7 @@ from hf_unlearn.audit.measures.memberships import Tables
 from hf_unlearn.audit.measures.statistic import MEMBER, Statistic, row_of
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.statistics import intervals
+from hf_unlearn.statistics.estimate import known_mean
 from hf_unlearn.statistics.thresholds import at_original_threshold
 
 
@@ -37,7 +38,7 @@ PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 def summary_rows(tables: Tables, seed: int = 0, groups=None) -> Rows:
     """All rows that the tables allow."""
     sets = tables["unlearned"]
-    of_labels = sets["forget"].meta.get("targets") == "label"
+    of_labels = sets["forget"].of_labels
     rows: Rows = []
     if len(sets.get("holdout", ())):
         rows += _rates(tables) + _frozen_threshold(tables, seed, groups)
@@ -172,10 +173,10 @@ def _published_scores(tables: Tables) -> Rows:
 def _memorization(of: Mapping[str, Scores]) -> quality.Aggregate:
     paraphrased, perturbed = of["forget_paraphrased"], of["forget_perturbed"]
     return aggregates.memorization_score(
-        _mean(extraction_strength(of["forget"])),
-        _mean(exact_memorization(of["forget"])),
-        _mean(quality.answer_probability(paraphrased)),
-        _mean(quality.truth_ratio(paraphrased, perturbed, variant="probability")),
+        known_mean(extraction_strength(of["forget"])),
+        known_mean(exact_memorization(of["forget"])),
+        known_mean(quality.answer_probability(paraphrased)),
+        known_mean(quality.truth_ratio(paraphrased, perturbed, variant="probability")),
     )
 
 
@@ -187,8 +188,8 @@ def _privacy_aucs(of: Mapping[str, Scores]) -> dict[str, float]:
 def _utility(retain: Scores) -> quality.Aggregate:
     return quality.model_utility(
         {
-            "answer_probability": _mean(quality.answer_probability(retain)),
-            "next_token_accuracy": _mean(exact_memorization(retain)),
+            "answer_probability": known_mean(quality.answer_probability(retain)),
+            "next_token_accuracy": known_mean(exact_memorization(retain)),
         }
     )
 
@@ -221,8 +222,3 @@ def _loss_attack(of: Mapping[str, Scores]) -> tuple[np.ndarray, np.ndarray]:
 def _number(value: float, n=(), **further: Any) -> dict[str, Any]:
     """A number without an interval."""
     return {"value": None if value is None or np.isnan(value) else float(value), "n": list(n), **further}
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")

@@ -96,9 +96,7 @@ def sentence_bleu(predictions: Sequence[str | None], references: Sequence[str | 
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU(effective_order=True)
-    return _by_record(
-        lambda p, r: bleu.sentence_score(p, [r]).score if r.strip() else np.nan, predictions, references
-    )
+    return _by_record(lambda p, r: bleu.sentence_score(p, [r]).score if r.strip() else np.nan, predictions, references)
 
 
 def _by_record(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_unlearn.audit.table.scores import TARGET_COLUMNS, Scores
+from hf_unlearn.data.rows import scored_text
 from hf_unlearn.models.sampling import DEFAULT_SAMPLING, Sampling
 
 
@@ -111,12 +112,8 @@ def _encoded(
 
 def _zlib_size(example: str | Mapping[str, Any]) -> int:
     """Compressed size of the text that is scored: the answer where there is a prompt."""
-    if not isinstance(example, str):
-        if "messages" in example and example["messages"]:
-            example = example["messages"][-1]["content"]
-        else:
-            example = example.get("completion", example.get("text", ""))
-    return len(zlib.compress(example.encode("utf-8"))) if example else 0
+    text = scored_text(example)
+    return len(zlib.compress(text.encode("utf-8"))) if text else 0
 
 
 def _computed(

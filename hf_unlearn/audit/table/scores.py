@@ -126,10 +126,15 @@ class Scores:
             class_log_probs=None if self.class_log_probs is None else self.class_log_probs[start:stop],
         )
 
+    @property
+    def of_labels(self) -> bool:
+        """Whether the targets are labels of images, and not tokens."""
+        return self.meta.get("targets") == "label"
+
     def saved_columns(self) -> dict[str, np.ndarray]:
         """The arrays that a file has: all but the ids of target tokens."""
         names = ["offsets", *TARGET_COLUMNS, "zlib_size"]
-        if self.meta.get("targets") != "label":
+        if not self.of_labels:
             names.remove("target_ids")
         columns = {name: getattr(self, name) for name in names}
         columns |= {f"sampled/{key}": values for key, values in self.sampled.items()}

@@ -6,11 +6,10 @@ Testing finds traces; it does not prove their absence. So no sentence says that 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-
-if TYPE_CHECKING:
-    from hf_unlearn.audit.verdicts.verdict import SurfaceVerdict, Verdict
+from hf_unlearn.audit.verdicts.decision import Verdict
+from hf_unlearn.audit.verdicts.of_surfaces import SurfaceVerdict
 
 
 #: Belongs beside the verdicts of every report, with the list of what was not tested.
@@ -31,6 +30,7 @@ REASONS = {
     "near_margin": "the difference is too close to the margin to tell",
     "not_measurable": "the difference has no interval",
     "no_records": "no record could be scored under both models",
+    "not_run": "an attack on it could not be run",
     "no_margin": "the statistic has no margin without several retrained models; it only informs",
 }
 FLAGS = {
@@ -48,7 +48,7 @@ FLAGS = {
 
 def wording(verdict: Verdict | SurfaceVerdict) -> str:
     """The sentences for a verdict: what was tested, on how many records, and what may be concluded at what power."""
-    if hasattr(verdict, "worst"):
+    if isinstance(verdict, SurfaceVerdict):
         return _of_surface(verdict)
     said = [_sentence(verdict)]
     # A verdict of over-forgetting says already what the flag would repeat.
@@ -101,3 +101,9 @@ def _difference(v: Verdict) -> str:
 
 def _power(v: Verdict) -> str:
     return f"a difference of {v.detectable:.2g} would be found with {v.evidence.margins.power:.0%} probability"
+
+
+def not_run_wording(surface: str, missing: Sequence[Mapping]) -> str:
+    """The sentence for a surface of which a part of the test could not be run."""
+    why = "; ".join(f"{attack['attack']} on the {attack['model']} model: {attack['reason']}" for attack in missing)
+    return f"{surface}: nothing is attested here: {REASONS['not_run']} ({why})."

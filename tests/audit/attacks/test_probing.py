@@ -150,7 +150,9 @@ def test_what_the_end_of_a_network_hides_shows_before_it():
 
 
 def test_models_without_blocks():
-    with pytest.raises(ValueError, match="No list of 2 blocks was found in Linear, so its layers cannot be looked into"):
+    with pytest.raises(
+        ValueError, match="No list of 2 blocks was found in Linear, so its layers cannot be looked into"
+    ):
         model = torch.nn.Linear(2, 2)
         model.config = tiny_llama().config
         find_blocks(model)

@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_unlearn.audit.verdicts.surfaces import SURFACES, surface_verdict, surface_verdicts
+from hf_unlearn.audit.verdicts.of_surfaces import surface_verdict, surface_verdicts
+from hf_unlearn.audit.verdicts.surfaces import SURFACES
 
 
 def row(verdict, reason=None, statistic="loss", surface="membership"):
@@ -50,7 +51,7 @@ def test_every_surface_is_there_tested_or_not():
     found = surface_verdicts(
         [row("residual"), row("no_trace_found", surface="verbatim"), row("residual", surface=None)]
     )
-    assert tuple(found) == SURFACES
+    assert tuple(found) == tuple(SURFACES)
     assert found["membership"].verdict == "residual" and found["verbatim"].verdict == "no_trace_found"
     assert sum(v.verdict == "not_tested" for v in found.values()) == len(SURFACES) - 2
     json.dumps({name: v.as_dict() for name, v in found.items()}, allow_nan=False)

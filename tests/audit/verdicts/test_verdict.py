@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 
+from hf_unlearn.audit.verdicts.decision import VERDICTS
 from hf_unlearn.audit.verdicts.margins import Margins
-from hf_unlearn.audit.verdicts.verdict import VERDICTS, adjust, judge, judge_auc, reference_warning
+from hf_unlearn.audit.verdicts.verdict import adjust, judge, reference_warning
 from hf_unlearn.statistics.multiplicity import holm
 
 
@@ -18,6 +19,10 @@ def scores(memory=0.0, seed=0, n=N, noise=0.2):
     rng = np.random.default_rng(1000 + seed)
     forget, holdout = RECORDS[:, :n] + rng.normal(0, noise, (2, n))
     return forget + memory, holdout
+
+
+def judge_auc(name, *models, surface="membership", **options):
+    return judge(name, "auc", *models, surface=surface, **options)
 
 
 def shares(memory=0.0, seed=0, n=N, noise=0.05):
@@ -184,7 +189,7 @@ def test_beyond_the_margin_but_not_after_the_correction():
 def test_beside_the_original_only_more_than_under_retraining_counts():
     more, less = scores(2, seed=2), scores(-2, seed=2)
     # The retrained model beside the original betrays the records too, so no original has to show that there is a signal.
-    known = {"surface": "two-checkpoint", "beside_original": True}
+    known = {"surface": "two-checkpoint"}
     assert judge_auc("drop", None, scores(0, seed=2), RETRAINED, **known).verdict == "no_trace_found"
     assert judge_auc("drop", None, more, RETRAINED, **known).verdict == "residual"
     found = judge_auc("drop", None, less, RETRAINED, **known)

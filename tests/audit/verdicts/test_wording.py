@@ -3,9 +3,13 @@ import re
 import numpy as np
 import pytest
 
-from hf_unlearn.audit.verdicts.surfaces import surface_verdict
-from hf_unlearn.audit.verdicts.verdict import adjust, judge, judge_auc
+from hf_unlearn.audit.verdicts.of_surfaces import surface_verdict
+from hf_unlearn.audit.verdicts.verdict import adjust, judge
 from hf_unlearn.audit.verdicts.wording import CAVEAT, FLAGS, REASONS, wording
+
+
+def judge_auc(name, *models, surface="membership", **options):
+    return judge(name, "auc", *models, surface=surface, **options)
 
 
 NEVER = re.compile(r"eras|remov|delet|guarant|anonym|complian|comply|certif|prove[dns]", re.IGNORECASE)
@@ -32,7 +36,7 @@ def every_verdict():
         judge_auc("attack", o, o, None, exchangeable=True),
         judge_auc("attack", o, o, None, exchangeable=False),
         judge_auc("attack", o, u, None),
-        judge_auc("drop", None, scores(-3, 4), r, surface="two-checkpoint", beside_original=True),
+        judge_auc("drop", None, scores(-3, 4), r, surface="two-checkpoint"),
         judge("loss", "unbounded", None, u[0], r[0]),
         judge("share", "share", np.ones(9), np.full(9, np.nan), np.zeros(9)),
         judge("share", "share", [0.9], [0.5], [0.4]),

@@ -1,0 +1,129 @@
+"""What a model answers when it is asked: how much of the truth is in the greedy answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from hf_unlearn.audit.attacks.attack import attack
+from hf_unlearn.audit.attacks.prompts import with_examples
+from hf_unlearn.audit.measures.statistic import MEMORY, UTILITY, Statistic
+from hf_unlearn.audit.measures.text_overlap import rouge_l, sentence_bleu, token_f1
+from hf_unlearn.audit.records import AuditRecords, Found
+from hf_unlearn.data.rows import answer_of
+from hf_unlearn.models.decoding import require_cache
+from hf_unlearn.models.generate import greedy, texts_of
+
+
+@attack("knowledge", requires=(require_cache,))
+def greedy_answers(model, records: AuditRecords) -> Iterator[Found]:
+    """ROUGE-L recall, F1 and BLEU of the greedy answers on forget and retain set. ROUGE-L is judged, the others inform."""
+    if not records.has_column("prompt"):
+        return
+    for name, direction, surface in (("forget", MEMORY, "knowledge"), ("retain", UTILITY, None)):
+        rows = list(records.rows(name))
+        if not rows:
+            continue
+        length, batch_size = records.longest_answer(rows), records.config.batch_size
+        said = texts_of(records.processing_class, greedy(model, records.processing_class, rows, length, batch_size))
+        truth = list(map(answer_of, rows))
+        positions = records.positions(name=name) if name == "forget" else None
+        rouge = Statistic("rouge_l_recall", name, direction, surface, records=positions)
+        f1 = Statistic("answer_f1", name, direction, records=positions)
+        bleu = Statistic("answer_bleu", name, f"{direction}, at most 100", records=positions, bounds=(0.0, 100.0))
+        yield Found({rouge: rouge_l(said, truth), f1: token_f1(said, truth), bleu: sentence_bleu(said, truth)})
+
+
+def answer_rouge(
+    model,
+    tokenizer,
+    rows: Sequence[Mapping],
+    max_new_tokens: int = 200,
+    part: str = "recall",
+    stemmer: bool = True,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """ROUGE-L of the greedy answer with the true one; the defaults are those of TOFU (arXiv 2401.06121).
+
+    Args:
+        model, tokenizer, batch_size: as for [`~hf_unlearn.models.generate.greedy`].
+        rows (sequence of `n`): `{"prompt", "completion"}` or `{"messages"}`.
+        max_new_tokens (`int`, *optional*, defaults to `200`).
+        part, stemmer (*optional*): see [`rouge_l`].
+
+    Returns:
+        `float64 (n,)` in [0, 1], higher = more memorized; NaN as for [`rouge_l`].
+    """
+    said = texts_of(tokenizer, greedy(model, tokenizer, rows, max_new_tokens, batch_size))
+    return rouge_l(said, list(map(answer_of, rows)), part, stemmer)
+
+
+def verbatim_memorization(
+    model,
+    tokenizer,
+    rows: Sequence[Mapping[str, str]],
+    max_new_tokens: int = 128,
+    part: str = "f1",
+    stemmer: bool = False,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """How far a text is continued as it went on: VerbMem of MUSE (arXiv 2407.06460).
+
+    ROUGE-L of a greedy continuation of at most 128 tokens with as many tokens of the true one. The prompt is a text, not
+    a piece of the tokenized whole, so it may end anywhere, also where the tokenizer would merge across the border.
+
+    Args:
+        model, tokenizer, batch_size: as for [`~hf_unlearn.models.generate.greedy`].
+        rows (sequence of `n`): `{"prompt", "completion"}`.
+        max_new_tokens (`int`, *optional*, defaults to `128`): length of the continuation, and of the reference.
+        part, stemmer (*optional*): see [`rouge_l`]. MUSE has the stemmer off, open-unlearning has it on.
+
+    Returns:
+        `float64 (n,)` in [0, 1], higher = more memorized; NaN as for [`rouge_l`].
+    """
+    prompts = [row["prompt"] for row in rows]
+    said = texts_of(tokenizer, greedy(model, tokenizer, prompts, max_new_tokens, batch_size))
+    cut = [tokenizer(row["completion"], add_special_tokens=False)["input_ids"][:max_new_tokens] for row in rows]
+    return rouge_l(said, texts_of(tokenizer, cut), part, stemmer)
+
+
+#: Where an answer to a few-shot prompt ends: the next question follows a blank line.
+NEXT_QUESTION = ("\n\n", "\nQuestion", "Question:")
+
+
+def knowledge_memorization(
+    model,
+    tokenizer,
+    rows: Sequence[Mapping[str, str]],
+    examples: Sequence[Mapping[str, str]],
+    max_new_tokens: int = 32,
+    part: str = "f1",
+    stemmer: bool = False,
+    stop: Sequence[str] = NEXT_QUESTION,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """How well questions are answered: KnowMem of MUSE (arXiv 2407.06460).
+
+    ROUGE-L of the greedy answer, of at most 32 tokens and cut where the next question would begin, after a prompt of
+    examples (10 in MUSE).
+
+    Args:
+        model, tokenizer, batch_size: as for [`~hf_unlearn.models.generate.greedy`].
+        rows (sequence of `n`): `{"prompt", "completion"}`, such as `"Question: Who?\\nAnswer:"` and `" Ada"`.
+        examples (sequence): rows of the same form, which must not be among those asked; they are put before each.
+        max_new_tokens (`int`, *optional*, defaults to `32`).
+        part, stemmer (*optional*): see [`rouge_l`]. MUSE has the stemmer off, open-unlearning has it on.
+        stop (sequence of `str`, *optional*): the answer ends before the first of these strings.
+
+    Returns:
+        `float64 (n,)` in [0, 1], higher = knows more; NaN as for [`rouge_l`].
+    """
+    asked = {row["prompt"] for row in rows}
+    if known := [i for i, example in enumerate(examples) if example["prompt"] in asked]:
+        raise ValueError(
+            f"The examples {known} are among the questions that are asked, and would give their answers away. Remove them."
+        )
+    prompts = [with_examples(row, examples)["prompt"] for row in rows]
+    said = texts_of(tokenizer, greedy(model, tokenizer, prompts, max_new_tokens, batch_size), stop)
+    return rouge_l(said, list(map(answer_of, rows)), part, stemmer)

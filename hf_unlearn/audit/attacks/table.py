@@ -1,0 +1,62 @@
+"""The attacks of an audit: those of this package, and those of packages that add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hf_unlearn.audit.attacks import (
+    answers,
+    effort,
+    guidance,
+    leakage,
+    patching,
+    probing,
+    prompts,
+    quantization,
+    reconstruction,
+    relearning,
+    stability,
+)
+from hf_unlearn.audit.attacks.attack import DECLARED, Attack
+from hf_unlearn.plugins import load_plugins
+
+
+#: In the order of the rows of a report.
+MODULES = (
+    effort,
+    prompts,
+    leakage,
+    answers,
+    probing,
+    quantization,
+    relearning,
+    guidance,
+    reconstruction,
+    patching,
+    stability,
+)
+
+
+def attacks_of(threats: Sequence[str], stability: bool = True) -> list[Attack]:
+    """The attacks of these threat models in their order, then those that belong to none.
+
+    Another package adds one by an entry point of the group `hf_unlearn.attacks`, which names a module that declares it.
+    """
+    load_plugins("hf_unlearn.attacks")
+    rank = {module.__name__: i for i, module in enumerate(MODULES)}
+    declared = sorted(DECLARED.values(), key=lambda a: rank.get(a.run.__module__, len(rank)))
+    of_threats = [found for threat in threats for found in declared if found.threat == threat]
+    return of_threats + [found for found in declared if found.threat is None and stability]
+
+
+def obstacles(model, kind: str, threats: Sequence[str]) -> dict[str, str]:
+    """Which attacks of these threat models cannot run on such a model, and why: their names, with the reason.
+
+    Ask before a training: the audit after it would leave their surfaces `not_tested`.
+
+    Args:
+        model (`nn.Module`): its architecture is looked at, not its weights.
+        kind (`str`): `"text"` or `"image"`.
+    """
+    asked = {found.name: found.obstacle(model) for found in attacks_of(threats) if kind in found.kinds}
+    return {name: reason for name, reason in asked.items() if reason is not None}

@@ -1,0 +1,101 @@
+"""From tables and findings to the report: no model is run here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from hf_unlearn.audit.measures.likelihoods import FURTHER_PASSES, control_findings, likelihood_findings
+from hf_unlearn.audit.measures.memberships import Tables
+from hf_unlearn.audit.measures.statistic import Groups, Statistic, row
+from hf_unlearn.audit.measures.summaries import summary_rows
+from hf_unlearn.audit.observations import baseline_of, checks_of, notes_of, worst_of
+from hf_unlearn.audit.records import Curve, Found, by_statistic
+from hf_unlearn.audit.report import AuditReport
+from hf_unlearn.audit.verdicts.judgement import judgement, reconstruction_surface
+from hf_unlearn.audit.verdicts.margins import Margins
+from hf_unlearn.audit.verdicts.wording import CAVEAT
+
+
+def compare(
+    tables: Tables,
+    seed: int = 0,
+    found: Mapping[str, Found] | None = None,
+    groups=None,
+    threats: Sequence[str] = (),
+    sets: Mapping[str, Any] | None = None,
+    margins: Margins | None = None,
+    not_run: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> AuditReport:
+    """Compare models from their tables, and from what attacks found: no model is run here.
+
+    Args:
+        tables (`dict[str, dict[str, Scores]]`): what [`score_sets`] returned for `"unlearned"` and, where there are
+            such models, for `"original"` and `"retrained"`: the same examples in the same order.
+        seed (`int`, *optional*, defaults to `0`): of the bootstrap intervals.
+        found (`dict[str, Found]`, *optional*): values and curves of each model.
+        groups (*optional*): as for [`audit`].
+        threats (sequence of `str`, *optional*): the threat models that are judged; without one there is no verdict.
+        sets (`dict`, *optional*): the rows themselves, by set, for the blind baseline of the verdicts.
+        margins ([`Margins`], *optional*): of the verdicts.
+        not_run (sequence of `dict`, *optional*): attacks that could not be run, see [`AuditReport`].
+        notes (sequence of `str`, *optional*): what else a reader must know.
+    """
+    found, sets, roles = found or {}, sets or {}, list(tables)
+    groups = Groups.of(groups, len(tables["unlearned"].get("holdout", ())))
+    values = likelihood_findings(tables) | by_statistic(found)
+    rows = [row(statistic, dict.fromkeys(roles) | by_role, seed, groups) for statistic, by_role in values.items()]
+    rows += summary_rows(tables, seed, groups)
+    sizes = {name: len(table) for name, table in tables["unlearned"].items() if not name.endswith(FURTHER_PASSES)}
+    report = {"rows": rows, "models": roles, "sets": sizes, "curves": _curves(found, seed), "not_run": list(not_run)}
+    if not threats:
+        return AuditReport(**report, notes=[*notes_of(tables), *notes])
+    margins, baseline = margins or Margins(), baseline_of(sets, seed, groups)
+    judged = judgement(
+        values,
+        control_findings(tables),
+        threats,
+        None if baseline is None else baseline.exchangeable,
+        margins,
+        seed,
+        groups,
+        "retrained" in tables,
+        not_run,
+    )
+    for of_row in rows:
+        verdict = judged.verdicts.get((of_row["measure"], of_row.get("surface")))
+        if verdict is not None:
+            of_row["verdict"] = verdict.as_dict()
+    surfaces, checks = dict(judged.surfaces), []
+    audits = {role: of_role.reconstruction for role, of_role in found.items() if of_role.reconstruction is not None}
+    if "unlearned" in audits:
+        surfaces["inversion"], check = reconstruction_surface(audits, len(judged.verdicts) + 1)
+        checks.append(check)
+    checks += checks_of(baseline, list(judged.verdicts.values()), tables)
+    return AuditReport(
+        **report,
+        notes=[*notes_of(tables), *(check["says"] for check in checks if check.get("warns")), *notes],
+        surfaces=surfaces,
+        checks=checks,
+        worst=worst_of(values),
+        threats=list(threats),
+        caveat=CAVEAT,
+        margins=asdict(margins),
+        grouped=groups is not None,
+    )
+
+
+def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:
+    """Each curve with a mean and its interval a point, for each model."""
+    curves: dict[Curve, dict[str, Any]] = {}
+    for role, of_role in found.items():
+        for curve, values in of_role.curves.items():
+            statistic = Statistic(curve.name, curve.set, curve.direction, kind=curve.kind)
+            points = [statistic.estimate(v, seed).as_dict() for v in values]
+            curves.setdefault(curve, {})[role] = points
+    return [
+        {"name": c.name, "set": c.set, "axis": c.axis, "x": list(c.x), "direction": c.direction} | of_roles
+        for c, of_roles in curves.items()
+    ]
