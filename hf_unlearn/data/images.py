@@ -12,26 +12,16 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
+from hf_unlearn.data.rows import LABEL_COLUMNS, column_names, format_of, label_of
 
-LABEL_COLUMNS = ("labels", "label")
+
 # 256 MB: some 20,000 images of 32 x 32, so that small ones are decoded once and large ones cost no memory.
 CACHE_BYTES = 2**28
 
 
-def column_names(rows) -> Sequence[str]:
-    """Columns of a table, or of the first of some rows; nothing is decoded."""
-    if isinstance(rows, Dataset):
-        return rows.column_names
-    first = rows[0] if isinstance(rows, Sequence) and len(rows) else {}
-    return list(first) if isinstance(first, Mapping) else []
-
-
 def has_images(rows) -> bool:
     """Whether these are rows of images that are to be encoded one by one."""
-    if isinstance(rows, ImageRows):
-        return True
-    names = column_names(rows)
-    return "image" in names and "pixel_values" not in names
+    return isinstance(rows, ImageRows) or format_of(dict.fromkeys(column_names(rows), "")) == "image"
 
 
 def encode_image(row: Mapping[str, Any], processor=None, n_classes: int | None = None) -> dict:
@@ -46,7 +36,7 @@ def encode_image(row: Mapping[str, Any], processor=None, n_classes: int | None =
     Raises:
         ValueError: no image processor, no image, or no label that the model can have.
     """
-    label = _check_label(_label(row), n_classes)
+    label = _check_label(label_of(row), n_classes)
     return {"pixel_values": _pixels(row["image"], _image_processor(processor)), "labels": label}
 
 
@@ -161,14 +151,10 @@ def _pixels(image, processor) -> Tensor:
     return processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
 
-def _label(row: Mapping[str, Any]):
-    return next((row[column] for column in LABEL_COLUMNS if row.get(column) is not None), None)
-
-
 def _labels(rows) -> Sequence:
     """The label of every row, `None` where it has none; a table is read without decoding an image."""
     if not isinstance(rows, Dataset):
-        return [_label(row) for row in rows]
+        return [label_of(row) for row in rows]
     column = next((column for column in LABEL_COLUMNS if column in rows.column_names), None)
     return [None] * len(rows) if column is None else rows[column]
 

@@ -8,10 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hf_unlearn.data.images import ImageRows, encode_image, has_images
-from hf_unlearn.data.rows import IGNORE_INDEX
-
-
-FORMATS = '{"prompt", "completion"}, {"messages"} or {"text"}'
+from hf_unlearn.data.rows import IGNORE_INDEX, READABLE, format_of
 
 
 class EmptyTargetError(ValueError):
@@ -49,16 +46,16 @@ def encode(
         ValueError: unknown format, prompt whose ids are not a prefix of the whole, prompt that ends in
             a space, text longer than `max_length`. Messages hold no text of the row.
     """
-    if isinstance(row, str):
-        row = {"text": row}
+    row = {"text": row} if isinstance(row, str) else row
     row = {name: value for name, value in row.items() if value is not None}  # a table fills absent columns with None
-    if "pixel_values" in row:
+    kind = format_of(row)
+    if kind == "pixels":
         if "labels" not in row:
             raise ValueError(f"An image row needs its class in the column labels. It has {', '.join(sorted(row))}.")
         return row
-    if "image" in row:
+    if kind == "image":
         return encode_image(row, tokenizer, n_classes)
-    if "input_ids" in row:
+    if kind == "ids":
         return _check_encoded(row, max_length)
     if tokenizer is None:
         raise ValueError(
@@ -73,18 +70,18 @@ def encode(
     for column in ("prompt", "completion", "text"):
         if column in row and not isinstance(row[column], str):
             raise ValueError(f"The column {column} holds {type(row[column]).__name__}, not text. Convert it.")
-    if "messages" in row:
+    if kind == "messages":
         ids, n_prompt, n_end = _encode_messages(row["messages"], tokenizer)
-    elif "prompt" in row and "completion" in row:
+    elif kind == "prompt":
         ids, n_prompt, n_end = _encode_completion(row["prompt"], row["completion"], tokenizer)
-    elif "text" in row:
+    elif kind == "text":
         ids, n_prompt, n_end = with_special_tokens(row["text"], tokenizer), 1, 0
         if len(ids) < 2:
             raise EmptyTargetError(
                 "Empty text: it has no token that follows another, so nothing can be scored. Remove the row."
             )
     else:
-        raise ValueError(f"A row with the columns {sorted(row)} has no known format. Give {FORMATS}.")
+        raise ValueError(f"A row with the columns {sorted(row)} has no known format. Give {READABLE}.")
 
     if max_length is not None and len(ids) > max_length:
         if not truncate:

@@ -108,7 +108,7 @@ def read_rows(data: str | Path, config: str, split: str = "train", limit: int | 
     Raises:
         FileNotFoundError: a folder without such a file.
     """
-    from hf_unlearn.data import load_rows
+    from hf_unlearn.data.load import load_rows
 
     stems = (f"{config}/{split}", config)
     files = [Path(data) / f"{stem}{suffix}" for stem in stems for suffix in (".json", ".jsonl")]

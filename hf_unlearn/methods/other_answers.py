@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from hf_unlearn.data.pairing import PairedDataset
-from hf_unlearn.data.rows import IGNORE_INDEX
+from hf_unlearn.data.rows import IGNORE_INDEX, TEXTS, answer_of, format_of, reworded
 
 
 class OtherLabels(Sequence):

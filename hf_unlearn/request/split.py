@@ -1,16 +1,22 @@
 """The rows a request is about, the rows that stay, and rows to compare with."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Image, Value, Video
 
 from hf_unlearn.request.request import ErasureRequest
 from hf_unlearn.storage.digest import digest_of_text
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 
 _BATCH = 10_000
@@ -99,6 +105,8 @@ def split(
             or its type cannot be compared with the value; a position is not in the dataset; duplicates are left in
             the retain set; no row is left to retain.
     """
+    from datasets import Dataset, DatasetDict  # here, as a request by itself needs no seconds of imports
+
     if duplicates not in ("error", "forget", "keep"):
         raise ValueError('`duplicates` must be "error", "forget" or "keep".')
     if isinstance(dataset, DatasetDict):
@@ -192,6 +200,8 @@ def _matching_rows(dataset: Dataset, request: ErasureRequest, complete: bool) ->
 
 def _operand(dataset: Dataset, column: str, operator: str, values: list) -> pa.Array:
     """The values of a selector in the Arrow type of the column."""
+    from datasets import ClassLabel, Value
+
     if column not in dataset.features:
         raise ValueError(
             f"The request selects on column {column!r}, which the dataset does not have. Its columns are "
@@ -250,6 +260,8 @@ def _compare(cells: pa.ChunkedArray, operator: str, operand: pa.Array) -> pa.Chu
 
 
 def _content_columns(dataset: Dataset, request: ErasureRequest, chosen: Sequence[str] | None) -> list[str]:
+    from datasets import Audio, Image, Video
+
     text = [field.name for field in dataset.data.schema if _is_text(field.type)]
     if chosen is None:
         if any(isinstance(feature, (Image, Audio, Video)) for feature in dataset.features.values()):

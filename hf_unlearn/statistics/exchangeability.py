@@ -8,8 +8,9 @@ difference to the retrained model does.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -56,16 +57,25 @@ class BlindBaseline:
         return plain({**asdict(self), "exchangeable": self.exchangeable})
 
 
-def blind_baseline(forget: Sequence, holdout: Sequence, groups=None, folds: int = 5, seed: int = 0) -> BlindBaseline:
+def blind_baseline(
+    forget: Sequence,
+    holdout: Sequence,
+    groups=None,
+    folds: int = 5,
+    seed: int = 0,
+    content: Callable[[Any], Any] = lambda record: record,
+) -> BlindBaseline:
     """Fit a logistic regression to features of the records alone, and test it on records that were left out.
 
     Args:
-        forget, holdout (sequences): texts; images (PIL, or arrays `(h, w)` or `(h, w, channels)`); or rows of `{"text"}`,
-            `{"prompt", "completion"}`, `{"messages"}` or `{"image"}`, such as a `Dataset`.
+        forget, holdout (sequences): texts, images (PIL, or arrays `(h, w)` or `(h, w, channels)`), or what `content`
+            makes them of.
         groups (`tuple` of two, *optional*): a label for each record of each set; a group is never split between fitting
             and testing.
         folds (`int`, *optional*, defaults to `5`): parts to be left out in turn.
         seed (`int`, *optional*, defaults to `0`): of the parts and of the bootstrap.
+        content (`Callable`, *optional*): from a record to its text or image. For rows of a data set, such as a `Dataset`,
+            it is [`~hf_unlearn.data.rows.content_of`].
 
     Returns:
         [`BlindBaseline`]. Below 10 records (groups) a side it has no value.
@@ -88,12 +98,14 @@ def blind_baseline(forget: Sequence, holdout: Sequence, groups=None, folds: int 
     # Equal labels in both sets are different groups: no record is in both.
     codes = [np.unique(side, return_inverse=True)[1] for side in labels]
     sizes = [int(side.max(initial=-1)) + 1 for side in codes]
-    kind = "image" if n[0] and _is_image(forget[0]) else "text"
+    kind = "image" if n[0] and _is_image(content(forget[0])) else "text"
     if min(sizes) < MIN_RECORDS:
         what = "records" if groups is None else "groups"
         reason = f"a side has fewer than {MIN_RECORDS} {what}"
         return BlindBaseline(Estimate(np.nan, np.nan, np.nan, n, "none", reason=reason), None, kind, 0, reason)
-    features = (image_features if kind == "image" else text_features)([*forget, *holdout])
+    features = (image_features if kind == "image" else text_features)(
+        [content(record) for side in (forget, holdout) for record in side]
+    )
     target = np.repeat([1, 0], n)
     units = np.concatenate([codes[0], codes[1] + sizes[0]])
     folds = min(folds, *sizes)
@@ -117,7 +129,13 @@ def text_features(records: Sequence) -> sparse.csr_matrix:
     """Hashed counts of words and pairs of words, length in bytes and words, zlib ratio, share of digits: `(n, d)`."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    texts = [_text(record, index) for index, record in enumerate(records)]
+    texts = list(records)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"Record {index} holds no text that could be compared. Give strings, or rows with text, prompt and "
+                "completion, or messages."
+            )
     hashed = HashingVectorizer(n_features=N_HASHES, ngram_range=(1, 2), alternate_sign=False).transform(texts)
     counts = [_counts(text) for text in texts]
     return sparse.hstack([hashed, sparse.csr_matrix(np.array(counts, dtype=np.float64))], format="csr")
@@ -137,30 +155,11 @@ def _counts(text: str) -> list[float]:
     return [len(raw), len(text.split()), len(zlib.compress(raw)) / size, sum(c.isdigit() for c in text) / size]
 
 
-def _text(record, index: int) -> str:
-    if isinstance(record, str):
-        return record
-    if isinstance(record, Mapping):
-        if record.get("messages"):
-            return "\n".join(message["content"] or "" for message in record["messages"])
-        if "completion" in record:
-            return (record.get("prompt") or "") + (record["completion"] or "")
-        if "text" in record:
-            return record["text"] or ""
-    raise ValueError(
-        f"Record {index} holds no text that could be compared. Give strings, or rows with text, prompt and completion, or "
-        "messages."
-    )
-
-
 def _is_image(record) -> bool:
-    if isinstance(record, Mapping):
-        return "image" in record
     return not isinstance(record, str) and (hasattr(record, "convert") or np.ndim(record) >= 2)
 
 
-def _pixels(record) -> np.ndarray:
-    image = record["image"] if isinstance(record, Mapping) else record
+def _pixels(image) -> np.ndarray:
     pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image, dtype=np.float64)
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 

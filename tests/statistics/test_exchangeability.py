@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_unlearn.data.rows import content_of
 from hf_unlearn.statistics.exchangeability import blind_baseline, image_features, text_features
 
 
@@ -49,11 +50,12 @@ def test_rows_of_one_person_are_kept_together():
 def test_rows_are_read_like_their_texts():
     forget, holdout = texts(20, 0), texts(20, 1)
     plain = blind_baseline(forget, holdout)
-    assert blind_baseline([{"text": t} for t in forget], [{"text": t} for t in holdout]) == plain
+    rows = [[{"text": t} for t in side] for side in (forget, holdout)]
+    assert blind_baseline(*rows, content=content_of) == plain
     split = [[{"prompt": t[:3], "completion": t[3:]} for t in side] for side in (forget, holdout)]
-    assert blind_baseline(*split) == plain
+    assert blind_baseline(*split, content=content_of) == plain
     chats = [[{"messages": [{"role": "user", "content": t}]} for t in side] for side in (forget, holdout)]
-    assert blind_baseline(*chats) == plain
+    assert blind_baseline(*chats, content=content_of) == plain
 
 
 def test_features_do_not_depend_on_the_other_texts():
@@ -78,7 +80,7 @@ def test_pil_images_and_rows_are_read_like_arrays():
     images = pictures(3, 0)
     expected = image_features(images)
     np.testing.assert_array_equal(image_features([Image.fromarray(image) for image in images]), expected)
-    np.testing.assert_array_equal(image_features([{"image": image} for image in images]), expected)
+    np.testing.assert_array_equal(image_features([content_of({"image": image}) for image in images]), expected)
     grey = np.arange(35.0).reshape(5, 7)
     numbers = image_features([grey])[0]
     assert numbers[:3] == pytest.approx([17] * 3) and numbers[3] == pytest.approx(grey.std())
@@ -107,7 +109,7 @@ def test_too_few_records_are_no_answer():
 
 def test_errors_hold_no_text():
     with pytest.raises(ValueError, match="Record 1 holds no text") as error:
-        text_features(["fine", {"secret": "Ada"}])
+        text_features([content_of(record) for record in ("fine", {"secret": "Ada"})])
     assert "Ada" not in str(error.value) and "secret" not in str(error.value)
     with pytest.raises(ValueError, match="one label for each record|label for each record"):
         blind_baseline(texts(20, 0), texts(20, 1), groups=(np.zeros(3), np.zeros(20)))
