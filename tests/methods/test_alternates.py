@@ -8,11 +8,11 @@ import pytest
 import torch
 from cases import image_rows, make_trainer, text_rows, weights
 from datasets import Dataset
-from tiny import TURN_END, tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
+from tiny import TURN_END, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.data import PairedDataset, UnlearningCollator, encode_dataset
 from hf_unlearn.methods import METHODS, IdkDPOTrainer, IdkNLLConfig, IdkNLLTrainer
-from hf_unlearn.methods.altpo import AltPOConfig, AltPOTrainer, sample_answers
+from hf_unlearn.methods.altpo import AltPOConfig, AltPOTrainer
 from hf_unlearn.methods.other_answers import (
     OtherLabels,
     normalised,
@@ -23,6 +23,7 @@ from hf_unlearn.methods.other_answers import (
 )
 from hf_unlearn.methods.random_label import RandomLabelConfig, RandomLabelTrainer
 from hf_unlearn.methods.salun import SalUnConfig, SalUnTrainer
+from hf_unlearn.models.generate import sample, texts_of
 from hf_unlearn.models.likelihood import target_logits
 
 
@@ -30,7 +31,7 @@ TRAINERS = [AltPOTrainer, IdkDPOTrainer, IdkNLLTrainer, RandomLabelTrainer, SalU
 
 
 def make(trainer_class, folder, model="llama", **arguments):
-    with patch.dict(METHODS, {"this": trainer_class}):
+    with patch.dict(METHODS.registered, {"this": trainer_class}):
         return make_trainer("this", folder, model, **arguments)
 
 
@@ -265,41 +266,6 @@ def test_refusals_from_a_file(tmp_path):
 # Answers of the model's own
 
 
-PROMPTS = ["Question: Where?", "Question: Where does Ada live, and since when?\nAnswer:", "Who?"]
-
-
-@pytest.mark.parametrize("network", [tiny_llama, tiny_gpt2])
-def test_padding_on_the_left_changes_no_answer(network):
-    model, tokenizer = network().double(), tiny_tokenizer()
-    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    options = {"n": 1, "temperature": 1e-6, "max_new_tokens": 12, "ends": {1}, "seed": 0}  # next to no chance
-    together = sample_answers(model, tokenizer, prompts, **options)
-    assert together == [sample_answers(model, tokenizer, [prompt], **options)[0] for prompt in prompts]
-    for prompt, (answer,) in zip(prompts, together, strict=True):
-        ids = list(prompt)
-        for _ in range(12):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        ids = ids[len(prompt) :]
-        ids = ids[: ids.index(1)] if 1 in ids else ids
-        assert answer == tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def test_sampling_leaves_no_trace():
-    model, tokenizer = tiny_llama(attention_dropout=0.5), tiny_tokenizer(pad=False)
-    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    options = {"n": 3, "temperature": 1.0, "max_new_tokens": 8, "ends": {1}}
-    model.train()
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    first = sample_answers(model, tokenizer, prompts, seed=1, **options)
-    assert torch.equal(torch.get_rng_state(), state) and model.training
-    torch.rand(7)
-    assert first == sample_answers(model.eval(), tokenizer, prompts, seed=1, **options)  # without dropout before, too
-    assert not model.training
-    assert first != sample_answers(model, tokenizer, prompts, seed=2, **options)
-    assert [len(texts) for texts in first] == [3, 3, 3] and len({*first[0], *first[1], *first[2]}) == 9
-
-
 @pytest.fixture(scope="module")
 def by_heart():
     """A model that knows four rows so well that it says hardly anything else."""
@@ -317,14 +283,14 @@ def by_heart():
 def test_the_true_answer_is_no_alternate(by_heart, tmp_path):
     model, tokenizer, rows = by_heart
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in rows]
-    said = sample_answers(model, tokenizer, prompts, 5, 1.0, 20, {1}, seed=0)
+    said = [texts_of(tokenizer, drawn) for drawn in sample(model, tokenizer, prompts, 5, 20, ends={1})]
     true = [normalised(row["completion"]) for row in rows]
     assert sum(normalised(text) == t for texts, t in zip(said, true, strict=True) for text in texts) > 10
     trainer = build(AltPOTrainer, tmp_path, model, rows, text_rows(4, offset=100), tokenizer, n_alternates=3)
     for others, t in zip(answers(trainer), true, strict=True):
         names = [normalised(answer) for answer in others]
         assert len(set(names)) == 3
-        assert not any(t in name for name in names)
+        assert not any(f" {t} " in f" {name} " for name in names)
     again = build(AltPOTrainer, tmp_path, model, rows, text_rows(4, offset=100), tokenizer, n_alternates=3)
     assert answers(again) == answers(trainer)
     other = build(AltPOTrainer, tmp_path, model, rows, text_rows(4, offset=100), tokenizer, n_alternates=3, seed=9)
