@@ -39,7 +39,7 @@ TRAINERS = [
 def make(trainer_class, folder, model="llama", **arguments):
     if trainer_class is PDUTrainer:
         arguments = {"force_epsilon": True, "dual_warmup": 0.0} | arguments
-    with patch.dict(METHODS, {"this": trainer_class}):
+    with patch.dict(METHODS.registered, {"this": trainer_class}):
         return make_trainer("this", folder, model, **arguments)
 
 
