@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import audit_textbook
 import numpy as np
 import torch
-from measure import compare, cpu_seconds, in_own_process, markdown_table, peak_growth, tiny_llama
+from measure import compare, cpu_seconds, in_own_process, peak_growth, tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -40,6 +40,7 @@ from hf_unlearn.audit import (
 )
 from hf_unlearn.audit.measures.text_overlap import rouge_l
 from hf_unlearn.data.text import encode
+from hf_unlearn.evidence.tables import markdown_table
 from hf_unlearn.models.generate import texts_of
 
 
@@ -259,7 +260,7 @@ def main():
     for vocab_size, _ in settings:
         mib = [in_own_process(memory, vocab_size, form) for form in ("ours", "textbook")]
         rows.append([f"{vocab_size:,}", *(f"{m:.0f}" for m in mib), f"**{mib[0] / mib[1]:.2f}**"])
-    print(markdown_table(["vocabulary", "ours, peak MiB", "textbook, peak MiB", "ratio"], rows), end="\n\n")
+    print(markdown_table([["vocabulary", "ours, peak MiB", "textbook, peak MiB", "ratio"], *rows]), end="\n\n")
 
     rows = []
     for vocab_size, n in settings:
@@ -272,7 +273,7 @@ def main():
             ]
             rows.append([part, f"{vocab_size:,}", str(n_texts), *compare(*sums)])
     columns = ["part", "vocabulary", "texts", "ours, CPU s", "textbook, CPU s", "ratio", "of single runs"]
-    print(markdown_table(columns, rows))
+    print(markdown_table([columns, *rows]))
 
 
 # Rows of the table: what is added up of ours, and of the textbook.

@@ -9,9 +9,10 @@ import argparse
 
 import torch
 from audit import BATCH_SIZE, word_tokenizer
-from measure import cpu_seconds, in_own_process, markdown_table, peak_growth, tiny_llama
+from measure import cpu_seconds, in_own_process, peak_growth, tiny_llama
 
 from hf_unlearn.audit import score
+from hf_unlearn.evidence.tables import markdown_table
 
 
 EXAMPLES, VOCABULARIES = (50, 100, 200, 400), (1_000, 8_000, 32_000, 131_072)
@@ -73,7 +74,7 @@ def main():
         [f"{FIXED_EXAMPLES}", f"{size:,}", f"{s:.2f}", f"{m:.0f}"]
         for size, (s, m) in zip(VOCABULARIES, of_vocabulary, strict=True)
     ]
-    print(markdown_table(["examples", "vocabulary", "CPU s", "peak MiB"], rows))
+    print(markdown_table([["examples", "vocabulary", "CPU s", "peak MiB"], *rows]))
     if path:
         draw(of_examples, of_vocabulary, path)
 

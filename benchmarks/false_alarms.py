@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from measure import markdown_table
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -47,6 +46,7 @@ from hf_unlearn.audit.verdicts.margins import Margins
 from hf_unlearn.audit.verdicts.verdict import Verdict, adjust, judge, judge_auc, reference_warning
 from hf_unlearn.data.pairing import UnlearningCollator
 from hf_unlearn.data.text import encode
+from hf_unlearn.evidence.tables import markdown_table
 from hf_unlearn.examples.registry import make_registry, tokenizer_texts
 from hf_unlearn.examples.registry_model import make_tokenizer
 
@@ -223,6 +223,8 @@ def report(results: Sequence[Mapping]) -> str:
         ]
         for k, name in enumerate(names)
     ]
+    families = ["margins", "procedure", "false residual", "false over_forgotten", "original missed"]
+    surfaces = ["surface", "called unlearned", "retrained models", "verdicts of the audit"]
     columns = ["statistic", "original", "retrained", "std of seeds"]
     columns += [f"retrained: {procedure}" for procedure in PROCEDURES] + ["original: one retrained"]
     warned = [
@@ -231,11 +233,9 @@ def report(results: Sequence[Mapping]) -> str:
     ]
     return "\n\n".join(
         [
-            markdown_table(
-                ["margins", "procedure", "false residual", "false over_forgotten", "original missed"], by_family
-            ),
-            markdown_table(columns, by_statistic),
-            markdown_table(["surface", "called unlearned", "retrained models", "verdicts of the audit"], by_surface),
+            markdown_table([families, *by_family]),
+            markdown_table([columns, *by_statistic]),
+            markdown_table([surfaces, *by_surface]),
             "\n".join(warned),
         ]
     )

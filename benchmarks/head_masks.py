@@ -10,23 +10,20 @@ is left and what is lost is measured after it, in the same run. The retain set i
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure import cpu_seconds, markdown_table
+from measure import cpu_seconds
+
+from hf_unlearn.audit import score
+from hf_unlearn.cli.arguments import load_model
+from hf_unlearn.cli.job import Job
+from hf_unlearn.evidence.tables import markdown_table
+from hf_unlearn.methods import METHODS
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "recipes"))
-
-import unlearn  # noqa: E402
-
-from hf_unlearn.audit import score  # noqa: E402
-from hf_unlearn.cli.arguments import audit_sets, load_data, load_model, load_processing_class, load_request, split_data  # noqa: E402
-from hf_unlearn.methods import METHODS  # noqa: E402
-
 
 RECIPES = {"cifar100": ("graddiff", "head_mask"), "registry": ("graddiff", "head_mask")}
 
@@ -34,15 +31,14 @@ RECIPES = {"cifar100": ("graddiff", "head_mask"), "registry": ("graddiff", "head
 def run(recipe: Path) -> tuple[float, int, dict[str, float], dict[str, float]]:
     """Train by a recipe: CPU seconds, steps, and the accuracy on each set before and after."""
     off = ["--eval_strategy", "no", "--eval_on_start", "false", "--disable_tqdm", "true", "--save_strategy", "no"]
-    arguments, config, model_config = unlearn.parse_arguments(["--config", str(recipe), *off])
-    data, request = load_data(arguments), load_request(arguments.request)
-    parts = split_data(data, request)
-    sets = audit_sets(data, request, parts, getattr(arguments, "sibling_values", None))
-    sets = {name: rows for name, rows in sets.items() if rows is not None}
+    job = Job.from_arguments(["--config", str(recipe), *off])
+    sets, parts, processor = dict(job.sets), job.parts, job.processing_class
     sets["retain"] = sets["retain"].select(range(0, len(sets["retain"]), max(1, len(sets["retain"]) // 1000)))
-    processor, model = load_processing_class(model_config), load_model(model_config)
+    model = load_model(job.model_config)
     before = accuracy(model, processor, sets)
-    trainer = METHODS[arguments.method](model, config, parts.forget, parts.retain, processing_class=processor)
+    trainer = METHODS[job.arguments.method](
+        model, job.training, parts.forget, parts.retain, processing_class=processor
+    )
     _, seconds = cpu_seconds(trainer.train)
     return seconds, trainer.state.global_step, before, accuracy(trainer.model, processor, sets)
 
@@ -63,7 +59,7 @@ def main():
         if not rows:
             rows.append(["before", "", "", *(f"{value:.3f}" for value in before.values())])
         rows.append([method, f"{seconds[method]:.1f}", str(steps), *(f"{value:.3f}" for value in after.values())])
-    print(markdown_table(["", "CPU s", "steps", *(f"accuracy, {name}" for name in before)], rows))
+    print(markdown_table([["", "CPU s", "steps", *(f"accuracy, {name}" for name in before)], *rows]))
     graddiff, head_mask = (seconds[method] for method in RECIPES[folder.name])
     print(f"\nhead masks / GradDiff: **{head_mask / graddiff:.2f}**")
 

@@ -44,11 +44,6 @@ def compare(ours: Sequence[float], textbook: Sequence[float]) -> list[str]:
     return [f"{a:.3f}", f"{b:.3f}", f"**{a / b:.2f}**", f"{min(ratios):.2f} to {max(ratios):.2f}"]
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def peak_growth(run: Callable[[], object]) -> float:
     """MiB by which `run` raises the peak of resident memory over what is resident before it (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model

@@ -17,10 +17,11 @@ import tempfile
 
 import numpy as np
 import torch
-from measure import compare, cpu_seconds, in_own_process, markdown_table, peak_growth, tiny_llama
+from measure import compare, cpu_seconds, in_own_process, peak_growth, tiny_llama
 from peft import LoraConfig
 from training_step import Ours, Textbook, random_rows, separate
 
+from hf_unlearn.evidence.tables import markdown_table
 from hf_unlearn.methods import NPOConfig, NPOTrainer, RMUConfig, RMUTrainer
 
 
@@ -168,7 +169,7 @@ def main():
     rows = []
     for form in ("ours", "textbook"):
         rows.append([form, f"{in_own_process(lora_memory, 8_000, form):.0f}"])
-    print(markdown_table(["NPO on LoRA", "peak MiB"], rows), end="\n\n")
+    print(markdown_table([["NPO on LoRA", "peak MiB"], *rows]), end="\n\n")
 
     rows = []
     for vocab_size in VOCABULARIES:
@@ -178,7 +179,8 @@ def main():
             for form in ("textbook", "selected")
         ]
     print(
-        markdown_table(["vocabulary", "against", "ours, peak MiB", "the other, peak MiB", "ratio"], rows), end="\n\n"
+        markdown_table([["vocabulary", "against", "ours, peak MiB", "the other, peak MiB", "ratio"], *rows]),
+        end="\n\n",
     )
 
     rows = []
@@ -188,7 +190,7 @@ def main():
         ours = results.pop("ours")["seconds"][1:]
         rows += [[f"{vocab_size:,}", name, *compare(ours, r["seconds"][1:])] for name, r in results.items()]
     columns = ["vocabulary", "against", "ours, CPU s", "the other, CPU s", "ratio", "of single steps"]
-    print(markdown_table(columns, rows))
+    print(markdown_table([columns, *rows]))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import compare, cpu_seconds, in_own_process, markdown_table, peak_growth, tiny_llama
+from measure import compare, cpu_seconds, in_own_process, peak_growth, tiny_llama
 
+from hf_unlearn.evidence.tables import markdown_table
 from hf_unlearn.methods import METHODS
 from hf_unlearn.training import UnlearningTrainer
 
@@ -192,7 +193,9 @@ def main():
     for method, vocab_size in settings:
         mib = [in_own_process(memory, method, vocab_size, form) for form in ("ours", "textbook")]
         rows.append([method, f"{vocab_size:,}", *(f"{m:.0f}" for m in mib), f"**{mib[0] / mib[1]:.2f}**"])
-    print(markdown_table(["method", "vocabulary", "ours, peak MiB", "textbook, peak MiB", "ratio"], rows), end="\n\n")
+    print(
+        markdown_table([["method", "vocabulary", "ours, peak MiB", "textbook, peak MiB", "ratio"], *rows]), end="\n\n"
+    )
 
     rows = []
     for method, vocab_size in settings:
@@ -204,7 +207,7 @@ def main():
             for name, result in results.items()
         ]
     columns = ["method", "vocabulary", "against", "ours, CPU s", "the other, CPU s", "ratio", "of single steps"]
-    print(markdown_table(columns, rows))
+    print(markdown_table([columns, *rows]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
+from hf_unlearn.evidence.tables import markdown_table
+
 
 def compare(results: dict[str, dict]) -> list[list[str]]:
     """Rows of cells, the header first: measure, set, original, retrained, and a column a run.
@@ -56,9 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", help="result.json of each run")
     paths = [Path(path) for path in parser.parse_args().results]
-    table = compare({path.parent.name: json.loads(path.read_text("utf-8")) for path in paths})
-    table.insert(1, ["---"] * len(table[0]))
-    print("\n".join("| " + " | ".join(row) + " |" for row in table))
+    print(markdown_table(compare({path.parent.name: json.loads(path.read_text("utf-8")) for path in paths})))
 
 
 if __name__ == "__main__":

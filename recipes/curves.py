@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+from hf_unlearn.evidence.tables import markdown_table
+
 
 def series(results: dict[str, dict]) -> dict[str, dict]:
     """Each curve with a line a run and one each of the original and the retrained model, which all runs share.
@@ -91,9 +93,7 @@ def main():
     except ValueError as error:
         parser.error(str(error))
     for name, drawn in curves.items():
-        rows = table(drawn)
-        rows.insert(1, ["---"] * len(rows[0]))
-        print(f"{name}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n")
+        print(f"{name}\n\n{markdown_table(table(drawn))}\n")
     if arguments.output:
         draw(curves, arguments.output)
 

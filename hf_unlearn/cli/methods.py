@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+from hf_unlearn.evidence.tables import text_table
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.describe import describe
 
@@ -23,10 +24,7 @@ def print_methods(name: str | None, form: str) -> int:
     else:
         rows = [["method", "models", "needs", "what it does"]]
         rows += [[m["name"], _text(m["models"]), _text(m["needs"]), m["summary"]] for m in found]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        for row in rows:
-            print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
-        print("\n`hf-unlearn methods <name>` describes one in full.")
+        print(f"{text_table(rows, rule=False)}\n\n`hf-unlearn methods <name>` describes one in full.")
     return 0
 
 

@@ -9,10 +9,11 @@ in `groups`, a label a record: the bootstrap then draws whole groups, and the in
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from scipy.stats import beta, ks_2samp, norm
+from scipy.special import betaincinv
+from scipy.stats import ks_2samp, norm
 
 from hf_unlearn.statistics.differences import (
     Difference,
@@ -20,7 +21,7 @@ from hf_unlearn.statistics.differences import (
     paired_auc_difference,
     paired_difference,
 )
-from hf_unlearn.statistics.estimate import Estimate, of_groups, plain
+from hf_unlearn.statistics.estimate import Estimate, known, of_groups, plain
 from hf_unlearn.statistics.ranking import Ranking
 from hf_unlearn.statistics.resampling import (
     N_RESAMPLES,
@@ -182,15 +183,24 @@ def rate(hits: int, n: int, level: float = 0.95) -> Estimate:
         raise ValueError(f"hits must be between 0 and n={n}, not {hits}.")
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, (0,), "clopper-pearson", level, 0, "no records")
-    tail = (1 - level) / 2
-    if hits == 0:
-        low, high = 0.0, 1 - (1 - level) ** (1 / n)
-    elif hits == n:
-        low, high = (1 - level) ** (1 / n), 1.0
+    if hits in (0, n):
+        bound, method = (1 - level) ** (1 / n), "clopper-pearson, one-sided"
+        low, high = (0.0, 1 - bound) if hits == 0 else (bound, 1.0)
     else:
-        low, high = beta.ppf(tail, hits, n - hits + 1), beta.ppf(1 - tail, hits + 1, n - hits)
-    one_sided = ", one-sided" if hits in (0, n) else ""
-    return Estimate(hits / n, float(low), float(high), (n,), f"clopper-pearson{one_sided}", level)
+        (low, high), method = clopper_pearson(hits, n, (1 - level) / 2), "clopper-pearson"
+    return Estimate(hits / n, low, high, (n,), method, level)
+
+
+def rate_of(hits: np.ndarray, level: float = 0.95) -> Estimate:
+    """The share of `hits (n,)` that are 1, see [`rate`]; NaN is left out and counted."""
+    scored = known(hits)
+    return replace(rate(int(scored.sum()), len(scored), level), n_missing=np.size(hits) - len(scored))
+
+
+def clopper_pearson(hits: int, n: int, tail: float) -> tuple[float, float]:
+    """The ends of the exact interval of a share, each of which errs in at most `tail` (Clopper and Pearson, 1934)."""
+    low = float(betaincinv(hits, n - hits + 1, tail)) if hits else 0.0
+    return low, float(betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0
 
 
 def mean(
@@ -217,7 +227,7 @@ def mean(
     """
     values = np.asarray(values, dtype=np.float64)
     codes = group_codes(groups, ~np.isnan(values))
-    kept = values[~np.isnan(values)]
+    kept = known(values)
     n, n_missing = (len(kept),), len(values) - len(kept)
     if len(kept) == 0:
         return Estimate(np.nan, np.nan, np.nan, n, "bootstrap", level, n_missing, "no records")
@@ -250,10 +260,9 @@ def _sides_of(groups, *sides):
 
 
 def _two_sides(a, b) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:
-    a, b = (np.asarray(side, dtype=np.float64).ravel() for side in (a, b))
-    kept_a, kept_b = a[~np.isnan(a)], b[~np.isnan(b)]
-    n_missing = len(a) + len(b) - len(kept_a) - len(kept_b)
-    return kept_a, kept_b, (len(kept_a), len(kept_b)), n_missing
+    n_missing = np.size(a) + np.size(b)
+    a, b = known(a), known(b)
+    return a, b, (len(a), len(b)), n_missing - len(a) - len(b)
 
 
 def _needed(fpr: float) -> int | str:

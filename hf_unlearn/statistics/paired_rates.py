@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import betaincinv
 
 from hf_unlearn.statistics.differences import aligned
 from hf_unlearn.statistics.estimate import Estimate
+from hf_unlearn.statistics.intervals import clopper_pearson
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PairedRates:
         return smallest if distance(smallest) > 0 else float(brentq(distance, smallest, 0.5, xtol=1e-12))
 
     def _limit(self, tail: float, lower: bool) -> float:
-        first, second = (_clopper_pearson(hits, self.records, tail) for hits in (self.first_only, self.second_only))
+        first, second = (clopper_pearson(hits, self.records, tail) for hits in (self.first_only, self.second_only))
         p, q = self.first_only / self.records, self.second_only / self.records
         out, into = (p - first[0], second[1] - q) if lower else (first[1] - p, q - second[0])
         # The two rates exclude each other. Half a record more in each class keeps the correlation away from 0 / 0.
@@ -117,8 +117,3 @@ def paired_rates(first, second) -> PairedRates:
             "Rates compare hits, 0 or 1, but there are other values. Use paired_difference for their means."
         )
     return PairedRates(int((first > second).sum()), int((second > first).sum()), len(first), int((~kept).sum()))
-
-
-def _clopper_pearson(hits: int, n: int, tail: float) -> tuple[float, float]:
-    low = float(betaincinv(hits, n - hits + 1, tail)) if hits else 0.0
-    return low, float(betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0

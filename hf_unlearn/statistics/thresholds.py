@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from hf_unlearn.statistics.differences import Difference, difference_in_differences
-from hf_unlearn.statistics.estimate import Estimate, plain
+from hf_unlearn.statistics.estimate import Estimate, known, plain
 from hf_unlearn.statistics.intervals import mean, rate
 
 
@@ -57,7 +57,7 @@ def best_threshold(members: np.ndarray, non_members: np.ndarray) -> float:
     Raises:
         ValueError: a side has no score.
     """
-    members, non_members = (_known(side) for side in (members, non_members))
+    members, non_members = (known(side) for side in (members, non_members))
     if min(len(members), len(non_members)) == 0:
         raise ValueError("A threshold needs scores of members and of non-members, but a side has none.")
     points = np.unique(np.concatenate([members, non_members]))
@@ -144,12 +144,7 @@ def _arrays(sides) -> tuple[np.ndarray, ...]:
 
 
 def _sizes(sides) -> tuple[int, ...]:
-    return tuple(len(_known(side)) for side in sides)
-
-
-def _known(side) -> np.ndarray:
-    side = np.asarray(side, dtype=np.float64).ravel()
-    return side[~np.isnan(side)]
+    return tuple(len(known(side)) for side in sides)
 
 
 def _halves(sides, groups, seed: int):
@@ -157,14 +152,14 @@ def _halves(sides, groups, seed: int):
     rng = np.random.default_rng(seed)
     chosen, counted, labels = [], [], []
     for side, of in zip(_arrays(sides), (None, None) if groups is None else groups, strict=True):
-        known = np.flatnonzero(~np.isnan(side))
-        units = known if of is None else np.asarray(of)[known]
+        scored = np.flatnonzero(~np.isnan(side))
+        units = scored if of is None else np.asarray(of)[scored]
         names = np.unique(units)
         if len(names) < 2:
             return None
         first = np.isin(units, rng.permutation(names)[: len(names) // 2])
-        chosen.append(known[first])
-        counted.append(known[~first])
+        chosen.append(scored[first])
+        counted.append(scored[~first])
         labels.append(None if of is None else np.asarray(of)[counted[-1]])
     return (chosen, counted), None if groups is None else tuple(labels)
 
@@ -194,5 +189,5 @@ def _as_accuracy(advantage: Estimate) -> Estimate:
 def _rate(calls: np.ndarray, level: float, seed: int, groups) -> Estimate:
     if groups is not None:
         return mean(calls, level, seed, groups)
-    known = calls[~np.isnan(calls)]
-    return rate(int(known.sum()), len(known), level)
+    scored = known(calls)
+    return rate(int(scored.sum()), len(scored), level)

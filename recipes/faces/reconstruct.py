@@ -22,6 +22,7 @@ from transformers.utils import logging
 from hf_unlearn.audit.attacks.reconstruction import LEVEL, ReconstructionAudit, reconstruction_audit
 from hf_unlearn.audit.measures.image_similarity import class_token, image_chunks, ssim
 from hf_unlearn.data import encode_dataset, load_rows
+from hf_unlearn.evidence.tables import markdown_table
 from hf_unlearn.methods import METHODS
 from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.statistics.estimate import plain
@@ -148,10 +149,8 @@ def _false_alarms(audit: ReconstructionAudit, processor, kept: list[dict], label
 
 def table(results: dict[str, list[Outcome]]) -> str:
     """One line an edit, in Markdown: means over portraits, the range of PSNR, and how many portraits."""
-    lines = [
-        "| edit | loss after | PSNR, dB | SSIM | recovered | partly | betrayed | person found | false alarms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    header = "edit | loss after | PSNR, dB | SSIM | recovered | partly | betrayed | person found | false alarms"
+    rows = [header.split(" | ")]
     for name, found in results.items():
         audits, losses, false_alarms = zip(*found, strict=True)
         psnr, likeness = (np.concatenate([getattr(audit, of) for audit in audits]) for of in ("psnr", "ssim"))
@@ -163,8 +162,8 @@ def table(results: dict[str, list[Outcome]]) -> str:
             cells += [f"{psnr.mean():.1f} ({psnr.min():.1f} to {psnr.max():.1f})", f"{likeness.mean():.2f}"]
             cells += [str(sum(audit.outcome == outcome for audit in audits)) for outcome in outcomes]
             cells += [str(sum(int(np.nansum(audit.found)) for audit in audits)), f"{np.mean(false_alarms):.1%}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(rows)
 
 
 def _as_dict(outcome: Outcome) -> dict:

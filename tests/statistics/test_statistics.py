@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from hf_unlearn.audit import auc, ks, mean, paired_auc_difference, paired_difference, rate, tpr_at_fpr
 from hf_unlearn.statistics.differences import difference_in_differences
+from hf_unlearn.statistics.estimate import known, known_mean
+from hf_unlearn.statistics.intervals import rate_of
 from hf_unlearn.statistics.ranking import Ranking
 from hf_unlearn.statistics.resampling import resampled_counts
 
@@ -131,6 +134,13 @@ def test_rate_agrees_with_the_exact_interval(hits, n):
     interval = stats.binomtest(hits, n).proportion_ci(method="exact")
     result = rate(hits, n)
     assert (result.value, result.low, result.high) == pytest.approx((hits / n, interval.low, interval.high))
+
+
+def test_the_rate_of_hits_counts_those_that_are_missing():
+    hits = np.array([1, 0, np.nan, 1, np.nan])
+    assert known(hits).tolist() == [1, 0, 1] and known_mean(hits) == 2 / 3
+    assert rate_of(hits) == replace(rate(2, 3), n_missing=2)
+    assert math.isnan(known_mean([np.nan])) and rate_of([np.nan]).reason == "no records"
 
 
 def test_none_of_n_has_a_one_sided_bound():
