@@ -8,7 +8,8 @@ from types import ModuleType
 from cases import text_rows
 from tiny import tiny_llama, tiny_tokenizer
 
-from hf_unlearn import ErasureRequest
+from hf_unlearn import METHODS, ErasureRequest, register_method
+from hf_unlearn.cli.main import main
 from hf_unlearn.training import UnlearningConfig
 
 
@@ -23,7 +24,7 @@ def python_blocks(name: str) -> list[str]:
     ]
 
 
-def test_the_method_of_contributing(tmp_path, monkeypatch):
+def test_the_method_of_contributing(tmp_path, monkeypatch, capsys):
     (block,) = python_blocks("CONTRIBUTING.md")
     module = ModuleType("jensun")
     monkeypatch.setitem(sys.modules, "jensun", module)  # a checkpoint pickles the config by the name of its module
@@ -39,6 +40,11 @@ def test_the_method_of_contributing(tmp_path, monkeypatch):
     assert isinstance(trainer.args, UnlearningConfig) and trainer.args.retain_loss == "kl"
     trainer.train()
     assert trainer.state.global_step == 2
+    # In a package of the user's own.
+    monkeypatch.setattr(METHODS, "registered", {})
+    register_method("jensun", names["JensUnTrainer"])
+    assert main(["methods", "jensun"]) == 0
+    assert "2509.02820" in capsys.readouterr().out
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):
