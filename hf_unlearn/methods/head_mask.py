@@ -28,7 +28,8 @@ class HeadMaskConfig(UnlearningConfig):
         neurons (`bool`, *optional*, defaults to `False`): gate the neurons of the MLPs as well.
         warm_start (`float`, *optional*, defaults to `0.1`): share of the gates that start undecided instead of open: those
             with the largest effect on the forget set for the effect that they have on the retain set.
-        warm_start_rows (`int`, *optional*, defaults to `128`): rows of each set that the effects are measured on.
+        warm_start_rows (`int`, *optional*, defaults to `128`): rows of each set that the effects are measured on,
+            evenly spread over it.
         cap (`float`, *optional*): loss of a token, in nats, beyond which it counts as forgotten. Defaults to the loss of
             guessing, the logarithm of the number of classes.
         closed_weight (`float`, *optional*, defaults to `1.0`): weight of the expected share of closed gates above
@@ -107,18 +108,17 @@ class HeadMaskTrainer(UnlearningTrainer):
 
     def _effects(self, rows) -> Tensor:
         """Taylor score of each gate, E |z dloss/dz| at z = 1: how much closing it changes the loss of a row."""
-        gates, step = self.gates, self.args.per_device_eval_batch_size
-        total, n = torch.zeros_like(gates.log_alpha), min(len(rows), self.args.warm_start_rows)
+        gates, n = self.gates, 0
+        total = torch.zeros_like(gates.log_alpha)
         with evaluating(self.model):
-            for start in range(0, n, step):
-                batch = self.data_collator([rows[i] for i in range(start, min(start + step, n))])
-                batch = {key: value.to(self.args.device) for key, value in batch.items()}
+            for batch in self.batches(rows, self.args.warm_start_rows):
                 # Gates of its own for each row: one backward pass gives the gradients of all rows.
                 values = torch.ones(len(batch["labels"]), len(total), dtype=total.dtype, device=total.device)
                 with gates.given(values.requires_grad_()):
                     out = target_logits(self.model, batch)
                     loss = (-out.sequence_log_probs / out.lengths.clamp(min=1)).sum()
                 total += torch.autograd.grad(loss, values)[0].abs().sum(0)
+                n += len(values)
         return total / max(1, n)
 
     def begin_step(self):

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from cases import MODELS, image_rows, text_rows, weights
+from cases import MODELS, image_rows, make_trainer, text_rows, weights
 from tiny import tiny_tokenizer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -214,3 +214,11 @@ def test_a_copy_of_the_model_has_gates_of_its_own():
         hook._forward_pre_hooks.clear()
     assert torch.equal(logits_of(other, "llama"), logits_of(plain, "llama"))
     assert not torch.allclose(logits_of(model, "llama"), logits_of(plain, "llama"))
+
+
+def test_the_warm_start_sees_every_person_of_rows_sorted_by_person(tmp_path):
+    trainer = make_trainer("head_mask", tmp_path, warm_start_rows=4)
+    first, second = encode_dataset(text_rows(2), tiny_tokenizer())
+    effects = trainer._effects([first] * 4 + [second] * 4)
+    torch.testing.assert_close(effects, trainer._effects([first, second]))
+    assert not torch.allclose(effects, trainer._effects([first]))
