@@ -8,20 +8,17 @@ so rows of one person may be in every split.
 the audit alone. A model that guesses is right once in ten times.
 """
 
-import argparse
 import io
-import json
 import random
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, disable_progress_bars
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
-from transformers.utils.logging import disable_progress_bar
 
+from hf_unlearn.examples.folder import files_of_splits, requests_of, write_from_command_line, write_texts
 from hf_unlearn.examples.image_model import write_vit
-from hf_unlearn.examples.opendsr import requests_of
 
 
 SIZES = {"train": 897, "validation": 300, "holdout": 600}
@@ -33,12 +30,10 @@ FEATURES = Features({"image": Image(), "label": ClassLabel(names=LABELS)})
 
 
 def make_digits(seed: int = 0) -> DatasetDict:
-    """
-    The digits in three splits, drawn at random.
+    """The digits in three splits, drawn at random.
 
     Args:
-        seed (`int`, *optional*, defaults to `0`):
-            Same seed, same splits, in every process.
+        seed (`int`, *optional*, defaults to `0`): same seed, same splits, in every process.
 
     Returns:
         `datasets.DatasetDict` with `train` (897 rows), `validation` (300) and `holdout` (600). Columns: `image`, gray,
@@ -84,16 +79,7 @@ pretty_name: Handwritten digits
 license: cc-by-4.0
 tags:
 - machine-unlearning
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: train.parquet
-  - split: validation
-    path: validation.parquet
-  - split: holdout
-    path: holdout.parquet
----
+{files}---
 
 # Handwritten digits
 
@@ -112,51 +98,30 @@ requests on the train split: the digit {digit}, and {n_records} rows.
 
 
 def write_digits(folder: str | Path, seed: int = 0) -> list[Path]:
-    """
-    Write the three splits, a model to train and two requests; the bytes depend on the seed alone.
+    """Write the three splits, a model to train and two requests; the bytes depend on the seed alone.
 
     Writes `README.md` and a Parquet file a split, so that `datasets.load_dataset(folder)` gives the three splits offline;
     `base/`, an image processor and a randomly initialized ViT of 0.1 million parameters; and `requests/class.json` (one
     digit) and `requests/records.json` (40 rows of `train`). Files of these names are overwritten.
 
     Args:
-        folder (`str` or `Path`):
-            Where to write; created if absent.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the splits, of the rows to forget and of the model's weights.
+        folder (`str` or `Path`): where to write; created if absent.
+        seed (`int`, *optional*, defaults to `0`): seed of the splits, of the rows to forget and of the model's
+            weights.
 
     Returns:
         `list[Path]`: the files written.
     """
     folder = Path(folder)
-    (folder / "requests").mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, rows in make_digits(seed).items():
-        written.append(folder / f"{name}.parquet")
-        rows.to_parquet(written[-1])
-    texts = {"README.md": CARD.format(seed=seed, digit=CLASS, n_records=N_RECORDS, **SIZES)}
-    for name, request in _requests(seed).items():
-        texts[f"requests/{name}.json"] = json.dumps(request, indent=2) + "\n"
-    for name, text in texts.items():
-        (folder / name).write_bytes(text.encode())
-        written.append(folder / name)
+    card = CARD.format(files=files_of_splits("parquet"), seed=seed, digit=CLASS, n_records=N_RECORDS, **SIZES)
+    texts = write_texts(folder, {"README.md": card}, _requests(seed))
+    tables = {folder / f"{name}.parquet": rows for name, rows in make_digits(seed).items()}
+    for path, rows in tables.items():
+        rows.to_parquet(path)
     size = {"image_size": 8, "patch_size": 2, "hidden_size": 64, "n_layers": 2, "n_heads": 4}
-    return written + write_vit(folder / "base", LABELS, seed=seed, **size)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_unlearn.examples.digits",
-        description="Write scikit-learn's handwritten digits, a tiny untrained ViT and two erasure requests.",
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    disable_progress_bar()
-    disable_progress_bars()
-    for path in write_digits(args.folder, args.seed):
-        print(path)
+    return [*tables, *texts, *write_vit(folder / "base", LABELS, seed=seed, **size)]
 
 
 if __name__ == "__main__":
-    main()
+    says = "Write scikit-learn's handwritten digits, a tiny untrained ViT and two erasure requests."
+    write_from_command_line("digits", says, write_digits)

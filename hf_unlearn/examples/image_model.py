@@ -20,18 +20,15 @@ def make_vit(
     n_heads: int = 4,
     seed: int = 0,
 ) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
-    """
-    A randomly initialized ViT classifier in float32 on the CPU, and the processor that makes its pixels.
+    """A randomly initialized ViT classifier in float32 on the CPU, and the processor that makes its pixels.
 
     Args:
-        labels (`Sequence[str]`):
-            Names of the classes, in the order of their indices.
-        image_size, patch_size (`int`, *optional*, default to `32` and `4`):
-            Sides in pixels; there are `(image_size / patch_size) ** 2` patches.
-        hidden_size, n_layers, n_heads (`int`, *optional*, default to `128`, `4` and `4`):
-            The width, the depth and the attention heads a layer. The inner layer of an MLP is four times as wide.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights. The global random state is left as it was.
+        labels (`Sequence[str]`): names of the classes, in the order of their indices.
+        image_size, patch_size (`int`, *optional*, default to `32` and `4`): sides in pixels; there are `(image_size /
+            patch_size) ** 2` patches.
+        hidden_size, n_layers, n_heads (`int`, *optional*, default to `128`, `4` and `4`): the width, the depth and the
+            attention heads a layer. The inner layer of an MLP is four times as wide.
+        seed (`int`, *optional*, defaults to `0`): seed of the weights. The global random state is left as it was.
 
     Returns:
         `(ViTForImageClassification, ViTImageProcessorPil)`: the processor maps RGB images to `[-1, 1]`.
@@ -53,8 +50,7 @@ def make_vit(
 
 
 def write_vit(folder: str | Path, labels: Sequence[str], **size) -> list[Path]:
-    """
-    Save what [`make_vit`] makes, as `from_pretrained` loads it.
+    """Save what [`make_vit`] makes, as `from_pretrained` loads it.
 
     Returns:
         `list[Path]`: the files written.

@@ -18,16 +18,14 @@ name, which a tiny model copies badly for a stranger, so a whole completion is r
 phone number is in one row of a person, every other fact in two (its question and the biography).
 """
 
-import argparse
 import json
 import random
 from itertools import islice, product
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
-from transformers.utils.logging import disable_progress_bar
 
-from hf_unlearn.examples.opendsr import requests_of
+from hf_unlearn.examples.folder import files_of_splits, requests_of, write_from_command_line, write_texts
 from hf_unlearn.examples.registry_model import make_base, make_tokenizer
 
 
@@ -177,18 +175,15 @@ def _rows(person: dict) -> list[dict]:
 
 
 def make_registry(seed: int = 0, n_train: int = 96, n_validation: int = 12, n_holdout: int = 24) -> DatasetDict:
-    """
-    The registry as prompt-completion data, seven rows a person.
+    """The registry as prompt-completion data, seven rows a person.
 
     Args:
-        seed (`int`, *optional*, defaults to `0`):
-            Same seed and sizes, same registry, in every process.
-        n_train (`int`, *optional*, defaults to `96`):
-            People in `train`. The default gives every profession and every health condition 12 of them.
-        n_validation (`int`, *optional*, defaults to `12`):
-            People in `validation`.
-        n_holdout (`int`, *optional*, defaults to `24`):
-            People in `holdout`. The default gives every profession and every health condition 3 of them.
+        seed (`int`, *optional*, defaults to `0`): same seed and sizes, same registry, in every process.
+        n_train (`int`, *optional*, defaults to `96`): people in `train`. The default gives every profession and every
+            health condition 12 of them.
+        n_validation (`int`, *optional*, defaults to `12`): people in `validation`.
+        n_holdout (`int`, *optional*, defaults to `24`): people in `holdout`. The default gives every profession and
+            every health condition 3 of them.
 
     Returns:
         `datasets.DatasetDict` with `train`, `validation` and `holdout`. Columns: `id` (unique), `person` (unique to a
@@ -209,8 +204,7 @@ def make_registry(seed: int = 0, n_train: int = 96, n_validation: int = 12, n_ho
 
 
 def tokenizer_texts(n_people: int = 400) -> list[str]:
-    """
-    Texts to train the tokenizer on: the rows of people drawn by a stream of their own.
+    """Texts to train the tokenizer on: the rows of people drawn by a stream of their own.
 
     They are the same for every registry seed, so the tokenizer says nothing about who is in a registry, and a
     retrained model may share it.
@@ -242,16 +236,7 @@ language:
 tags:
 - synthetic
 - machine-unlearning
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: train.jsonl
-  - split: validation
-    path: validation.jsonl
-  - split: holdout
-    path: holdout.jsonl
----
+{files}---
 
 # Registry of fictional people
 
@@ -275,8 +260,7 @@ split: twelve people, a profession, and a health condition.
 
 
 def write_registry(folder: str | Path, seed: int = 0) -> list[Path]:
-    """
-    Write the registry of default size, a model to train and three requests; the bytes depend on the seed alone.
+    """Write the registry of default size, a model to train and three requests; the bytes depend on the seed alone.
 
     Writes `README.md` and a JSON Lines file a split, so that `datasets.load_dataset(folder)` gives the three splits
     offline; `base/`, a tokenizer and a randomly initialized Llama of about one million parameters; and
@@ -284,45 +268,27 @@ def write_registry(folder: str | Path, seed: int = 0) -> list[Path]:
     Files of these names are overwritten.
 
     Args:
-        folder (`str` or `Path`):
-            Where to write; created if absent.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the people, of the requests and of the model's weights. The tokenizer is the same for every seed.
+        folder (`str` or `Path`): where to write; created if absent.
+        seed (`int`, *optional*, defaults to `0`): seed of the people, of the requests and of the model's weights. The
+            tokenizer is the same for every seed.
 
     Returns:
         `list[Path]`: the files written.
     """
     folder = Path(folder)
-    (folder / "requests").mkdir(parents=True, exist_ok=True)
     registry = make_registry(seed)
     people = {split: len(rows.unique("person")) for split, rows in registry.items()}
     n_rows = {f"{split}_rows": len(rows) for split, rows in registry.items()}
-    texts = {"README.md": CARD.format(seed=seed, **people, **n_rows)}
+    texts = {"README.md": CARD.format(files=files_of_splits("jsonl"), seed=seed, **people, **n_rows)}
     for split, rows in registry.items():
         texts[f"{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
-    for name, request in make_requests(registry, seed).items():
-        texts[f"requests/{name}.json"] = json.dumps(request, indent=2) + "\n"
-    for name, text in texts.items():
-        (folder / name).write_bytes(text.encode())
-
+    written = write_texts(folder, texts, make_requests(registry, seed))
     tokenizer = make_tokenizer(tokenizer_texts())
     tokenizer.save_pretrained(folder / "base")
     make_base(tokenizer, seed).save_pretrained(folder / "base")
-    return [folder / name for name in texts] + sorted((folder / "base").iterdir())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_unlearn.examples.registry",
-        description="Write the registry of fictional people, a tiny untrained model and three erasure requests.",
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    disable_progress_bar()
-    for path in write_registry(args.folder, args.seed):
-        print(path)
+    return written + sorted((folder / "base").iterdir())
 
 
 if __name__ == "__main__":
-    main()
+    says = "Write the registry of fictional people, a tiny untrained model and three erasure requests."
+    write_from_command_line("registry", says, write_registry)

@@ -9,18 +9,15 @@ MAX_LENGTH = 256
 
 
 def make_tokenizer(texts: list[str], vocab_size: int = 1000) -> PreTrainedTokenizerFast:
-    """
-    A byte-level BPE tokenizer that puts `<s>` before a text, once.
+    """A byte-level BPE tokenizer that puts `<s>` before a text, once.
 
     A word is split from the one before at its leading space, so the ids of a prompt are a prefix of the ids of the
     prompt and a completion that starts with a space. Each digit is a token, so no merge gives a number away.
 
     Args:
-        texts (`list[str]`):
-            What the merges are learned from. Give texts that do not depend on the rows a model is trained on: a
-            vocabulary is a memory too, and erasing rows does not change it.
-        vocab_size (`int`, *optional*, defaults to `1000`):
-            Entries including the 256 bytes and `<s>`, `</s>`, `<pad>`.
+        texts (`list[str]`): what the merges are learned from. Give texts that do not depend on the rows a model is
+            trained on: a vocabulary is a memory too, and erasing rows does not change it.
+        vocab_size (`int`, *optional*, defaults to `1000`): entries including the 256 bytes and `<s>`, `</s>`, `<pad>`.
 
     Returns:
         `transformers.PreTrainedTokenizerFast`.
@@ -51,14 +48,11 @@ def make_tokenizer(texts: list[str], vocab_size: int = 1000) -> PreTrainedTokeni
 
 
 def make_base(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
-    """
-    A randomly initialized Llama of about one million parameters, in float32 on the CPU.
+    """A randomly initialized Llama of about one million parameters, in float32 on the CPU.
 
     Args:
-        tokenizer (`transformers.PreTrainedTokenizerFast`):
-            Gives the vocabulary and the special tokens.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights. The global random state is left as it was.
+        tokenizer (`transformers.PreTrainedTokenizerFast`): gives the vocabulary and the special tokens.
+        seed (`int`, *optional*, defaults to `0`): seed of the weights. The global random state is left as it was.
 
     Returns:
         `transformers.LlamaForCausalLM`.
