@@ -17,36 +17,24 @@ import tempfile
 
 import numpy as np
 import torch
+import training_step
 from measure import compare, cpu_seconds, in_own_process, peak_growth, tiny_llama
 from peft import LoraConfig
-from training_step import Ours, Textbook, random_rows, separate
+from training_step import LEARNING_RATE, Ours, Textbook, random_rows, separate
 
 from hf_unlearn.evidence.tables import markdown_table
-from hf_unlearn.methods import NPOConfig, NPOTrainer, RMUConfig, RMUTrainer
+from hf_unlearn.methods import NPOConfig, NPOTrainer, RMUTrainer
 
 
 VOCABULARIES = (1_000, 8_000, 50_257)
 LAYERS = 12
-LEARNING_RATE = 1e-4
 ALPHA = 10.0
 
 
 def build_trainer(vocab_size: int, output_dir: str, steps: int, batch_size: int = 8, layers: int = LAYERS, **size):
     """An RMU trainer with the default layer and weights, on rows for some steps."""
-    options = {"prompt": (32, 64), "answer": (16, 64), **size}
-    model_options = {"hidden_size": options.pop("hidden_size")} if "hidden_size" in options else {}
-    args = RMUConfig(
-        output_dir=output_dir,
-        per_device_train_batch_size=batch_size,
-        learning_rate=LEARNING_RATE,
-        retain_weight=ALPHA,
-        optim="adamw_torch",
-        report_to="none",
-        use_cpu=True,
-        seed=0,
-    )
-    forget, retain = (random_rows(steps * batch_size, vocab_size, seed=seed, **options) for seed in (1, 2))
-    return RMUTrainer(tiny_llama(vocab_size, layers=layers, **model_options), args, forget, retain)
+    options = {"config": {"retain_weight": ALPHA}, "layers": layers, **size}
+    return training_step.build_trainer("rmu", vocab_size, output_dir, steps, batch_size, **options)
 
 
 class TextbookRMU:

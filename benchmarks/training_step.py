@@ -52,6 +52,7 @@ def build_trainer(
     batch_size: int = 8,
     prompt: tuple[int, int] = (32, 64),
     answer: tuple[int, int] = (16, 64),
+    config: dict | None = None,
     **model_options,
 ) -> UnlearningTrainer:
     """A trainer with rows for some steps of `batch_size` forget and as many retain rows."""
@@ -64,7 +65,7 @@ def build_trainer(
         report_to="none",
         use_cpu=True,
         seed=0,
-        **({"beta": BETA} if method == "npo" else {}),
+        **({"beta": BETA} if method == "npo" else {}) | (config or {}),
     )
     forget, retain = (random_rows(steps * batch_size, vocab_size, prompt, answer, seed) for seed in (1, 2))
     return cls(tiny_llama(vocab_size, **model_options), args, forget_dataset=forget, retain_dataset=retain)

@@ -22,11 +22,11 @@ def to_table(audit: dict[str, Any]) -> list[list[str]]:
     """The rows of an audit as cells of text, the header first."""
     columns = [name for name in _COLUMNS if any(name in row for row in audit["rows"])]
     reading = any("reading" in row for row in audit["rows"])
-    header = ["measure", "set", "n", *(name.replace("_", " ") for name in columns)] + ["reading"] * reading
+    header = ["measure", "set", "n", *map(_said, columns)] + ["reading"] * reading
     table = [header]
     for row in audit["rows"]:
         n = next((row[name]["n"] for name in reversed(columns) if row.get(name)), [])
-        cells = [row["measure"].replace("_", " "), row["set"], "/".join(str(x) for x in n)]
+        cells = [_said(row["measure"]), row["set"], "/".join(str(x) for x in n)]
         cells += [_cell(row.get(name), signed=name.startswith("difference")) for name in columns]
         table.append(cells + [row.get("reading", "")] * reading)
     return table

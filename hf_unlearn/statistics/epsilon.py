@@ -7,21 +7,21 @@ that does better refutes the bound, and how much better it does bounds epsilon f
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import betainc, expit
 from scipy.stats import binom
 
-from hf_unlearn.statistics.estimate import plain
+from hf_unlearn.statistics.estimate import AsDict
 
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True)
-class EpsilonBound:
+class EpsilonBound(AsDict):
     """A lower bound that holds with probability `level`.
 
     Attributes:
@@ -40,10 +40,6 @@ class EpsilonBound:
     correct: int
     n: int
     method: str
-
-    def as_dict(self) -> dict:
-        """Plain types for JSON; NaN becomes `None`."""
-        return plain(asdict(self))
 
 
 def one_run_p_value(epsilon: float, guesses: int, correct: int, canaries: int, delta: float = 0.0) -> float:

@@ -8,8 +8,16 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 
+class AsDict:
+    """What a dataclass of numbers is written to a file as."""
+
+    def as_dict(self) -> dict:
+        """Plain types for JSON; NaN becomes `None`."""
+        return plain(asdict(self))
+
+
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(AsDict):
     """A value with its confidence interval.
 
     Attributes:
@@ -29,10 +37,6 @@ class Estimate:
     level: float = 0.95
     n_missing: int = 0
     reason: str | None = None
-
-    def as_dict(self) -> dict:
-        """Plain types for JSON; NaN becomes `None`."""
-        return plain(asdict(self))
 
 
 def plain(value):

@@ -9,7 +9,7 @@ in `groups`, a label a record: the bootstrap then draws whole groups, and the in
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import betaincinv
@@ -21,7 +21,7 @@ from hf_unlearn.statistics.differences import (
     paired_auc_difference,
     paired_difference,
 )
-from hf_unlearn.statistics.estimate import Estimate, known, of_groups, plain
+from hf_unlearn.statistics.estimate import AsDict, Estimate, known, of_groups
 from hf_unlearn.statistics.ranking import Ranking
 from hf_unlearn.statistics.resampling import (
     N_RESAMPLES,
@@ -54,7 +54,7 @@ DELONG_MIN_N = 30
 
 
 @dataclass(frozen=True)
-class OperatingPoint:
+class OperatingPoint(AsDict):
     """True positive rate of an attack at the threshold that a bound on the false positive rate allows.
 
     Attributes:
@@ -69,13 +69,9 @@ class OperatingPoint:
     target_fpr: float
     threshold: float
 
-    def as_dict(self) -> dict:
-        """Plain types for JSON; NaN becomes `None`."""
-        return plain(asdict(self))
-
 
 @dataclass(frozen=True)
-class KolmogorovSmirnov:
+class KolmogorovSmirnov(AsDict):
     """Two-sample Kolmogorov-Smirnov test. A p-value depends on the sample sizes: never quote it without `d` and `n`.
 
     Attributes:
@@ -93,10 +89,6 @@ class KolmogorovSmirnov:
     critical_d: float
     n: tuple[int, int]
     n_missing: int = 0
-
-    def as_dict(self) -> dict:
-        """Plain types for JSON; NaN becomes `None`."""
-        return plain(asdict(self))
 
 
 def auc(members: np.ndarray, non_members: np.ndarray, level: float = 0.95, seed: int = 0, groups=None) -> Estimate:

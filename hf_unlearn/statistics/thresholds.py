@@ -7,12 +7,12 @@ what is reported is counted on the other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hf_unlearn.statistics.differences import Difference, difference_in_differences
-from hf_unlearn.statistics.estimate import Estimate, known, plain
+from hf_unlearn.statistics.estimate import AsDict, Estimate, known
 from hf_unlearn.statistics.intervals import mean, rate
 
 
@@ -20,7 +20,7 @@ RULE = "best balanced accuracy on half of the records under the original model"
 
 
 @dataclass(frozen=True)
-class FrozenThreshold:
+class FrozenThreshold(AsDict):
     """An attack whose threshold was fixed on the original model, and what it says of each model.
 
     Attributes:
@@ -42,10 +42,6 @@ class FrozenThreshold:
     balanced_accuracy: dict[str, Estimate]
     advantage_vs_retrained: Estimate | None
     rule: str = RULE
-
-    def as_dict(self) -> dict:
-        """Plain types for JSON; NaN becomes `None`."""
-        return plain(asdict(self))
 
 
 def best_threshold(members: np.ndarray, non_members: np.ndarray) -> float:

@@ -10,8 +10,9 @@ from scipy.special import log_softmax
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.audit import loss, score
-from hf_unlearn.audit.attacks.guidance import guided, guided_extraction, guided_scores, likelihood_drop
+from hf_unlearn.audit.attacks.guidance import guided, guided_extraction, guided_scores
 from hf_unlearn.audit.measures.extraction import extraction_strength, verbatim_extracted
+from hf_unlearn.audit.measures.membership import likelihood_drop
 from hf_unlearn.audit.table import streaming
 from hf_unlearn.data import encode, encode_dataset
 from hf_unlearn.data.pairing import UnlearningCollator
