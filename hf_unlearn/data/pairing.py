@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -139,3 +139,22 @@ class UnlearningCollator:
             batch["input_ids"][i, : lengths[i]] = torch.as_tensor(row["input_ids"])
             batch["labels"][i, : lengths[i]] = torch.as_tensor(row["labels"])
         return batch
+
+
+def batches(rows: Sequence[dict], collate: Callable, size: int, device, limit: int | None = None) -> Iterator[dict]:
+    """Batches of encoded rows, in their order, on a device.
+
+    Args:
+        collate (callable): makes a batch of some rows, as [`UnlearningCollator`] does.
+        size (`int`): rows in a batch.
+        limit (`int`, *optional*): take that many rows, evenly spread.
+    """
+    n = len(rows)
+    chosen = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
+    for start in range(0, len(chosen), size):
+        yield on_device(collate([rows[i] for i in chosen[start : start + size]]), device)
+
+
+def on_device(batch: Mapping[str, torch.Tensor], device) -> dict[str, torch.Tensor]:
+    """The tensors of a batch on a device."""
+    return {name: value.to(device) for name, value in batch.items()}

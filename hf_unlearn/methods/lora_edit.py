@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.curvature.importance import squared_gradients
+from hf_unlearn.data.pairing import batches
 from hf_unlearn.methods.ihl import InvertedHingeConfig, InvertedHingeTrainer
 from hf_unlearn.models.blocks import layer_of
 from hf_unlearn.models.linear import linear_modules
@@ -50,11 +52,7 @@ class LoRAEditConfig(InvertedHingeConfig):
     importance_rows: int = field(default=128, metadata={"help": "Rows of each set to measure importance on."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Step size of the adapters."})
 
-    def __post_init__(self):
-        for name in ("n_modules", "rank", "importance_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"You set {name}={getattr(self, name)}, but it must be at least 1.")
-        super().__post_init__()
+    at_least_one = ("n_modules", "rank", "importance_rows")
 
 
 class LoRAEditTrainer(InvertedHingeTrainer):
@@ -100,9 +98,14 @@ class LoRAEditTrainer(InvertedHingeTrainer):
         names = [n for n, p in model.named_parameters() if p.requires_grad and layer_of(n) is not None]
         modules = linear_modules(model, names)
         weights = [f"{name}.weight" for name in modules]
-        forget, retain = (
-            squared_gradients(model, _batches(rows, args, collate), weights) for rows in (data.forget, data.retain)
+        some = partial(
+            batches,
+            collate=collate,
+            size=args.per_device_eval_batch_size,
+            device=args.device,
+            limit=args.importance_rows,
         )
+        forget, retain = (squared_gradients(model, some(rows), weights) for rows in (data.forget, data.retain))
         score = {name: float(forget[f"{name}.weight"].sum() / retain[f"{name}.weight"].sum()) for name in modules}
         self.chosen = sorted(modules, key=lambda name: (-score[name], name))[: args.n_modules]
 
@@ -134,11 +137,3 @@ def _start_from_weight(layer: nn.Module, importance: Tensor) -> None:
     change = scaling * (lora_b.double() @ lora_a.double())
     rest = (weight.double() - change).to(base.weight.dtype)
     base.weight.copy_(rest.T if transposed else rest)
-
-
-def _batches(rows, args, collate):
-    n, size = min(len(rows), args.importance_rows), args.per_device_eval_batch_size
-    chosen = [i * len(rows) // n for i in range(n)]
-    for start in range(0, n, size):
-        batch = collate([rows[i] for i in chosen[start : start + size]])
-        yield {key: value.to(args.device) for key, value in batch.items()}

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_unlearn.data.pairing import on_device
 from hf_unlearn.models.likelihood import TargetLogits, target_logits
 from hf_unlearn.models.modes import evaluating
 from hf_unlearn.models.sharding import is_sharded, placed_like
@@ -120,8 +121,7 @@ def cached_log_probs(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     with torch.no_grad(), evaluating(model):
         for batch in tqdm(batches, desc=description, disable=not accelerator.is_main_process or len(batches) < 20):
-            inputs = collate([answers[j // k][j % k] for j in batch])
-            inputs = {key: value.to(accelerator.device) for key, value in inputs.items()}
+            inputs = on_device(collate([answers[j // k][j % k] for j in batch]), accelerator.device)
             with accelerator.autocast():
                 total[batch] = target_logits(model, inputs).sequence_log_probs.double()
     total = accelerator.reduce(total, "sum")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator
+from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator, batches
 from hf_unlearn.data.text import context_length, encode_dataset
 from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
 from hf_unlearn.models.load import load_model, load_processing_class
@@ -183,11 +183,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         Args:
             limit (`int`, *optional*): take that many rows, evenly spread.
         """
-        size, n = self.args.per_device_eval_batch_size, len(rows)
-        chosen = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
-        for start in range(0, len(chosen), size):
-            batch = self.data_collator([rows[i] for i in chosen[start : start + size]])
-            yield {key: value.to(self.args.device) for key, value in batch.items()}
+        return batches(rows, self.data_collator, self.args.per_device_eval_batch_size, self.args.device, limit)
 
     def _finish(self):
         self.finish()

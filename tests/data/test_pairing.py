@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, RandomSampler
 
 from hf_unlearn.data import PairedDataset, UnlearningCollator
+from hf_unlearn.data.pairing import batches
 
 
 def rows(n, first=0):
@@ -187,3 +188,18 @@ def test_paired_images():
     batch = UnlearningCollator()([PairedDataset(forget, retain)[0]])
     assert batch["labels"].tolist() == [1, 2]
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0]
+
+
+def test_batches_hold_all_rows_in_their_order_or_some_evenly_spread():
+    rows = [{"input_ids": [i, i], "labels": [i, i]} for i in range(1, 8)]
+
+    def firsts(**options):
+        return [
+            batch["input_ids"][:, 0].tolist() for batch in batches(rows, UnlearningCollator(), 3, "cpu", **options)
+        ]
+
+    assert firsts() == firsts(limit=7) == firsts(limit=100) == [[1, 2, 3], [4, 5, 6], [7]]
+    assert firsts(limit=4) == [[1, 2, 4], [6]] and firsts(limit=1) == [[1]]
+    assert {
+        str(value.device) for batch in batches(rows, UnlearningCollator(), 3, "meta") for value in batch.values()
+    } == {"meta"}

@@ -37,7 +37,7 @@ from hf_unlearn.audit.table.cache import digest_of_rows
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.data.images import has_images
-from hf_unlearn.data.pairing import UnlearningCollator
+from hf_unlearn.data.pairing import UnlearningCollator, on_device
 from hf_unlearn.data.text import context_length, encode, encode_dataset
 from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.models.modes import plain_copy
@@ -184,8 +184,7 @@ class _Training:
         self.model.eval()  # no dropout: two models then differ in their weights alone
         while self.step < step:
             batch = self.collate([self.rows[next(self.order)] for _ in range(self.batch_size)])
-            batch = {name: value.to(self.model.device) for name, value in batch.items()}
-            out = target_logits(self.model, batch)
+            out = target_logits(self.model, on_device(batch, self.model.device))
             out.token_mean(-out.log_probs).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()

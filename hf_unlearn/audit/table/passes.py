@@ -16,7 +16,7 @@ from transformers import Cache
 from hf_unlearn.audit.table import batching
 from hf_unlearn.audit.table.batching import Batch, Span
 from hf_unlearn.data.images import ImageRows
-from hf_unlearn.data.pairing import UnlearningCollator
+from hf_unlearn.data.pairing import UnlearningCollator, on_device
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.models.likelihood import (
     empty_cache,
@@ -122,7 +122,7 @@ class Passes:
         """Run rows that share nothing."""
         encoded = [self.rows[i] for i in rows]
         if self.of_images:
-            inputs = self._to_device(UnlearningCollator()(encoded))
+            inputs = on_device(UnlearningCollator()(encoded), self.model.device)
         else:
             inputs = self._padded([row["input_ids"][:-1] for row in encoded], [row["labels"] for row in encoded])
             if self.lengths[rows[0]] > self.max_targets:
@@ -198,13 +198,9 @@ class Passes:
             gaps = [[value] * (width - len(row)) for row, value in zip(rows, filler, strict=True)]
             return torch.tensor([[*g, *row] if left_width else [*row, *g] for row, g in zip(rows, gaps, strict=True)])
 
-        return self._to_device(
-            {
-                "input_ids": pad(ids, [row[-1] for row in ids]),
-                "attention_mask": pad([[1] * len(row) for row in ids], [0] * len(ids)),
-                "labels": pad(labels, [IGNORE_INDEX] * len(ids), more=1),
-            }
-        )
-
-    def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.model.device) for name, value in inputs.items()}
+        batch = {
+            "input_ids": pad(ids, [row[-1] for row in ids]),
+            "attention_mask": pad([[1] * len(row) for row in ids], [0] * len(ids)),
+            "labels": pad(labels, [IGNORE_INDEX] * len(ids), more=1),
+        }
+        return on_device(batch, self.model.device)

@@ -87,27 +87,14 @@ def _encoded(
     model, processing_class, examples, max_length, truncate, in_memory
 ) -> tuple[Sequence[dict | None], list[int]]:
     """Encoded examples, `None` for one without a target, and the compressed sizes of their texts."""
-    from hf_unlearn.data.images import CACHE_BYTES, ImageRows, has_images
-    from hf_unlearn.data.text import EmptyTargetError, context_length, encode
+    from hf_unlearn.audit.table.streaming import encode_examples
+    from hf_unlearn.data.images import CACHE_BYTES, ImageRows
 
-    if has_images(examples):
-        if not isinstance(examples, ImageRows):
-            # Encoded when their batch is due. A cache has to look at them before that, so some are kept.
-            room = CACHE_BYTES if in_memory else 0
-            n_classes = model.config.num_labels
-            examples = ImageRows(examples, processing_class, n_classes, name="examples", cache_bytes=room)
-        return examples, [0] * len(examples)
-    max_length = max_length or context_length(model)
-    rows, zlib_size = [], []
-    for index, example in enumerate(examples):
-        try:
-            rows.append(encode(example, processing_class, max_length, truncate))
-        except EmptyTargetError:
-            rows.append(None)
-        except ValueError as error:
-            raise ValueError(f"Example {index}: {error}") from None
-        zlib_size.append(_zlib_size(example))  # of what is known to be text
-    return rows, zlib_size
+    examples = examples if hasattr(examples, "__getitem__") else list(examples)
+    # A score cache has to look at images before their batch is due, so some are kept.
+    room = CACHE_BYTES if in_memory else 0
+    rows = encode_examples([model], processing_class, examples, max_length, truncate, room)
+    return rows, [0] * len(rows) if isinstance(rows, ImageRows) else [_zlib_size(example) for example in examples]
 
 
 def _zlib_size(example: str | Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_unlearn.data.images import ImageRows, has_images
-from hf_unlearn.data.pairing import UnlearningCollator
+from hf_unlearn.data.pairing import UnlearningCollator, on_device
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.data.text import EmptyTargetError, context_length, encode
 from hf_unlearn.models.likelihood import (
@@ -83,11 +83,13 @@ def encode_examples(
     examples: Iterable,
     max_length: int | None = None,
     truncate: bool = False,
+    cache_bytes: int = 0,
 ) -> Rows:
     """Encoded rows, `None` for an empty text or answer; images are encoded when their batch is due.
 
     Args:
         models (sequence): that will read them; the shortest context counts.
+        cache_bytes (`int`, *optional*, defaults to `0`): room for images that are kept once they are encoded.
 
     Raises:
         ValueError: an example that cannot be encoded; the message has its index, and no text.
@@ -96,7 +98,7 @@ def encode_examples(
         if isinstance(examples, ImageRows):
             return examples
         n_classes = n_outputs(models[0])
-        return ImageRows(examples, processing_class, n_classes, name="examples", cache_bytes=0)
+        return ImageRows(examples, processing_class, n_classes, name="examples", cache_bytes=cache_bytes)
     lengths = [length for length in map(context_length, models) if length is not None]
     max_length = max_length or min(lengths, default=None)
     rows: list[dict | None] = []
@@ -186,7 +188,7 @@ def _cut(order: Sequence[int], lengths: np.ndarray, batch_size: int, limit: int)
 
 def inputs_for(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batch on the device of the model."""
-    return {name: value.to(model.device) for name, value in inputs.items()}
+    return on_device(inputs, model.device)
 
 
 def side_by_side(
