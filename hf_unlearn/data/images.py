@@ -66,7 +66,7 @@ class ImageRows(Sequence):
             raise ValueError(f"Row 0 of the {name}: {error}") from None
         self.rows, self.name = rows, name
         self.labels: list[int] = []
-        for index, label in enumerate(_labels(rows)):
+        for index, label in enumerate(labels_of(rows)):
             try:
                 self.labels.append(_check_label(label, n_classes))
             except ValueError as error:
@@ -151,7 +151,7 @@ def _pixels(image, processor) -> Tensor:
     return processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
 
-def _labels(rows) -> Sequence:
+def labels_of(rows) -> Sequence:
     """The label of every row, `None` where it has none; a table is read without decoding an image."""
     if not isinstance(rows, Dataset):
         return [label_of(row) for row in rows]

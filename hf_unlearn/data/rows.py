@@ -51,31 +51,11 @@ def label_of(row: Mapping[str, Any]) -> Any:
     return next((row[column] for column in LABEL_COLUMNS if row.get(column) is not None), None)
 
 
-def text_of(row: Row) -> str | None:
-    """All of the text: the prompt with its completion, the messages of a chat with line breaks between them.
-
-    Returns:
-        `str`, or `None` for a row without text.
-    """
-    kind = format_of(row, TEXTS)
-    if kind == "messages":
-        return "\n".join(message["content"] or "" for message in row["messages"])
-    if kind == "prompt":
-        return row["prompt"] + row["completion"]
-    return scored_text(row)
-
-
 def scored_text(row: Row) -> str | None:
-    """The text that is scored: the completion, the last message of a chat, or a text that answers nothing.
-
-    Returns:
-        `str`, or `None` for a row without text.
-    """
-    if isinstance(row, str):
-        return row
+    """The text that is scored: a completion, the last message of a chat, a text; `None` for a row without text."""
     kind = format_of(row, TEXTS)
-    if kind is None:
-        return None
+    if kind is None or isinstance(row, str):
+        return row if kind else None
     scored = row[FORMATS[kind][-1]]
     return scored[-1]["content"] if kind == "messages" else scored
 
@@ -91,6 +71,14 @@ def prompt_of(row: Row) -> str:
     if kind == "messages":
         return "\n".join(message["content"] or "" for message in row["messages"][:-1])
     return row["prompt"] if kind == "prompt" else ""
+
+
+def text_of(row: Row) -> str | None:
+    """All of the text, with line breaks between the messages of a chat; `None` for a row without text."""
+    kind = format_of(row, TEXTS)
+    if kind == "messages":
+        return "\n".join(message["content"] or "" for message in row["messages"])
+    return prompt_of(row) + scored_text(row) if kind else None
 
 
 def content_of(row: Any) -> Any:

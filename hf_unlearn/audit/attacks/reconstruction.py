@@ -255,12 +255,10 @@ def _labels(rows) -> np.ndarray | None:
         return None
     if hasattr(rows, "labels"):  # encoded already
         return np.asarray(rows.labels)
-    from hf_unlearn.data.images import LABEL_COLUMNS, column_names
+    from hf_unlearn.data.images import labels_of
 
-    column = next((name for name in LABEL_COLUMNS if name in column_names(rows)), None)
-    if column is None:
-        return None
-    return np.asarray(rows[column] if hasattr(rows, "column_names") else [int(row[column]) for row in rows])
+    labels = labels_of(rows)
+    return None if None in labels else np.asarray(labels)
 
 
 @attack("inversion", ("image",), beside=("original",))
