@@ -31,12 +31,7 @@ class BadTeacherConfig(UnlearningConfig):
     temperature: float = field(default=1.0, metadata={"help": "Temperature on the forget set."})
     retain_loss: str = field(default="kl", metadata={"help": "Loss on the retain set: kl, nll or none."})
 
-    def __post_init__(self):
-        if self.bad_teacher not in TEACHERS:
-            raise ValueError(f"You set bad_teacher={self.bad_teacher!r}, which is none of {', '.join(TEACHERS)}.")
-        if not self.temperature > 0:
-            raise ValueError(f"You set temperature={self.temperature}, but it must be positive.")
-        super().__post_init__()
+    positive = ("temperature",)
 
 
 class BadTeacherTrainer(UnlearningTrainer):

@@ -36,16 +36,14 @@ class DistillationConfig(UnlearningConfig):
     temperature: float = field(default=1.0, metadata={"help": "Temperature of teacher and student."})
     retain_loss: str = field(default="kl", metadata={"help": "Must be kl."})
 
+    positive = ("temperature",)
+
     def __post_init__(self):
-        if self.on_forget not in CLEANED:
-            raise ValueError(f"You set on_forget={self.on_forget!r}, which is none of {', '.join(CLEANED)}.")
         if self.retain_loss != "kl" or not self.retain_weight > 0:
             raise ValueError(
                 f"You set retain_loss={self.retain_loss!r} with retain_weight={self.retain_weight}, but the student "
                 'learns from the teacher on the retain set. Set retain_loss="kl" and a positive retain_weight.'
             )
-        if not self.temperature > 0:
-            raise ValueError(f"You set temperature={self.temperature}, but it must be positive.")
         if self.on_forget == "none" and self.update_rule != "add":
             raise ValueError(
                 f'You set update_rule={self.update_rule!r} with on_forget="none", where there is one loss, and so no two '

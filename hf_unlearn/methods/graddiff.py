@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+from hf_unlearn.training.updates import UPDATE_RULES
 
 
 @dataclass
@@ -47,7 +48,9 @@ class GradientProjectionConfig(GradDiffConfig):
         update_rule (`str`, *optional*, defaults to `"project"`): how the two gradients become one step.
     """
 
-    update_rule: str = field(default="project", metadata={"help": "How two gradients become one step."})
+    update_rule: str = field(
+        default="project", metadata={"help": "How two gradients become one step.", "choices": tuple(UPDATE_RULES)}
+    )
 
 
 class GradientProjectionTrainer(GradDiffTrainer):

@@ -60,10 +60,7 @@ class IdkDPOConfig(IdkNLLConfig):
 
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature."})
 
-    def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f"You set beta={self.beta}, but it must be positive.")
-        super().__post_init__()
+    positive = ("beta",)
 
 
 class IdkNLLTrainer(UnlearningTrainer):

@@ -30,10 +30,7 @@ class L1SparseConfig(FineTuneConfig):
     gamma: float = field(default=5e-4, metadata={"help": "Weight of the penalty at the first step."})
     penalize_vectors: bool = field(default=False, metadata={"help": "Penalize biases and normalisations as well."})
 
-    def __post_init__(self):
-        if not self.gamma >= 0:
-            raise ValueError(f"You set gamma={self.gamma}, but it must not be negative.")
-        super().__post_init__()
+    not_negative = ("gamma",)
 
 
 class L1SparseTrainer(FineTuneTrainer):

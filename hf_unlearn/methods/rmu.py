@@ -49,12 +49,7 @@ class RMUConfig(UnlearningConfig):
     retain_weight: float = field(default=1200.0, metadata={"help": "Weight of the retain loss."})
     retain_loss: str = field(default="activations", metadata={"help": "Loss on the retain set: activations or none."})
 
-    def __post_init__(self):
-        if self.token_scope not in SCOPES:
-            raise ValueError(f"You set token_scope={self.token_scope!r}, which is none of {', '.join(SCOPES)}.")
-        if not self.steering > 0:
-            raise ValueError(f"You set steering={self.steering}, but it must be positive.")
-        super().__post_init__()
+    positive = ("steering",)
 
 
 class RMUTrainer(UnlearningTrainer):

@@ -33,11 +33,7 @@ class SatImpConfig(UnlearningConfig):
     beta2: float = field(default=1.0, metadata={"help": "Exponent of 1 - p: spares tokens that are sure."})
     retain_weight: float = field(default=0.1, metadata={"help": "Weight of the retain loss."})
 
-    def __post_init__(self):
-        for name in ("beta1", "beta2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"You set {name}={getattr(self, name)}, but it must not be negative.")
-        super().__post_init__()
+    not_negative = ("beta1", "beta2")
 
 
 class SatImpTrainer(UnlearningTrainer):

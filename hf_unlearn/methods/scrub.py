@@ -39,6 +39,9 @@ class SCRUBConfig(UnlearningConfig):
     rewind: bool = field(default=False, metadata={"help": "End with the epoch nearest to data never trained on."})
     stop_when_forgotten: bool = field(default=False, metadata={"help": "Must stay false: see rewind."})
 
+    positive = ("temperature",)
+    not_negative = ("kl_weight", "nll_weight")
+
     def __post_init__(self):
         if self.stop_when_forgotten:
             raise ValueError(
@@ -60,11 +63,6 @@ class SCRUBConfig(UnlearningConfig):
                 f"phase on the forget set is followed by one on the retain set. Set at least {2 * self.max_phases} epochs, "
                 "or fewer phases."
             )
-        if not self.temperature > 0:
-            raise ValueError(f"You set temperature={self.temperature}, but it must be positive.")
-        for name in ("kl_weight", "nll_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"You set {name}={getattr(self, name)}, but a weight is not negative.")
         if self.rewind:
             self.load_best_model_at_end = True
             self.metric_for_best_model, self.greater_is_better = "forget_gap", False

@@ -33,10 +33,7 @@ class SimNPOConfig(UnlearningConfig):
     )
     forget_weight: float = field(default=0.125, metadata={"help": "Weight of the forget loss."})
 
-    def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f"You set beta={self.beta}, but it must be positive.")
-        super().__post_init__()
+    positive = ("beta",)
 
 
 class SimNPOTrainer(UnlearningTrainer):

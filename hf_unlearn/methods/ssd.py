@@ -41,13 +41,8 @@ class SSDConfig(UnlearningConfig):
     lambda_: float = field(default=1.0, metadata={"help": "How strong: lower dampens each weight more."})
     max_rows: int | None = field(default=None, metadata={"help": "Rows of each set to measure on."})
 
-    def __post_init__(self):
-        for name in ("alpha", "lambda_"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"You set {name}={getattr(self, name)}, but it must be positive.")
-        if self.max_rows is not None and self.max_rows < 1:
-            raise ValueError(f"You set max_rows={self.max_rows}, but it must be at least 1.")
-        super().__post_init__()
+    positive = ("alpha", "lambda_")
+    at_least_one = ("max_rows",)
 
 
 class SSDTrainer(TrainingFreeTrainer):

@@ -60,15 +60,8 @@ class SVDForgetConfig(UnlearningConfig):
     order: str = field(default="reference", metadata={"help": "Order of the projections.", "choices": ORDERS})
     max_rows: int | None = field(default=1000, metadata={"help": "Rows of each set to take activations from."})
 
-    def __post_init__(self):
-        if self.order not in ORDERS:
-            raise ValueError(f"You set order={self.order!r}, which is none of {', '.join(ORDERS)}.")
-        for name in ("retain_alpha", "forget_alpha"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"You set {name}={getattr(self, name)}, but it must be positive.")
-        if self.max_rows is not None and self.max_rows < 1:
-            raise ValueError(f"You set max_rows={self.max_rows}, but it must be at least 1.")
-        super().__post_init__()
+    positive = ("retain_alpha", "forget_alpha")
+    at_least_one = ("max_rows",)
 
 
 class SVDForgetTrainer(TrainingFreeTrainer):

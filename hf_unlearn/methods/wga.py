@@ -19,10 +19,7 @@ class WGAConfig(UnlearningConfig):
 
     beta: float = field(default=1.0, metadata={"help": "Exponent of the weight; 0 is gradient ascent."})
 
-    def __post_init__(self):
-        if not self.beta >= 0:
-            raise ValueError(f"You set beta={self.beta}, but it must not be negative.")
-        super().__post_init__()
+    not_negative = ("beta",)
 
 
 class WGATrainer(UnlearningTrainer):

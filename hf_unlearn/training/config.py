@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from transformers import TrainingArguments
@@ -47,6 +47,10 @@ class UnlearningConfig(TrainingArguments):
     """
 
     retain_losses: ClassVar = RETAIN_LOSSES
+    #: Options that must be above 0, at least 0 and at least 1, where they are set; each config names its own.
+    positive: ClassVar = ()
+    not_negative: ClassVar = ()
+    at_least_one: ClassVar = ()
 
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain loss."})
@@ -64,7 +68,7 @@ class UnlearningConfig(TrainingArguments):
     singular_rank: int | None = field(
         default=None, metadata={"help": "Singular directions of a weight that may move."}
     )
-    singular_part: str = field(default="top", metadata={"help": "Which of them: top or bottom."})
+    singular_part: str = field(default="top", metadata={"help": "Which of them.", "choices": ("top", "bottom")})
     max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
     truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})
     stop_when_forgotten: bool = field(
@@ -92,8 +96,16 @@ class UnlearningConfig(TrainingArguments):
             raise ValueError(
                 f"You set retain_loss={self.retain_loss!r}, which is none of {', '.join(self.retain_losses)}."
             )
-        if self.update_rule not in UPDATE_RULES:
-            raise ValueError(f"You set update_rule={self.update_rule!r}, which is none of {', '.join(UPDATE_RULES)}.")
+        for option in fields(self):
+            value, choices = getattr(self, option.name), option.metadata.get("choices")
+            if choices and value not in choices and option.name not in TrainingArguments.__dataclass_fields__:
+                raise ValueError(f"You set {option.name}={value!r}, which is none of {', '.join(choices)}.")
+        bounds = [(name, lambda value: value > 0, "be positive") for name in self.positive]
+        bounds += [(name, lambda value: value >= 0, "not be negative") for name in self.not_negative]
+        bounds += [(name, lambda value: value >= 1, "be at least 1") for name in ("singular_rank", *self.at_least_one)]
+        for name, holds, must in bounds:
+            if (value := getattr(self, name)) is not None and not holds(value):
+                raise ValueError(f"You set {name}={value}, but it must {must}.")
         for name in ("forget_weight", "retain_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(
@@ -103,10 +115,6 @@ class UnlearningConfig(TrainingArguments):
         for name in ("gru_gamma", "subspace_energy", "saliency"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"You set {name}={getattr(self, name)}, but it is a share, above 0 and at most 1.")
-        if self.singular_part not in ("top", "bottom"):
-            raise ValueError(f"You set singular_part={self.singular_part!r}, which is none of top, bottom.")
-        if self.singular_rank is not None and self.singular_rank < 1:
-            raise ValueError(f"You set singular_rank={self.singular_rank}, but it must be at least 1.")
         if not 0 < self.stop_level < 1:
             raise ValueError(f"You set stop_level={self.stop_level}, but the level of a test is between 0 and 1.")
         if self.remove_unused_columns:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, fields
 
 import pytest
+from transformers import TrainingArguments
 
 import hf_unlearn
 from hf_unlearn import methods as methods_module
@@ -87,6 +88,23 @@ def test_the_example_of_a_method_is_one_that_could_be_run(name):
     call = calls[trainer.__name__]
     inspect.signature(UnlearningTrainer).bind(*call.args, **{item.arg: item.value for item in call.keywords})
     assert lines[-1] == "trainer.train()\n"
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_bounds_and_choices_that_a_config_declares_are_kept(name):
+    config = METHODS[name].config_class
+    wrong = {option: (-1, "not be negative") for option in config.not_negative}
+    wrong |= {option: (0, "be positive") for option in config.positive}
+    wrong |= {option: (0, "be at least 1") for option in ("singular_rank", *config.at_least_one)}
+    own = {field.name: field.metadata.get("choices") for field in fields(config)}
+    chosen = {option for option, choices in own.items() if choices and not hasattr(TrainingArguments, option)}
+    wrong |= {option: ("nonsense", "none of " + ", ".join(own[option])) for option in chosen}
+    assert wrong.keys() >= {"update_rule", "singular_part", "singular_rank"}
+    if name in ("scrub", "task_vector"):
+        del wrong["update_rule"]  # refused whatever it is
+    for option, (value, message) in wrong.items():
+        with pytest.raises(ValueError, match=f"You set {option}=.*{message}"):
+            config(output_dir="unlearned", use_cpu=True, **{option: value})
 
 
 def test_a_method_of_a_user_is_registered(registered):
