@@ -29,7 +29,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_unlearn.audit import (
     ATTACKS,
-    AuditConfig,
     Scores,
     answer_probability,
     auc,
@@ -40,10 +39,10 @@ from hf_unlearn.audit import (
     score_sets,
     verbatim_extracted,
 )
-from hf_unlearn.audit.run import DEFAULT_THREATS
-from hf_unlearn.audit.verdicts.judgement import judged
+from hf_unlearn.audit.checks import DEFAULT_THREATS
+from hf_unlearn.audit.verdicts.decision import Verdict
 from hf_unlearn.audit.verdicts.margins import Margins
-from hf_unlearn.audit.verdicts.verdict import Verdict, adjust, judge, judge_auc, reference_warning
+from hf_unlearn.audit.verdicts.verdict import adjust, judge, reference_warning
 from hf_unlearn.data.pairing import UnlearningCollator
 from hf_unlearn.data.text import encode
 from hf_unlearn.evidence.tables import markdown_table
@@ -145,9 +144,7 @@ def audited(
     models = {"original": "original", "unlearned": unlearned, "retrained": "retrained"}
     models |= {f"retrained_{i}": name for i, name in enumerate(RETRAINED[2 : 2 + further], 2)}
     of_roles = {role: scored[name] for role, name in models.items()}
-    report = judged(
-        compare(of_roles, seed), of_roles, {}, DEFAULT_THREATS, rows_of(seed, n), None, AuditConfig(seed=seed)
-    )
+    report = compare(of_roles, seed, threats=DEFAULT_THREATS, sets=rows_of(seed, n))
     return {name: of["verdict"] for name, of in report.surfaces.items() if of["verdict"] != "not_tested"}
 
 
@@ -160,7 +157,9 @@ def verdicts(
     family = []
     for name, attack in ATTACKS.items():
         values = {role: tuple(attack(side) for side in models[role]) for role in (*roles, *others)}
-        family.append(judge_auc(name, *(values[r] for r in roles), [values[o] for o in others], margins=margins))
+        family.append(
+            judge(name, "auc", *(values[r] for r in roles), [values[o] for o in others], "membership", margins=margins)
+        )
     for name, (kind, of) in SHARES.items():
         values = {role: tuple(of(side).astype(np.float64) for side in models[role]) for role in (*roles, *others)}
         if not less_holdout:

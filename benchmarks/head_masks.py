@@ -17,7 +17,7 @@ import torch
 from measure import cpu_seconds
 
 from hf_unlearn.audit import score
-from hf_unlearn.cli.arguments import load_model
+from hf_unlearn.cli.checkpoints import load_model
 from hf_unlearn.cli.job import Job
 from hf_unlearn.evidence.tables import markdown_table
 from hf_unlearn.methods import METHODS

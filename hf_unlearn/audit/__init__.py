@@ -16,7 +16,7 @@ _MODULES = {
         "utility_score",
     ],
     "hf_unlearn.audit.run": ["audit"],
-    "hf_unlearn.audit.compare": ["compare"],
+    "hf_unlearn.audit.comparison": ["compare"],
     "hf_unlearn.audit.table.cache": ["ScoreCache"],
     "hf_unlearn.audit.measures.classifiers": [
         "CLASS_ATTACKS",

@@ -12,7 +12,7 @@ from typing import Any
 from hf_unlearn.audit.attacks.attack import Attack
 from hf_unlearn.audit.attacks.table import attacks_of
 from hf_unlearn.audit.checks import DEFAULT_THREATS, check_request, sets_of, threats_of
-from hf_unlearn.audit.compare import compare
+from hf_unlearn.audit.comparison import compare
 from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.canaries import canary_sets, with_coins
 from hf_unlearn.audit.measures.likelihoods import score_sets
