@@ -38,6 +38,11 @@ def format_of(row: Row, among: Iterable[str] = FORMATS) -> str | None:
     return next((name for name in among if all(row.get(column) is not None for column in FORMATS[name])), None)
 
 
+def is_chat(row: Row) -> bool:
+    """Whether the text of a row is that of a chat."""
+    return format_of(row, TEXTS) == "messages"
+
+
 def column_names(rows) -> Sequence[str]:
     """Columns of a table, or of the first of some rows; nothing is decoded."""
     if hasattr(rows, "column_names"):

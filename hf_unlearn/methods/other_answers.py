@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from hf_unlearn.data.pairing import PairedDataset
-from hf_unlearn.data.rows import IGNORE_INDEX, TEXTS, answer_of, format_of, reworded
+from hf_unlearn.data.rows import IGNORE_INDEX, answer_of, is_chat, reworded
 
 
 class OtherLabels(Sequence):
@@ -112,7 +112,7 @@ def own_answer(row: dict) -> str:
 def with_answer(row: dict, answer: str) -> dict:
     """The prompt of a forget row with another answer, set off from the prompt as its own one is."""
     own_answer(row)
-    if format_of(row, TEXTS) == "messages":
+    if is_chat(row):
         return reworded(row, answer=lambda own: answer)
     return reworded(row, answer=lambda own: own[: len(own) - len(own.lstrip())] + answer.strip())
 

@@ -16,6 +16,7 @@ from hf_unlearn.data.rows import (
     column_names,
     content_of,
     format_of,
+    is_chat,
     label_of,
     prompt_of,
     reworded,
@@ -48,6 +49,7 @@ def test_what_a_row_says(kind):
     assert format_of(row) == {"string": "text"}.get(kind, kind)
     assert (prompt_of(row), scored_text(row), text_of(row)) == (asked, scored, text)
     assert answer_of(row) == (scored if kind in ("prompt", "messages") else None)
+    assert is_chat(row) == (kind == "messages")
 
 
 @pytest.mark.parametrize("kind", FORMATS)

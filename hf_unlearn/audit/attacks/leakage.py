@@ -20,7 +20,7 @@ from hf_unlearn.audit.measures.quality import answer_probability
 from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
-from hf_unlearn.data.rows import TEXTS, format_of, prompt_of, reworded
+from hf_unlearn.data.rows import is_chat, prompt_of, reworded
 from hf_unlearn.models.decoding import require_cache
 
 
@@ -59,7 +59,7 @@ def alternative_leakage(
 
 def _answered(row: Mapping, text: str) -> Mapping:
     def alternative(own: str) -> str:
-        follows_a_space = format_of(row, TEXTS) == "prompt" and own.startswith(" ") and not text.startswith(" ")
+        follows_a_space = not is_chat(row) and own.startswith(" ") and not text.startswith(" ")
         return f" {text}" if follows_a_space else text
 
     return reworded(row, answer=alternative)

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_unlearn.audit.attacks.attack import attack
 from hf_unlearn.audit.records import AuditRecords, Found
-from hf_unlearn.data.rows import TEXTS, answer_of, format_of, reworded
+from hf_unlearn.data.rows import answer_of, is_chat, reworded
 
 
 Row = Mapping
@@ -23,12 +23,12 @@ Prompting = Callable[[Row, Sequence[Row]], list[Row]]
 
 def question(row: Row) -> str | Row:
     """What is to be continued: the prompt as a text, or the whole row where it is a chat."""
-    return row if format_of(row, TEXTS) == "messages" else row["prompt"]
+    return row if is_chat(row) else row["prompt"]
 
 
 def with_examples(row: Row, examples: Sequence[Row]) -> Row:
     """The row after answered examples of the same form: with blank lines between them, or as earlier turns of a chat."""
-    if format_of(row, TEXTS) == "messages":
+    if is_chat(row):
         return {"messages": [turn for example in (*examples, row) for turn in example["messages"]]}
     before = "".join(example["prompt"] + example["completion"] + "\n\n" for example in examples)
     return {"prompt": before + row["prompt"], "completion": row["completion"]}
@@ -44,7 +44,7 @@ def _plain(row: Row, examples: Sequence[Row]) -> list[Row]:
 
 def _affirmative_suffix(row: Row, examples: Sequence[Row]) -> list[Row]:
     # In a chat the words would have to begin the answer itself, which is what is scored.
-    return [] if format_of(row, TEXTS) == "messages" else [reworded(row, lambda prompt: f"{prompt} Sure, here is the answer:")]
+    return [] if is_chat(row) else [reworded(row, lambda prompt: f"{prompt} Sure, here is the answer:")]
 
 
 def _few_shot(row: Row, examples: Sequence[Row]) -> list[Row]:
@@ -53,7 +53,8 @@ def _few_shot(row: Row, examples: Sequence[Row]) -> list[Row]:
 
 
 def _background(row: Row, examples: Sequence[Row]) -> list[Row]:
-    return [reworded(row, lambda prompt: f"Background: {row['background']}\n\n{prompt}")] if row.get("background") else []
+    known = row.get("background")
+    return [reworded(row, lambda prompt: f"Background: {known}\n\n{prompt}")] if known else []
 
 
 def _multiple_choice(row: Row, examples: Sequence[Row]) -> list[Row]:
@@ -61,7 +62,7 @@ def _multiple_choice(row: Row, examples: Sequence[Row]) -> list[Row]:
     if not wrong:
         return []
     # An order that does not depend on which is right.
-    options = sorted({option.strip() for option in (answer_of(row), *wrong)}, key=lambda o: (zlib.crc32(o.encode()), o))
+    options = sorted({text.strip() for text in (answer_of(row), *wrong)}, key=lambda o: (zlib.crc32(o.encode()), o))
     choice = "\n".join(["One of these answers is right:", *(f"- {option}" for option in options)])
     return [reworded(row, lambda prompt: f"{choice}\n\n{prompt}")]
 
