@@ -11,19 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transformers import Trainer, TrainingArguments
-from trl import TrlParser, get_peft_config
-
-from hf_unlearn.cli.arguments import (
-    DataArguments,
-    load_data,
+from hf_unlearn.cli.arguments import DataArguments, load_data, load_request, split_data
+from hf_unlearn.cli.checkpoints import (
     load_model,
     load_processing_class,
-    load_request,
     require_models,
     require_writable,
     save_trained,
-    split_data,
 )
 from hf_unlearn.cli.model_arguments import ModelArguments
 from hf_unlearn.data import AugmentedRows, ImageRows, UnlearningCollator, encode_dataset
@@ -39,6 +33,10 @@ class FinetuneArguments(DataArguments):
 
 
 def main():
+    # Not before hf_unlearn, which keeps a warning about 4-bit kernels from who does not quantize.
+    from transformers import Trainer, TrainingArguments
+    from trl import TrlParser, get_peft_config
+
     parser = TrlParser((FinetuneArguments, TrainingArguments, ModelArguments))
     data_args, args, model_args = parser.parse_args_and_config()
     require_writable(args.output_dir, model_args.model_name_or_path)

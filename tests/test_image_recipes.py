@@ -145,7 +145,7 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
     from peft import LoraConfig, get_peft_model
     from tiny import tiny_llama
 
-    from hf_unlearn.cli import arguments
+    from hf_unlearn.cli import checkpoints
     from hf_unlearn.cli.model_arguments import ModelArguments
     from hf_unlearn.models.load import names_image_classifier
 
@@ -157,12 +157,12 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
     adapter.save_pretrained(tmp_path / "adapter")
     config = ModelArguments(model_name_or_path=str(vit))
     for name, is_image in ((None, True), (str(tmp_path / "llama"), False), (str(tmp_path / "adapter"), True)):
-        assert names_image_classifier(arguments.load_config(config, name)) is is_image
-    assert type(arguments.load_model(config, str(tmp_path / "llama"))).__name__ == "LlamaForCausalLM"
-    loaded = arguments.load_model(config, str(tmp_path / "adapter"))
+        assert names_image_classifier(checkpoints.load_config(config, name)) is is_image
+    assert type(checkpoints.load_model(config, str(tmp_path / "llama"))).__name__ == "LlamaForCausalLM"
+    loaded = checkpoints.load_model(config, str(tmp_path / "adapter"))
     assert type(loaded).__name__ == "ViTForImageClassification"
     assert any("lora" in name for name, _ in loaded.named_parameters())
-    assert isinstance(arguments.load_processing_class(config), type(AutoImageProcessor.from_pretrained(vit)))
+    assert isinstance(checkpoints.load_processing_class(config), type(AutoImageProcessor.from_pretrained(vit)))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_augmentation_is_for_images(digits, tmp_path):
 def test_evaluation_compares_rows_of_the_class_with_each_other(digits):
     from datasets import DatasetDict
 
-    from hf_unlearn.cli.job import evaluation_sets
+    from hf_unlearn.cli.sets import evaluation_sets
     from hf_unlearn.data import load_rows
     from hf_unlearn.request import split
 

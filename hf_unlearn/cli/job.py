@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_unlearn.audit.checks import check_request
 from hf_unlearn.audit.roles import Models
-from hf_unlearn.cli.arguments import (
-    audit_sets,
-    groups_of,
+from hf_unlearn.cli.arguments import load_data, load_request, split_data
+from hf_unlearn.cli.checkpoints import (
     load_config,
-    load_data,
     load_model,
     load_processing_class,
-    load_request,
-    require_encodable,
     require_models,
     require_writable,
     save_trained,
-    split_data,
 )
 from hf_unlearn.cli.result import cost_beside, cost_of_edit, data_names, described
+from hf_unlearn.cli.sets import audit_sets, evaluation_sets, groups_of, require_encodable
 
 
 # What runs models is imported where it is used: `--help` and a mistyped option should not take seconds.
@@ -195,33 +190,16 @@ class Job:
 
     def _run(self, erased: Erased | None) -> dict[str, Any]:
         """What a result says of the run: whether of an erasure or of a model as it is."""
-        named = {role: name for role, name in self.models.items() if name}
         if erased is None:
             made, config = {"model": self.models["unlearned"]}, {}
         else:
             made = {"method": self.arguments.method, **erased.steps, "guarantee": erased.guarantee}
             config = {**self.training.to_dict(), **vars(self.model_config)}
         return {
-            "models": named,
+            **made,
+            "models": {role: name for role, name in self.models.items() if name},
             "data": data_names(self.arguments),
             "request": described(self.request, self.parts),
             "seed": self.seed,
-            **made,
             "config": {**vars(self.arguments), **config},
         }
-
-
-def evaluation_sets(data: DatasetDict, request: ErasureRequest, parts: Split, seed: int) -> dict:
-    """What is evaluated during training: the forget set, as many retain rows, and rows never trained on.
-
-    Those are validation rows that the request would be about too: all of them for records, those of the class for a class.
-    """
-    from hf_unlearn.request.split import split
-
-    size = min(len(parts.retain), len(parts.forget))
-    sample = sorted(random.Random(seed).sample(range(len(parts.retain)), size))
-    sets = {"forget": parts.forget, "retain": parts.retain.select(sample)}
-    validation = split(data, request, holdout_split="validation").holdout
-    if validation is not None:
-        sets["holdout"] = validation
-    return sets

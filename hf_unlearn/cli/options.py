@@ -8,8 +8,9 @@ from dataclasses import Field, dataclass, field, fields, make_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from hf_unlearn.audit.checks import DEFAULT_THREATS, THREATS, threats_of
+from hf_unlearn.audit.checks import DEFAULT_THREATS, threats_of
 from hf_unlearn.audit.config import AuditConfig
+from hf_unlearn.audit.verdicts.surfaces import THREATS
 from hf_unlearn.cli.arguments import DataArguments
 
 

@@ -1,0 +1,121 @@
+"""The sets of rows of a job: what the audit compares, and what is evaluated during training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hf_unlearn.data.rows import format_of
+
+
+# What reads rows is imported where it is used: `--help` and a mistyped option should not take seconds.
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from hf_unlearn.request.request import ErasureRequest
+    from hf_unlearn.request.split import Split
+
+
+def audit_sets(
+    data: DatasetDict, request: ErasureRequest, parts: Split, sibling_values: list[str] | None = None
+) -> dict[str, Dataset]:
+    """The sets that the audit compares: those that there are.
+
+    Where the request is about a class, `holdout` has the rows of that class, so the rest of the holdout is `test`, and
+    those of `sibling_values` among them `siblings`.
+
+    Raises:
+        ValueError: `sibling_values` are given, but the request is not about a class, or there is no holdout.
+    """
+    from hf_unlearn.request.request import ErasureRequest
+    from hf_unlearn.request.split import split
+
+    sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
+    is_class = request.kind == "class" and "holdout" in data
+    if is_class:
+        column, values = request.selector["column"], request.selector["values"]
+        others = ErasureRequest.attribute(column, "not in", values)
+        sets["test"] = split(data, others, text_columns=[]).holdout
+    if sibling_values:
+        if not is_class:
+            raise ValueError(
+                "You set sibling_values, which are classes of the holdout, but the request is not about a class, or "
+                "there is no holdout. Either set holdout_split, or leave sibling_values out."
+            )
+        siblings = ErasureRequest.of_class(column, sibling_values)
+        sets["siblings"] = split(data, siblings, text_columns=[]).holdout
+    return {name: rows for name, rows in sets.items() if rows is not None}
+
+
+def evaluation_sets(data: DatasetDict, request: ErasureRequest, parts: Split, seed: int) -> dict:
+    """What is evaluated during training: the forget set, as many retain rows, and rows never trained on.
+
+    Those are validation rows that the request would be about too: all of them for records, those of the class for a class.
+    """
+    from hf_unlearn.request.split import split
+
+    size = min(len(parts.retain), len(parts.forget))
+    sample = sorted(random.Random(seed).sample(range(len(parts.retain)), size))
+    sets = {"forget": parts.forget, "retain": parts.retain.select(sample)}
+    validation = split(data, request, holdout_split="validation").holdout
+    if validation is not None:
+        sets["holdout"] = validation
+    return sets
+
+
+def groups_of(sets: Mapping[str, Any], column: str | None) -> dict[str, list] | None:
+    """The person each row of the forget set and of the holdout is about: the values of a column.
+
+    Raises:
+        ValueError: the forget set has no such column; the message lists those that it has.
+    """
+    if column is None:
+        return None
+    columns = sets["forget"].column_names
+    if column not in columns:
+        raise ValueError(
+            f"You set group_column={column!r}, but the forget set has no such column. Its columns are "
+            f"{', '.join(columns)}. Set one of them, or leave group_column out."
+        )
+    named = {name: sets[name] for name in ("forget", "holdout") if name in sets}
+    return {name: list(rows[column]) for name, rows in named.items() if column in rows.column_names}
+
+
+_TEMPLATES = (
+    " Or make a prompt and an answer from these columns with prompt_template and completion_template, as in "
+    "--prompt_template 'Question: {question}\\nAnswer:' --completion_template ' {answer}'."
+)
+
+
+def require_encodable(
+    sets: Mapping[str, Any], processing_class, config, max_length: int | None, truncate: bool
+) -> None:
+    """Find out before hours of work that a row of the audit cannot be scored. An empty answer can: it is missing.
+
+    Of images the labels are looked at, and not the pixels.
+
+    Args:
+        config (`PretrainedConfig`): of the model, which says how long a text and how high a label may be.
+
+    Raises:
+        ValueError: with the set, the position of the row in it, and the reason; never the content of the row.
+    """
+    from types import SimpleNamespace
+
+    from hf_unlearn.data.images import has_images
+    from hf_unlearn.data.text import EmptyTargetError, context_length, encode, encode_dataset
+
+    max_length = max_length or context_length(SimpleNamespace(config=config))
+    for name, rows in sets.items():
+        if has_images(rows):
+            encode_dataset(rows, processing_class, name=f"{name} set", n_classes=getattr(config, "num_labels", None))
+            continue
+        for index, row in enumerate(rows):
+            try:
+                encode(row, processing_class, max_length, truncate)
+            except EmptyTargetError:
+                continue
+            except ValueError as error:
+                hint = "" if format_of(row) else _TEMPLATES
+                raise ValueError(f"Row {index} of the {name} set: {error}{hint}") from None
