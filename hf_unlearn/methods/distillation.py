@@ -37,13 +37,10 @@ class DistillationConfig(UnlearningConfig):
     retain_loss: str = field(default="kl", metadata={"help": "Must be kl."})
 
     positive = ("temperature",)
+    retain_losses = ("kl",)
+    needs_retain = "the student learns from the teacher on the retain set"
 
     def __post_init__(self):
-        if self.retain_loss != "kl" or not self.retain_weight > 0:
-            raise ValueError(
-                f"You set retain_loss={self.retain_loss!r} with retain_weight={self.retain_weight}, but the student "
-                'learns from the teacher on the retain set. Set retain_loss="kl" and a positive retain_weight.'
-            )
         if self.on_forget == "none" and self.update_rule != "add":
             raise ValueError(
                 f'You set update_rule={self.update_rule!r} with on_forget="none", where there is one loss, and so no two '

@@ -11,13 +11,8 @@ from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 class FineTuneConfig(UnlearningConfig):
     """Options of [`FineTuneTrainer`]: those of [`UnlearningConfig`]. `forget_weight` has no effect."""
 
-    def __post_init__(self):
-        if self.retain_loss != "nll" or not self.retain_weight > 0:
-            raise ValueError(
-                f"You set retain_loss={self.retain_loss!r} and retain_weight={self.retain_weight}, but the likelihood of "
-                'the retain answers is all that is trained here. Set retain_loss="nll" and a positive retain_weight.'
-            )
-        super().__post_init__()
+    retain_losses = ("nll",)
+    needs_retain = "the likelihood of the retain answers is all that is trained here"
 
 
 class FineTuneTrainer(UnlearningTrainer):

@@ -53,6 +53,7 @@ class LoRAEditConfig(InvertedHingeConfig):
     learning_rate: float = field(default=2e-4, metadata={"help": "Step size of the adapters."})
 
     at_least_one = ("n_modules", "rank", "importance_rows")
+    needs_retain = "the method compares the forget set with the retain set"
 
 
 class LoRAEditTrainer(InvertedHingeTrainer):
@@ -89,11 +90,6 @@ class LoRAEditTrainer(InvertedHingeTrainer):
             )
         if args.fsdp or args.deepspeed:
             raise ValueError(f"{type(self).__name__} needs whole weights, which FSDP and DeepSpeed spread. Use DDP.")
-        if data.retain is None:
-            raise ValueError(
-                f"{type(self).__name__} compares the forget set with the retain set. Give retain_dataset, with "
-                'retain_loss="nll".'
-            )
         model.to(args.device)
         names = [n for n, p in model.named_parameters() if p.requires_grad and layer_of(n) is not None]
         modules = linear_modules(model, names)

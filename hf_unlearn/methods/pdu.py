@@ -41,13 +41,9 @@ class PDUConfig(UnlearningConfig):
     dual_lr: float = field(default=5.0, metadata={"help": "Step size of the multiplier."})
     dual_warmup: float = field(default=0.5, metadata={"help": "Share of the run before the multiplier moves."})
 
+    needs_retain = "the retain loss is the constraint and retain_weight its multiplier at the start"
+
     def __post_init__(self):
-        if self.retain_loss == "none" or not self.retain_weight > 0:
-            raise ValueError(
-                f"You set retain_loss={self.retain_loss!r} and retain_weight={self.retain_weight}, but the retain loss is "
-                'the constraint and retain_weight its multiplier at the start. Either set retain_loss="nll" and a '
-                "positive retain_weight, or choose a method without a constraint."
-            )
         if not (self.epsilon > 0 and self.dual_lr >= 0 and 0 <= self.dual_warmup <= 1):
             raise ValueError(
                 f"You set epsilon={self.epsilon}, dual_lr={self.dual_lr} and dual_warmup={self.dual_warmup}, but the "

@@ -41,6 +41,7 @@ class SCRUBConfig(UnlearningConfig):
 
     positive = ("temperature",)
     not_negative = ("kl_weight", "nll_weight")
+    needs_retain = "every second phase is on the retain set, with kl_weight and nll_weight"
 
     def __post_init__(self):
         if self.stop_when_forgotten:
@@ -51,11 +52,6 @@ class SCRUBConfig(UnlearningConfig):
         if self.update_rule != "add":
             raise ValueError(
                 f'You set update_rule={self.update_rule!r}, but SCRUB has one loss at a time. Set it to "add".'
-            )
-        if self.retain_loss == "none" or not self.retain_weight > 0:
-            raise ValueError(
-                f"You set retain_loss={self.retain_loss!r} with retain_weight={self.retain_weight}, but every second phase "
-                "is on the retain set, with kl_weight and nll_weight. Leave both at their defaults."
             )
         if self.max_steps <= 0 and not self.num_train_epochs >= 2 * self.max_phases:
             raise ValueError(

@@ -43,6 +43,7 @@ class SSDConfig(UnlearningConfig):
 
     positive = ("alpha", "lambda_")
     at_least_one = ("max_rows",)
+    needs_retain = "the method compares the forget set with the retain set"
 
 
 class SSDTrainer(TrainingFreeTrainer):

@@ -62,6 +62,7 @@ class SVDForgetConfig(UnlearningConfig):
 
     positive = ("retain_alpha", "forget_alpha")
     at_least_one = ("max_rows",)
+    needs_retain = "the method compares the forget set with the retain set"
 
 
 class SVDForgetTrainer(TrainingFreeTrainer):

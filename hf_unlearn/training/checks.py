@@ -33,8 +33,7 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
             )
     if forget_dataset is None or len(forget_dataset) == 0:
         raise ValueError(f"{name} needs a forget set with at least one row. Give it as forget_dataset.")
-    needs_retain = args.retain_loss != "none" and args.retain_weight > 0
-    if needs_retain and (retain_dataset is None or len(retain_dataset) == 0):
+    if args.reads_retain and (retain_dataset is None or len(retain_dataset) == 0):
         raise ValueError(
             f"{name} has retain_loss={args.retain_loss!r} with retain_weight={args.retain_weight}, but no retain "
             'set was given. Either give retain_dataset, or set retain_loss="none" (utility will suffer).'
@@ -44,7 +43,7 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
             f"You set update_rule={args.update_rule!r}, but {name} has the retain loss alone, and so no two gradients. Set "
             'update_rule="add".'
         )
-    if args.update_rule != "add" and not needs_retain:
+    if args.update_rule != "add" and not args.reads_retain:
         raise ValueError(
             f"You set update_rule={args.update_rule!r}, which weighs the forget gradient against that of the retain "
             'loss, but there is no retain loss. Either set retain_loss="nll" and give a retain set, or set '
@@ -82,7 +81,7 @@ def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_d
         raise ValueError("ref_model is the model that will be trained. Leave it out, or give a copy.")
 
 
-def warn_of_readable_images(trainer, n_forget: int, reads_retain: bool) -> None:
+def warn_of_readable_images(trainer, n_forget: int) -> None:
     """Warn where whoever has the model before and after can compute the one image that was forgotten.
 
     A step of SGD on one image adds a multiple of the image's patches to the embedding of patches, and one of the same
@@ -96,7 +95,7 @@ def warn_of_readable_images(trainer, n_forget: int, reads_retain: bool) -> None:
         and both
         and trainer.args.optim == "sgd"
         and n_forget == 1
-        and not reads_retain
+        and not trainer.args.reads_retain
     ):
         logger.warning(
             "Plain SGD on one image: whoever has the model before and after can compute the image from the embeddings. "

@@ -51,6 +51,8 @@ class UnlearningConfig(TrainingArguments):
     positive: ClassVar = ()
     not_negative: ClassVar = ()
     at_least_one: ClassVar = ()
+    #: Why the method cannot do without its retain loss, where it cannot.
+    needs_retain: ClassVar[str | None] = None
 
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain loss."})
@@ -80,6 +82,11 @@ class UnlearningConfig(TrainingArguments):
     # A loss that is not finite ends the training with an error, so nothing is left to filter from the log.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is an error."})
 
+    @property
+    def reads_retain(self) -> bool:
+        """Whether there is a retain loss, so that retain rows are run through the model."""
+        return self.retain_loss != "none" and self.retain_weight > 0
+
     def __post_init__(self):
         if self.push_to_hub:
             raise ValueError(
@@ -91,6 +98,11 @@ class UnlearningConfig(TrainingArguments):
             raise ValueError(
                 "WANDB_LOG_MODEL is set, so that checkpoints with optimizer states would be uploaded. Either unset it, or "
                 "leave wandb out of report_to."
+            )
+        if self.needs_retain and not (self.retain_loss in self.retain_losses and self.reads_retain):
+            raise ValueError(
+                f"You set retain_loss={self.retain_loss!r} with retain_weight={self.retain_weight}, but {self.needs_retain}. "
+                f'Set retain_loss="{self.retain_losses[0]}" and a positive retain_weight.'
             )
         if self.retain_loss not in self.retain_losses:
             raise ValueError(

@@ -17,7 +17,7 @@ class TrainingFreeTrainer(UnlearningTrainer):
     `num_train_epochs` and the like have no effect; what `saliency` or `singular_rank` hold is taken back after the edit.
 
     Raises:
-        ValueError: an update rule, or a checkpoint to resume from: there are no steps; no retain set; a new adapter,
+        ValueError: an update rule, or a checkpoint to resume from: there are no steps; a new adapter,
             which has nothing to edit; weights spread over processes.
     """
 
@@ -30,11 +30,6 @@ class TrainingFreeTrainer(UnlearningTrainer):
             raise ValueError(
                 f"You set update_rule={args.update_rule!r}, but {name} takes no steps that a rule could "
                 'change. Either set update_rule="add", or choose a method that trains (graddiff, npo).'
-            )
-        if args is not None and (args.retain_loss == "none" or not args.retain_weight > 0):
-            raise ValueError(
-                f"You set retain_loss={args.retain_loss!r} with retain_weight={args.retain_weight}, but {name} compares "
-                "the forget set with the retain set. Leave both at their defaults and give retain_dataset."
             )
         super().__init__(model, args, *positional, **keywords)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

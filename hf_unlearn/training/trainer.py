@@ -87,8 +87,6 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
             model, processing_class = load_model(model), processing_class or load_processing_class(model)
         self.is_classifier = is_image_classifier(model)
         check_run(type(self), args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
-        # Rows that no loss reads are not paired: they would be run through the model for nothing.
-        reads_retain = args.retain_loss != "none" and args.retain_weight > 0
 
         max_length = args.max_length or context_length(model)
         self.encode = partial(
@@ -96,7 +94,8 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         )
         data = PairedDataset(
             self.encode(forget_dataset, name="forget set"),
-            self.encode(retain_dataset, name="retain set") if reads_retain else None,
+            # Rows that no loss reads are not paired: they would be run through the model for nothing.
+            self.encode(retain_dataset, name="retain set") if args.reads_retain else None,
             seed=args.seed if args.data_seed is None else args.data_seed,
             reads_forget=self.reads_forget,
         )
@@ -117,7 +116,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         self.constraints = list(held.values())
         self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
         self._reference = None
-        if (args.retain_loss == "kl" or self.retain_reference) and reads_retain or self.reference == "logits":
+        if (args.retain_loss == "kl" or self.retain_reference) and args.reads_retain or self.reference == "logits":
             self._reference = Reference(model, ref_model)
         self._ref_model = ref_model
         self.teacher: nn.Module | None = None
@@ -140,7 +139,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
             optimizers=optimizers,
         )
         check_sharding(self, ref_model)
-        warn_of_readable_images(self, len(forget_dataset), reads_retain)
+        warn_of_readable_images(self, len(forget_dataset))
         if self.n_alternates:
             data.alternates = self.alternates(forget_dataset, () if retain_dataset is None else retain_dataset)
 

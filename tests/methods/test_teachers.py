@@ -266,7 +266,7 @@ def test_scrub_refuses_to_end_on_the_forget_set(tmp_path):
     [
         ({"retain_loss": "none"}, "every second phase"),
         ({"retain_weight": 0.0}, "every second phase"),
-        ({"kl_weight": -1.0}, "not negative"),
+        ({"kl_weight": -1.0}, "not be negative"),
         ({"stop_when_forgotten": True}, "rewind=True"),
         ({"update_rule": "project"}, "one loss at a time"),
     ],
