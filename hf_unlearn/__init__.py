@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 
 from hf_unlearn.methods import METHODS
 
+
+# peft imports bitsandbytes whether or not anyone quantizes, and the Trainer of transformers imports peft. On some CPUs it
+# then warns that a kernel for 4-bit layers is missing, which concerns nobody who did not ask for 4 bit, and is slow at most.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0.dev0"
 

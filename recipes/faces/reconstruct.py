@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from peft import LoraConfig
 from transformers.utils import logging
 
 from hf_unlearn.audit.attacks.reconstruction import LEVEL, ReconstructionAudit, reconstruction_audit
@@ -68,6 +67,9 @@ EDITS: dict[str, Edit] = {
 
 def forget(model, processor, edit: Edit, forget_rows, retain_rows):
     """The models before and after the edit, as they are published."""
+    # Not before hf_unlearn, which keeps a warning about 4-bit kernels from who does not quantize.
+    from peft import LoraConfig
+
     after = copy.deepcopy(model)
     trainer_class = METHODS[edit.method]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,9 @@
 """A model by its name: what is loaded, with which options, and what is said where it cannot be."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +116,20 @@ def test_code_of_a_checkpoint_does_not_run_unasked(tmp_path):
         require_model(str(tmp_path))
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-c", "import hf_unlearn, peft"],
+        ["recipes/finetune.py", "--help"],
+        ["recipes/unlearn.py", "--help"],
+        ["recipes/faces/reconstruct.py", "--help"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_other_library_warns_where_nobody_quantizes(command):
+    """On some CPUs bitsandbytes, which peft imports, misses a kernel for 4 bit."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
