@@ -18,7 +18,7 @@ from hf_unlearn.cli.checkpoints import (
     save_trained,
 )
 from hf_unlearn.cli.result import cost_beside, cost_of_edit, data_names, described
-from hf_unlearn.cli.sets import audit_sets, evaluation_sets, groups_of, require_encodable
+from hf_unlearn.cli.sets import audit_sets, evaluation_sets, groups_of, require_encodable, say_what_cannot_run
 
 
 # What runs models is imported where it is used: `--help` and a mistyped option should not take seconds.
@@ -101,9 +101,10 @@ class Job:
         roles = Models(**self.models).given
         for note in check_request(roles, self.sets, arguments.threat_model, self.audit_config, self.groups):
             print(f"Note: {note}")
-        self.processing_class = load_processing_class(model_config)
+        self.processing_class, config = load_processing_class(model_config), load_config(model_config)
         lengths = {"max_length": settings.max_length, "truncate": settings.truncate}
-        require_encodable(self.sets, self.processing_class, load_config(model_config), **lengths)
+        require_encodable(self.sets, self.processing_class, config, **lengths)
+        say_what_cannot_run(config, arguments.threat_model)
 
     @classmethod
     def from_arguments(cls, argv: list[str] | None = None) -> Job:

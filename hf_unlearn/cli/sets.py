@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_unlearn.data.rows import format_of
@@ -119,3 +119,13 @@ def require_encodable(
             except ValueError as error:
                 hint = "" if format_of(row) else _TEMPLATES
                 raise ValueError(f"Row {index} of the {name} set: {error}{hint}") from None
+
+
+def say_what_cannot_run(config, threats: Sequence[str]) -> None:
+    """Say before hours of work which attacks have not what they need in such a model, and so will not be run."""
+    from hf_unlearn.audit.attacks.table import obstacles
+    from hf_unlearn.models.load import architecture_of, names_image_classifier
+
+    kind = "image" if names_image_classifier(config) else "text"
+    for attack, reason in obstacles(architecture_of(config), kind, threats).items():
+        print(f"Note: the attack {attack} cannot run on this model, and its surface will not be tested: {reason}")

@@ -68,6 +68,16 @@ def load_model(
     )
 
 
+def architecture_of(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a config without its weights (on the device `meta`), to ask what it has the parts for."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+
+    auto = AutoModelForImageClassification if names_image_classifier(config) else AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+
 def load_processing_class(name: str, *, revision: str | None = None, trust_remote_code: bool = False):
     """The tokenizer of a language model, the image processor of an image classifier."""
     from transformers import AutoImageProcessor, AutoTokenizer

@@ -6,14 +6,13 @@ without the forget set: what their distance is, from [`null_band`], is the yards
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_unlearn.audit.attacks.attack import KINDS, attack
 from hf_unlearn.audit.measures.statistic import Statistic
@@ -29,6 +28,7 @@ from hf_unlearn.audit.table.streaming import (
     warn_of_broken,
 )
 from hf_unlearn.models.likelihood import is_image_classifier
+from hf_unlearn.models.modes import fresh_copy
 from hf_unlearn.statistics.estimate import known_mean, plain
 
 
@@ -119,18 +119,9 @@ def zrf(
         retrained model**, which knows the other classes; 1 is not the goal.
     """
     with in_memory(model) as (loaded,):
-        fresh = untrained(loaded, seed)
+        fresh = fresh_copy(loaded, seed)
         found = distances(loaded, fresh, processing_class, examples, batch_size, max_length, truncate)
     return 1 - found["js"]
-
-
-def untrained(model: nn.Module, seed: int) -> nn.Module:
-    """A network of the same architecture with weights drawn anew from the seed, on the same device and in its dtype."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh = type(base)(copy.deepcopy(base.config))
-    return fresh.to(model.device, model.dtype).eval()
 
 
 def pairwise_distances(

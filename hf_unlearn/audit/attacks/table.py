@@ -38,15 +38,14 @@ MODULES = (
 
 
 def attacks_of(threats: Sequence[str], stability: bool = True) -> list[Attack]:
-    """The attacks of these threat models in their order, then those that belong to none.
+    """The attacks of these threat models, and with `stability` those that belong to none.
 
     Another package adds one by an entry point of the group `hf_unlearn.attacks`, which names a module that declares it.
     """
     load_plugins("hf_unlearn.attacks")
     rank = {module.__name__: i for i, module in enumerate(MODULES)}
     declared = sorted(DECLARED.values(), key=lambda a: rank.get(a.run.__module__, len(rank)))
-    of_threats = [found for threat in threats for found in declared if found.threat == threat]
-    return of_threats + [found for found in declared if found.threat is None and stability]
+    return [found for found in declared if (stability if found.threat is None else found.threat in threats)]
 
 
 def obstacles(model, kind: str, threats: Sequence[str]) -> dict[str, str]:

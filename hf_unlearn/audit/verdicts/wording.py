@@ -30,7 +30,6 @@ REASONS = {
     "near_margin": "the difference is too close to the margin to tell",
     "not_measurable": "the difference has no interval",
     "no_records": "no record could be scored under both models",
-    "not_run": "an attack on it could not be run",
     "no_margin": "the statistic has no margin without several retrained models; it only informs",
 }
 FLAGS = {
@@ -106,4 +105,4 @@ def _power(v: Verdict) -> str:
 def not_run_wording(surface: str, missing: Sequence[Mapping]) -> str:
     """The sentence for a surface of which a part of the test could not be run."""
     why = "; ".join(f"{attack['attack']} on the {attack['model']} model: {attack['reason']}" for attack in missing)
-    return f"{surface}: nothing is attested here: {REASONS['not_run']} ({why})."
+    return f"{surface}: nothing is attested here: an attack on it could not be run ({why})."
