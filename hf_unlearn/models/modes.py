@@ -1,4 +1,4 @@
-"""A model without its wrappers, in evaluation mode, or as a copy whose weights can be changed."""
+"""A model without its wrappers, in evaluation mode, or as a copy whose weights can be changed or are new."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from hf_unlearn.models.processes import is_divided
@@ -38,6 +39,18 @@ def unwrapped(model: nn.Module, run: bool = True) -> nn.Module:
             break
         model = getattr(model, name)
     return model
+
+
+def fresh_copy(model: nn.Module, seed: int) -> nn.Module:
+    """A network that knows nothing: of the same class and config, with weights drawn anew from the seed.
+
+    It is on the same device, in the same dtype and in evaluation mode. An adapter counts for nothing.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        fresh = type(base)(copy.deepcopy(base.config))
+    return fresh.to(model.device, model.dtype).eval()
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -20,11 +20,11 @@ from hf_unlearn.audit.attacks.stability import (
     divergences,
     null_band,
     pairwise_distances,
-    untrained,
     zrf,
 )
 from hf_unlearn.audit.table import streaming
 from hf_unlearn.data import encode
+from hf_unlearn.models.modes import fresh_copy
 
 
 NAMES = ("kl_ref_model", "kl_model_ref", "js", "tv", "top1_agreement")
@@ -181,7 +181,7 @@ def test_image_classifiers(n_classes):
 def test_zrf_is_summed_over_the_classes():
     model, rows = vit_of(12), image_rows(9)
     found = zrf(model, None, rows, seed=5)
-    fresh = untrained(model, 5)
+    fresh = fresh_copy(model, 5)
     # No weight of the fresh network is that of the model, but what every network starts with.
     same = [name for name, w in model.state_dict().items() if torch.equal(w, fresh.state_dict()[name])]
     assert all(name.endswith("bias") or "layernorm" in name for name in same), same
@@ -191,7 +191,7 @@ def test_zrf_is_summed_over_the_classes():
     np.testing.assert_allclose(found, 1 - jensenshannon(p, q, axis=-1) ** 2, rtol=1e-10)
     assert found.mean() < 0.95  # divided by the number of classes as well it would be 0.99 and more
     assert (zrf(model, None, rows, seed=5) == found).all() and (zrf(model, None, rows, seed=6) != found).any()
-    assert (zrf(untrained(model, 5), None, rows, seed=5) == 1).all()
+    assert (zrf(fresh_copy(model, 5), None, rows, seed=5) == 1).all()
     sure = copy.deepcopy(model)
     with torch.no_grad():
         sure.classifier.bias[3] = 1e4
@@ -205,7 +205,7 @@ def test_zrf_is_summed_over_the_classes():
 def test_zrf_of_a_model_with_an_adapter():
     config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model = get_peft_model(tiny_llama(), config)
-    assert type(untrained(model, 0)) is type(tiny_llama())
+    assert type(fresh_copy(model, 0)) is type(tiny_llama())
     found = zrf(model, tiny_tokenizer(), EXAMPLES[:3])
     assert ((found > 1 - np.log(2)) & (found < 1)).all()
 
