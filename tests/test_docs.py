@@ -9,6 +9,10 @@ from cases import text_rows
 from tiny import tiny_llama, tiny_tokenizer
 
 from hf_unlearn import METHODS, ErasureRequest, register_method
+from hf_unlearn.audit import AuditConfig, audit, score
+from hf_unlearn.audit.attacks import attack as declarations
+from hf_unlearn.audit.attacks import table
+from hf_unlearn.audit.measures import likelihoods
 from hf_unlearn.cli.main import main
 from hf_unlearn.training import UnlearningConfig
 
@@ -24,12 +28,18 @@ def python_blocks(name: str) -> list[str]:
     ]
 
 
+def module_of(name: str, text: str, monkeypatch) -> ModuleType:
+    """The block of CONTRIBUTING that has this text, as a module of that name."""
+    (block,) = [block for block in python_blocks("CONTRIBUTING.md") if text in block]
+    module = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(block, vars(module))
+    return module
+
+
 def test_the_method_of_contributing(tmp_path, monkeypatch, capsys):
-    (block,) = python_blocks("CONTRIBUTING.md")
-    module = ModuleType("jensun")
-    monkeypatch.setitem(sys.modules, "jensun", module)  # a checkpoint pickles the config by the name of its module
-    names = vars(module)
-    exec(block, names)
+    # A checkpoint pickles the config by the name of its module.
+    names = vars(module_of("jensun", "class JensUnTrainer", monkeypatch))
     trainer = names["JensUnTrainer"](
         tiny_llama(),
         names["JensUnConfig"](str(tmp_path), use_cpu=True, max_steps=2, report_to="none", disable_tqdm=True),
@@ -45,6 +55,32 @@ def test_the_method_of_contributing(tmp_path, monkeypatch, capsys):
     register_method("jensun", names["JensUnTrainer"])
     assert main(["methods", "jensun"]) == 0
     assert "2509.02820" in capsys.readouterr().out
+
+
+def test_the_measure_and_the_attack_of_contributing(monkeypatch):
+    monkeypatch.setattr(likelihoods, "MEASURES", list(likelihoods.MEASURES))
+    monkeypatch.setattr(declarations, "DECLARED", dict(declarations.DECLARED))
+    monkeypatch.setattr(table, "DECLARED", declarations.DECLARED)
+    measure = module_of("first_token", "def first_token_is_right", monkeypatch)
+    module_of("shouted", "def shouted_prompts", monkeypatch)
+    rows = text_rows(30)
+    sets = {"forget": rows.select(range(10)), "holdout": rows.select(range(10, 30))}
+    models = [tiny_llama(seed=seed) for seed in range(3)]
+    config = AuditConfig(max_new_tokens=2)
+    report = audit(*models, sets, "extraction", processing_class=tiny_tokenizer(), config=config)
+    rows_of_report = {row["measure"]: row for row in report.rows if row["set"] == "forget"}
+    for name in ("first_token_is_right", "extraction_strength_shouted", "answer_probability_shouted"):
+        assert rows_of_report[name]["verdict"]["n_retrained"] == 1, name
+    # An answer without a token is no right one.
+    scores = score(models[0], tiny_tokenizer(), [*sets["forget"], {"prompt": "A", "completion": ""}], sampling=())
+    assert measure.first_token_is_right(scores)[-1] == False  # noqa: E712
+
+
+def test_the_module_of_contributing(monkeypatch):
+    verbatim = module_of("verbatim", "class Verbatim", monkeypatch).Verbatim()
+    assert verbatim.compute(predictions=[True, False, True, True])["verbatim"] == 0.75
+    found = verbatim.compute(examples=list(text_rows(6)), model=tiny_llama(), processing_class=tiny_tokenizer())
+    assert found["verbatim"] == 0 and found["verbatim_high"] > 0
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):

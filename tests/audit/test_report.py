@@ -1,5 +1,7 @@
 """What a report says in short, and what its exit code lets a script conclude."""
 
+from dataclasses import replace
+
 import pytest
 
 from hf_unlearn.audit import AuditReport
@@ -81,7 +83,7 @@ def test_a_report_prints_its_verdicts_and_notes():
     verdict = {"statistic": "of verbatim", "surface": "verbatim", "unlearned": change, "margin": 0.02}
     verdicts = {"verbatim": "residual", "knowledge": "inconclusive"}
     found = report(verdicts, notes=["A note."], caveat="A caveat.")
-    found.rows = [row("of verbatim", "forget", verdict=verdict)]
+    found = replace(found, rows=[row("of verbatim", "forget", verdict=verdict)])
     found.surfaces["knowledge"]["reason"] = "near_margin"
     said = str(found)
     assert said == repr(found)

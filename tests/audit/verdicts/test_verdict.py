@@ -346,7 +346,7 @@ def test_everything_is_plain_for_json():
     ("call", "message"),
     [
         (lambda: judge("p", "mean", None, [1.0], [1.0]), "kind must be one of auc, rate"),
-        (lambda: judge("p", "auc", None, [1.0], [1.0]), "judge_auc"),
+        (lambda: judge("p", "auc", None, [1.0], [1.0]), "for each model"),
         (lambda: judge("p", "share", None, [1.0], [1.0], surface="somewhere"), "surface must be one of verbatim"),
         (lambda: judge("p", "share", None, [1.0, 2.0], [1.0]), "same order"),
         (lambda: judge("p", "rate", None, [0.5], [0.0]), "0 or 1"),

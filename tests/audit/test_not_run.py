@@ -1,0 +1,145 @@
+"""An attack that stops, or that a model has not the parts for: the others are judged, and the report names it."""
+
+import pytest
+import torch
+from cases import text_rows
+from tiny import tiny_llama, tiny_tokenizer
+from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+
+from hf_unlearn.audit import AuditConfig, audit
+from hf_unlearn.audit.attacks import attack as declarations
+from hf_unlearn.audit.attacks.attack import attack
+from hf_unlearn.audit.attacks.table import attacks_of, obstacles
+from hf_unlearn.audit.records import Found
+from hf_unlearn.audit.verdicts.surfaces import THREATS, surfaces_of
+from hf_unlearn.evidence.result import write_result
+
+
+TOKENIZER = tiny_tokenizer()
+ROWS = text_rows(60)
+SETS = {"forget": ROWS.select(range(20)), "retain": ROWS.select(range(20, 40)), "holdout": ROWS.select(range(40, 60))}
+SMALL = AuditConfig(
+    max_rows=10,
+    max_new_tokens=4,
+    relearning_steps=(0, 1),
+    relearning_rates=(1e-3,),
+    weight_attacks=("int8",),
+    guidance_weights=(1.0,),
+)
+SECRET = "the text of a record"
+
+
+@pytest.fixture
+def undeclared():
+    """Attacks that a test declares are gone after it."""
+    before = dict(declarations.DECLARED)
+    yield
+    declarations.DECLARED.clear()
+    declarations.DECLARED.update(before)
+
+
+def run(models, **arguments):
+    unlearned, original, retrained = models
+    arguments = {"threat_model": THREATS, "processing_class": TOKENIZER, "config": SMALL} | arguments
+    return audit(unlearned, original, retrained, SETS, **arguments)
+
+
+def llamas():
+    return tiny_llama(seed=0), tiny_llama(seed=1), tiny_llama(seed=2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_found_before_an_error_stands_and_so_does_everything_else(undeclared, tmp_path):
+    plain = run(llamas(), threat_model="latent")
+
+    @attack("latent")
+    def broken(model, records):
+        yield Found({records.statistic("found_before_the_error", "latent"): torch.rand(10).numpy()})
+        {}[SECRET]
+
+    report = run(llamas(), threat_model="latent")
+    assert [(a["attack"], a["surface"], a["model"]) for a in report.not_run] == [
+        ("broken", "latent", role) for role in ("original", "unlearned", "retrained")
+    ]
+    # The message of a foreign error may quote a record: its kind and place are all that is said.
+    assert all(a["reason"].startswith("it stopped with KeyError at ") for a in report.not_run)
+    assert report.surfaces["latent"]["verdict"] == "not_tested" and report.surfaces["latent"]["reason"] == "not_run"
+    assert "broken on the unlearned model" in report.surfaces["latent"]["wording"]
+    assert report.exit_code == 3
+    rows = {row["measure"]: row for row in report.rows}
+    assert rows["found_before_the_error"]["unlearned"]["n"] == [10]
+    assert {row["measure"] for row in plain.rows} < set(rows)
+    assert plain.surfaces["quantised"]["worst"] == report.surfaces["quantised"]["worst"]
+    assert "Could not be run: broken (unlearned model)" in str(report)
+    write_result(tmp_path, report.as_dict(), {})
+    page, machines = ((tmp_path / name).read_text() for name in ("RESULT.md", "result.json"))
+    assert "* broken, on the unlearned model: it stopped with KeyError" in page
+    assert SECRET not in page + machines + str(report)
+
+
+def test_what_was_found_on_a_surface_outweighs_an_attack_that_could_not_be_run(undeclared):
+    @attack("verbatim")
+    def broken(model, records):
+        raise ValueError("A reason of our own.")
+
+    known = tiny_llama(seed=0)
+    inputs = {"input_ids": torch.tensor([TOKENIZER("x")["input_ids"]])}
+    assert known(**inputs).logits.shape[0] == 1
+    report = run((known, known, tiny_llama(seed=2)), threat_model="extraction")
+    # Nothing was memorized here, so nothing is found; the attack that raised keeps that from being attested.
+    assert report.surfaces["verbatim"]["verdict"] == "not_tested" and report.exit_code == 3
+    assert not any(v["verdict"] == "no_trace_found" for n, v in report.surfaces.items() if n == "verbatim")
+
+
+def mamba(seed):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    return MambaForCausalLM(MambaConfig(vocab_size=len(TOKENIZER), eos_token_id=1, **sizes)).eval()
+
+
+def bloom(seed):
+    torch.manual_seed(seed)
+    return BloomForCausalLM(
+        BloomConfig(vocab_size=len(TOKENIZER), hidden_size=32, n_layer=2, n_head=4, eos_token_id=1)
+    ).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [mamba, bloom])
+def test_models_that_cannot_go_on_from_a_cache(make, tmp_path):
+    report = run([make(seed) for seed in (0, 1, 2)])
+    named = {a["attack"]: a["reason"] for a in report.not_run}
+    assert "greedy_answers" in named and "cache of its keys and values" in named["greedy_answers"]
+    # Everything that reads likelihoods, trains or looks into the layers is judged all the same.
+    for surface in ("verbatim", "membership", "relearn", "latent", "two-checkpoint"):
+        assert report.surfaces[surface]["tested"], surface
+        assert report.verdict(surface) != "not_tested", (surface, report.not_run)
+    assert report.verdict("knowledge") in ("not_tested", "residual", "over_forgotten")
+    assert report.exit_code in (1, 3)
+    write_result(tmp_path, report.as_dict(), {})
+    assert "* greedy answers, on the unlearned model:" in (tmp_path / "RESULT.md").read_text()
+
+
+@pytest.mark.parametrize("make", [mamba, bloom])
+def test_what_cannot_be_run_is_known_from_the_architecture_alone(make):
+    with torch.device("meta"):
+        model = make(0)
+    assert "greedy_answers" in obstacles(model, "text", ["extraction"])
+    assert obstacles(model, "text", ["membership", "latent", "relearning"]) == {}
+    assert obstacles(tiny_llama(), "text", THREATS) == {}
+
+
+def test_every_attack_is_declared_for_a_surface_of_its_threat_model(undeclared):
+    for threat in THREATS:
+        for found in attacks_of([threat], stability=False):
+            assert found.threat == threat and (found.surface is None or found.surface in surfaces_of(threat))
+    with pytest.raises(ValueError, match="There is no surface 'nowhere'"):
+        attack("nowhere")
+    with pytest.raises(ValueError, match="kinds must be of text, image"):
+        attack("latent", kinds=("sound",))
+
+    def relearning(model, records):
+        return Found()
+
+    with pytest.raises(ValueError, match="There is an attack 'relearning' already"):
+        attack("relearn")(relearning)
