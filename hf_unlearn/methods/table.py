@@ -66,11 +66,11 @@ class Methods(Mapping):
         self.registered[name] = _checked(trainer)
 
     def __getitem__(self, name: str) -> type:
-        if name in self.registered:
-            return self.registered[name]
         if name in self.files:
             file, trainer = self.files[name].split(".")
             return getattr(importlib.import_module(f"{__package__}.{file}"), trainer)
+        if name in self.registered:
+            return self.registered[name]
         entry = self.installed[name]
         try:
             return _checked(entry.load())
@@ -81,10 +81,10 @@ class Methods(Mapping):
             ) from error
 
     def __iter__(self) -> Iterator[str]:
-        yield from {**self.files, **self.registered, **self.installed}
+        return iter({**self.files, **self.registered, **self.installed})
 
     def __contains__(self, name: object) -> bool:
-        return name in self.files or name in self.registered or name in self.installed
+        return any(key == name for key in self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -253,17 +253,13 @@ def _of_all_processes(cost: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows_and_tokens(model: nn.Module, args: tuple, kwargs: dict) -> tuple[int, int]:
-    name = (
-        "pixel_values" if "pixel_values" in kwargs else "inputs_embeds" if "inputs_embeds" in kwargs else "input_ids"
-    )
-    inputs = kwargs.get(name, args[0] if args else None)
+    names = ("pixel_values", "inputs_embeds", "input_ids")
+    inputs = next((kwargs[name] for name in names if name in kwargs), args[0] if args else None)
     if inputs is None:
         return 0, 0
     if inputs.dim() == 4:  # images: a token for each patch, and one for the class
-        patch = getattr(model.config, "patch_size", None)
-        height, width = (
-            patch if isinstance(patch, (tuple, list)) else (patch or inputs.shape[2], patch or inputs.shape[3])
-        )
+        patch = getattr(model.config, "patch_size", None) or tuple(inputs.shape[2:])
+        height, width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
         return len(inputs), len(inputs) * ((inputs.shape[2] // height) * (inputs.shape[3] // width) + 1)
     return len(inputs), len(inputs) * inputs.shape[1]
 
