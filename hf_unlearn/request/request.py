@@ -1,7 +1,7 @@
 """An erasure request in the OpenDSR 1.0 format.
 
-Identities and selectors are personal data. They are in the request file and nowhere else: `repr`, `str` and every
-error message name keys and rules, never the values given.
+Identities and selectors are personal data. They are written to the request file and nowhere else: `repr`, `str` and
+all error messages name keys and rules, never the values given.
 """
 
 import json
@@ -21,18 +21,9 @@ from hf_unlearn.storage.files import write_whole
 EXTENSION = "hf-unlearn"
 REGULATIONS = ("gdpr", "ccpa")
 IDENTITY_TYPES = (
-    "controller_customer_id",
-    "android_advertising_id",
-    "android_id",
-    "email",
-    "fire_advertising_id",
-    "ios_advertising_id",
-    "ios_vendor_id",
-    "microsoft_advertising_id",
-    "microsoft_publisher_id",
-    "roku_publisher_id",
-    "roku_advertising_id",
-)
+    "controller_customer_id android_advertising_id android_id email fire_advertising_id ios_advertising_id "
+    "ios_vendor_id microsoft_advertising_id microsoft_publisher_id roku_publisher_id roku_advertising_id"
+).split()
 IDENTITY_FORMATS = ("raw", "sha1", "md5", "sha256")
 KINDS = ("record", "class", "attribute")
 OPERATORS = ("==", "!=", "in", "not in", "<", "<=", ">", ">=", "contains")
@@ -48,18 +39,17 @@ _VERSION = re.compile(r"\d+(?:\.\d+)*", re.ASCII)
 
 @dataclass(frozen=True, repr=False)
 class ErasureRequest:
-    """A person's request that data be erased, with the OpenDSR 1.0 keys as fields.
+    """A person's request to erase data, with the OpenDSR 1.0 keys as fields, which are all validated on construction.
 
-    Most users write one with [`~ErasureRequest.records`], [`~ErasureRequest.of_class`] or
-    [`~ErasureRequest.attribute`], or read the one they were sent with [`~ErasureRequest.load`]. Everything is
-    validated on construction.
+    Most users write a request with [`~ErasureRequest.records`], [`~ErasureRequest.of_class`] or
+    [`~ErasureRequest.attribute`], or read the one they were sent with [`~ErasureRequest.load`].
 
     Args:
         regulation (`str`): `"gdpr"` or `"ccpa"`; the specification has no others. Name any other law in
             `extensions["hf-unlearn"]["jurisdiction"]`.
         subject_request_id (`str`): lower-case UUID version 4.
         subject_request_type (`str`): `"erasure"`. Access and portability are refused.
-        submitted_time (`str`): when the person asked, RFC 3339, e.g. `"2026-05-04T09:30:00Z"`.
+        submitted_time (`str`): when the person asked, in RFC 3339, e.g. `"2026-05-04T09:30:00Z"`.
         extensions (`dict`): objects keyed by processor domain. Ours is `"hf-unlearn"`:
             `{"scope": {"kind": ..., "selector": {...}}, "jurisdiction": "..."}`, where `jurisdiction` is optional and
             the selector depends on the kind:
@@ -70,14 +60,14 @@ class ErasureRequest:
 
             The objects of other processors are kept as they are.
         subject_identities (`Sequence[dict]`, *optional*, defaults to `()`): objects
-            `{identity_type, identity_value, identity_format}`. The specification wants them unless an extension says
-            whom the request is about; here the selector does.
+            `{identity_type, identity_value, identity_format}`. The specification requires them unless an extension
+            says whom the request is about; here the selector does.
         api_version (`str`, *optional*): e.g. `"1.0"`.
         status_callback_urls (`Sequence[str]`, *optional*, defaults to `()`): `https` addresses without credentials.
 
     Raises:
-        ValueError: a key is missing, unknown or holds something else than the rule above. The message names the key
-            and the rule, never the value.
+        ValueError: a key is missing, is unknown or breaks its rule above. The message names the key and the rule,
+            never the value.
 
     Example:
 
@@ -99,17 +89,18 @@ class ErasureRequest:
     status_callback_urls: Sequence[str] = ()
 
     def __post_init__(self):
-        _check_choice("regulation", self.regulation, REGULATIONS)
-        _check_pattern("subject_request_id", self.subject_request_id, _UUID4, "a lower-case UUID version 4")
+        _require(self.regulation in REGULATIONS, "regulation", f"one of {[*REGULATIONS]}")
+        _require(_matches(_UUID4, self.subject_request_id), "subject_request_id", "a lower-case UUID version 4")
         if self.subject_request_type in ("access", "portability"):
             raise ValueError(
                 f"`subject_request_type` is {self.subject_request_type!r}, but only 'erasure' can be carried out "
                 "here. Answer it from the system that holds the data."
             )
-        _check_choice("subject_request_type", self.subject_request_type, ("erasure",))
-        _check_time("submitted_time", self.submitted_time)
-        if self.api_version is not None:
-            _check_pattern("api_version", self.api_version, _VERSION, "a version such as '1.0'")
+        _require(self.subject_request_type == "erasure", "subject_request_type", "'erasure'")
+        time_rule = "an RFC 3339 time of an existing day with its offset, such as '2026-05-04T09:30:00Z'"
+        _require(_is_time(self.submitted_time), "submitted_time", time_rule)
+        is_version = self.api_version is None or _matches(_VERSION, self.api_version)
+        _require(is_version, "api_version", "a version such as '1.0'")
         # Private copies in plain JSON types: the caller's lists can change, and what is saved is what is loaded.
         for key in ("extensions", "subject_identities", "status_callback_urls"):
             plain = _plain(key, getattr(self, key))
@@ -136,7 +127,7 @@ class ErasureRequest:
 
     @property
     def jurisdiction(self) -> str | None:
-        """The law named in our extension, if any."""
+        """The law that our extension names, if any."""
         return self.extensions[EXTENSION].get("jurisdiction")
 
     @classmethod
@@ -146,22 +137,22 @@ class ErasureRequest:
         """Request the rows whose `column` holds one of `ids`, or the rows with the given positions.
 
         Args:
-            ids (`Iterable`, *optional*): values of `column`. Any column will do, e.g. the one that names the author.
-            column (`str`, *optional*, defaults to `"id"`): the column.
-            rows (`Iterable[int]`, *optional*): positions in the training split, from 0, instead of `ids`. They
-                mean something for one revision of one dataset only.
+            ids (`Iterable`, *optional*): values of `column`.
+            column (`str`, *optional*, defaults to `"id"`): any column, e.g. the one that names the author.
+            rows (`Iterable[int]`, *optional*): positions in the training split, from 0, instead of `ids`. They are
+                meaningful for one revision of one dataset only.
             other: other fields of the request. `subject_request_id` defaults to a new UUID, `submitted_time` to
                 now, `regulation` to `"gdpr"`; `jurisdiction` is put into our extension.
         """
         if (ids is None) == (rows is None):
-            raise ValueError("Pass either `ids` (with `column`) or `rows`, not both and not neither.")
+            raise ValueError("Pass either `ids` (with `column`) or `rows`, and not both.")
         if rows is not None:
             return cls._new("record", {"rows": _items("rows", rows)}, **other)
         return cls._new("record", {"column": column, "values": _items("ids", ids)}, **other)
 
     @classmethod
     def of_class(cls, column: str, values: Iterable, **other) -> "ErasureRequest":
-        """Request every row of some classes: label names or integers. `other` as in [`~ErasureRequest.records`]."""
+        """Request every row of the classes in `values`, label names or integers; `other`: see [`~ErasureRequest.records`]."""
         return cls._new("class", {"column": column, "values": _items("values", values)}, **other)
 
     @classmethod
@@ -173,7 +164,7 @@ class ErasureRequest:
             operator (`str`): `==`, `!=`, `in`, `not in`, `<`, `<=`, `>`, `>=`, or `contains` (the text of the
                 column contains `value`, letter case included).
             value: what to compare with; a list for `in` and `not in`.
-            other: as in [`~ErasureRequest.records`].
+            other: see [`~ErasureRequest.records`].
         """
         value = _items("value", value) if operator in ("in", "not in") else _item(value)
         return cls._new("attribute", {"column": column, "operator": operator, "value": value}, **other)
@@ -196,12 +187,11 @@ class ErasureRequest:
     def from_dict(cls, data: dict[str, Any]) -> "ErasureRequest":
         """Read the JSON object of a request; unknown keys are an error."""
         required = [field.name for field in fields(cls) if field.default is MISSING]
-        optional = [field.name for field in fields(cls) if field.default is not MISSING]
-        _check_keys("request", data, required, optional)
+        _check_keys("request", data, required, allowed=[field.name for field in fields(cls)])
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The request as a JSON object; optional keys that are not set are left out. Holds personal data."""
+        """The request as a JSON object without the optional keys that are not set. It holds personal data."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: _plain(key, value) for key, value in data.items() if value not in (None, ())}
 
@@ -212,47 +202,36 @@ class ErasureRequest:
         Raises:
             ValueError: the file is not JSON, repeats a key, or is not a valid request.
         """
-        return cls.from_dict(_parse(Path(path).read_bytes()))
+        try:
+            return cls.from_dict(json.loads(Path(path).read_bytes(), object_pairs_hook=_unique))
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+        except UnicodeDecodeError as error:
+            place = f"byte {error.start}"
+        except RecursionError:
+            place = "nested too deep"
+        # Raised out here because the original exceptions carry the whole text of the request.
+        raise ValueError(f"The request is not valid JSON ({place}).")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the request to a JSON file that only its owner can read; the same request gives the same bytes.
-
-        The file is written beside its final place and then renamed, so that a reader never sees half of it.
-        """
+        """Write a JSON file, whole or not at all, that only its owner can read; equal requests give equal bytes."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         write_whole(path, text, mode=0o600)
 
 
-def _parse(content: bytes) -> Any:
-    def unique(pairs):
-        value = {}
-        for key, item in pairs:
-            if key in value:
-                raise ValueError(f"The request has the key {key!r} twice in one object. Keep one of them.")
-            value[key] = item
-        return value
-
-    def refuse(constant):
-        raise ValueError(f"The request holds {constant}, which is not JSON. Use a finite number.")
-
-    try:
-        return json.loads(content, object_pairs_hook=unique, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-    except UnicodeDecodeError as error:
-        place = f"byte {error.start}"
-    except RecursionError:
-        place = "nested too deep"
-    # Raised out here because the original exceptions carry the whole text of the request.
-    raise ValueError(f"The request is not valid JSON ({place}).")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"The request has the key {key!r} twice in one object. Keep one of them.")
+        value[key] = item
+    return value
 
 
 def _plain(key: str, value: Any) -> Any:
     """A copy in plain JSON types."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode("utf-8")
-        return json.loads(text)
+        return json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8"))
     except (TypeError, ValueError, RecursionError):
         pass
     raise ValueError(f"`{key}` must hold JSON only: objects, lists, valid Unicode text, finite numbers, true, false.")
@@ -269,62 +248,57 @@ def _items(name: str, values: Iterable) -> list:
     return [_item(value) for value in values]
 
 
-def _check_keys(path: str, value: Any, required: Sequence[str], optional: Sequence[str] = ()) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"`{path}` must be an object with the keys {[*required]}.")
+def _require(is_met: bool, path: str, rule: str) -> None:
+    if not is_met:
+        raise ValueError(f"`{path}` must be {rule}.")
+
+
+def _check_keys(path: str, value: Any, required: Sequence[str], allowed: Sequence[str] | None = None) -> None:
+    allowed = allowed or required
+    _require(isinstance(value, dict), path, f"an object with the keys {[*required]}")
     for key in value:
-        if key not in (*required, *optional):
-            raise ValueError(f"`{path}` has the unknown key {key!r}. Allowed keys: {[*required, *optional]}.")
+        if key not in allowed:
+            raise ValueError(f"`{path}` has the unknown key {key!r}. Allowed keys: {[*allowed]}.")
     for key in required:
         if key not in value:
             raise ValueError(f"`{path}` lacks the key {key!r}. Required keys: {[*required]}.")
 
 
-def _check_choice(path: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{path}` must be one of {[*allowed]}.")
-
-
 def _check_text(path: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"`{path}` must be a text that is not empty.")
+    _require(isinstance(value, str) and value != "", path, "a text that is not empty")
 
 
-def _check_pattern(path: str, value: Any, pattern: re.Pattern, rule: str) -> None:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"`{path}` must be {rule}.")
+def _matches(pattern: re.Pattern, value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
-def _check_time(path: str, value: Any) -> None:
-    rule = "an RFC 3339 time with its offset, such as '2026-05-04T09:30:00Z'"
-    _check_pattern(path, value, _RFC3339, rule)
+def _is_time(value: Any) -> bool:
     try:
-        date.fromisoformat(value[:10])
-    except ValueError:
-        raise ValueError(f"`{path}` must be {rule}; this day does not exist.") from None
+        return _matches(_RFC3339, value) and bool(date.fromisoformat(value[:10]))
+    except ValueError:  # there is no such day
+        return False
 
 
 def _check_identities(identities: Any) -> None:
-    if not isinstance(identities, tuple):
-        raise ValueError("`subject_identities` must be a list of objects.")
+    _require(isinstance(identities, tuple), "subject_identities", "a list of objects")
     for index, identity in enumerate(identities):
         path = f"subject_identities[{index}]"
         _check_keys(path, identity, ("identity_type", "identity_value", "identity_format"))
-        _check_choice(f"{path}.identity_type", identity["identity_type"], IDENTITY_TYPES)
+        _require(identity["identity_type"] in IDENTITY_TYPES, f"{path}.identity_type", f"one of {IDENTITY_TYPES}")
         _check_text(f"{path}.identity_value", identity["identity_value"])
-        _check_choice(f"{path}.identity_format", identity["identity_format"], IDENTITY_FORMATS)
+        is_known = identity["identity_format"] in IDENTITY_FORMATS
+        _require(is_known, f"{path}.identity_format", f"one of {[*IDENTITY_FORMATS]}")
 
 
 def _check_urls(urls: Any) -> None:
-    if not isinstance(urls, tuple):
-        raise ValueError("`status_callback_urls` must be a list of addresses.")
+    _require(isinstance(urls, tuple), "status_callback_urls", "a list of addresses")
     for index, url in enumerate(urls):
         try:
-            parts = urlsplit(url) if isinstance(url, str) else None
+            parts = urlsplit(url if isinstance(url, str) else "")
         except ValueError:
-            parts = None
-        if parts is None or parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
-            raise ValueError(f"`status_callback_urls[{index}]` must be an https address without credentials.")
+            parts = urlsplit("")
+        is_safe = parts.scheme == "https" and parts.hostname and "@" not in parts.netloc
+        _require(is_safe, f"status_callback_urls[{index}]", "an https address without credentials")
 
 
 def _check_extensions(extensions: Any) -> None:
@@ -334,11 +308,9 @@ def _check_extensions(extensions: Any) -> None:
             'e.g. {"scope": {"kind": "record", "selector": {"column": "id", "values": [17]}}}.'
         )
     for domain, extension in extensions.items():
-        if not isinstance(extension, dict):
-            raise ValueError(f"`extensions` must hold objects, but the value of {domain!r} is not one.")
-    path = f"extensions.{EXTENSION}"
-    ours = extensions[EXTENSION]
-    _check_keys(path, ours, ("scope",), ("jurisdiction",))
+        _require(isinstance(extension, dict), f"extensions.{domain}", "an object")
+    path, ours = f"extensions.{EXTENSION}", extensions[EXTENSION]
+    _check_keys(path, ours, ("scope",), allowed=("scope", "jurisdiction"))
     if "jurisdiction" in ours:
         _check_text(f"{path}.jurisdiction", ours["jurisdiction"])
     _check_scope(f"{path}.scope", ours["scope"])
@@ -346,27 +318,22 @@ def _check_extensions(extensions: Any) -> None:
 
 def _check_scope(path: str, scope: Any) -> None:
     _check_keys(path, scope, ("kind", "selector"))
-    if scope["kind"] not in KINDS:
-        raise ValueError(
-            f"`{path}.kind` must be one of {[*KINDS]}. For all rows of one person, use 'record' with the column that "
-            "names the person."
-        )
+    kinds = f"one of {[*KINDS]}. For all rows of one person, use 'record' with the column that names the person"
+    _require(scope["kind"] in KINDS, f"{path}.kind", kinds)
     path, selector = f"{path}.selector", scope["selector"]
+    if scope["kind"] == "record" and isinstance(selector, dict) and "rows" in selector:
+        _check_keys(path, selector, ("rows",))
+        rows = selector["rows"]
+        are_positions = isinstance(rows, list) and rows and all(type(row) is int and row >= 0 for row in rows)
+        _require(are_positions, f"{path}.rows", "a list, not empty, of row positions: integers from 0")
+        return
     if scope["kind"] == "attribute":
         _check_keys(path, selector, ("column", "operator", "value"))
-        _check_choice(f"{path}.operator", selector["operator"], OPERATORS)
+        _require(selector["operator"] in OPERATORS, f"{path}.operator", f"one of {[*OPERATORS]}")
         several = selector["operator"] in ("in", "not in")
-        if not several and isinstance(selector["value"], list):
-            raise ValueError(f"`{path}.value` must be a single value, unless the operator is 'in' or 'not in'.")
         _check_values(f"{path}.value", selector["value"] if several else [selector["value"]])
         if selector["operator"] == "contains":
             _check_text(f"{path}.value", selector["value"])
-    elif scope["kind"] == "record" and isinstance(selector, dict) and "rows" in selector:
-        _check_keys(path, selector, ("rows",))
-        _check_values(f"{path}.rows", selector["rows"])
-        if not all(type(row) is int and row >= 0 for row in selector["rows"]):
-            raise ValueError(f"`{path}.rows` must hold row positions: integers from 0.")
-        return
     else:
         _check_keys(path, selector, ("column", "values"))
         _check_values(f"{path}.values", selector["values"])
@@ -374,8 +341,7 @@ def _check_scope(path: str, scope: Any) -> None:
 
 
 def _check_values(path: str, values: Any) -> None:
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"`{path}` must be a list that is not empty.")
+    _require(isinstance(values, list) and len(values) > 0, path, "a list that is not empty")
     types = {float if type(value) is int else type(value) for value in values}
-    if len(types) > 1 or types.pop() not in (str, float, bool):
-        raise ValueError(f"`{path}` must hold text, numbers or booleans, all of one type.")
+    are_plain = len(types) == 1 and types <= {str, float, bool}
+    _require(are_plain, path, "text, numbers or booleans, all of one type (a list only where several are asked for)")
