@@ -17,7 +17,7 @@ from hf_unlearn.audit.measures.statistic import MEMORY, UTILITY, Statistic
 from hf_unlearn.audit.attacks.answers import answer_rouge
 from hf_unlearn.evaluate_modules.base import loaded
 from hf_unlearn.evaluate_modules.suites import FOLDED, TRUE_BETTER, of_test, read_rows, result, results, score_once
-from hf_unlearn.statistics.intervals import N_RESAMPLES
+from hf_unlearn.statistics.resampling import N_RESAMPLES
 
 
 # The sets that are to be kept; those with a paraphrase beside the answer first.

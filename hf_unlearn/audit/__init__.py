@@ -82,8 +82,8 @@ _MODULES = {
     "hf_unlearn.audit.table.score": ["score"],
     "hf_unlearn.audit.measures.shadow": ["lira", "logit_confidence", "rmia"],
     "hf_unlearn.audit.attacks.stability": ["distances", "null_band", "pairwise_distances", "zrf"],
+    "hf_unlearn.statistics.estimate": ["Estimate"],
     "hf_unlearn.statistics.intervals": [
-        "Estimate",
         "KolmogorovSmirnov",
         "OperatingPoint",
         "auc",

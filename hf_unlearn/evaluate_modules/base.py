@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.models.load import load_model, load_processing_class
-from hf_unlearn.statistics.intervals import Estimate
+from hf_unlearn.statistics.estimate import Estimate
 
 
 _INSIDE = Path(__file__).parents[1] / "eval_suites"

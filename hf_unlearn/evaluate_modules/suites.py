@@ -16,7 +16,8 @@ import numpy as np
 
 from hf_unlearn.audit import Scores, score
 from hf_unlearn.audit.measures.statistic import Statistic
-from hf_unlearn.statistics.intervals import Estimate, KolmogorovSmirnov
+from hf_unlearn.statistics.estimate import Estimate
+from hf_unlearn.statistics.intervals import KolmogorovSmirnov
 
 
 def score_once(

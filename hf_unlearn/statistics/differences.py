@@ -1,4 +1,4 @@
-"""Differences between two models on the same records: resampled once for both, so that what they share drops out."""
+"""Differences between two models on the same records: resampled once for both, so that what they share cancels."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Difference:
         n (`tuple[int, ...]`): number of pairs, `(n,)` or `(n_members, n_non_members)`.
         n_missing (`int`): records that can't be scored under both models.
         draws (`float64 (n_resamples,)`): the difference on resampled records, or groups of records.
-        bounds (`tuple[float, float]` or `None`): between what the difference lies by definition, where the values lie in
-            [0, 1]; a bootstrap without spread can then be given a width.
-        n_groups (`tuple[int, ...]` or `None`): number of groups where these were resampled, a side as in `n`.
+        bounds (`tuple[float, float]` or `None`): the range of the difference where all values lie in [0, 1]; a bootstrap
+            without spread can then be given a width.
+        n_groups (`tuple[int, ...]` or `None`): numbers of groups, like `n`, where groups were resampled.
     """
 
     value: float
@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def n_units(self) -> int:
-        """Independent units on the smaller side: groups where there are some, or else records."""
+        """Independent units on the smaller side: groups where they were resampled, otherwise records."""
         return min(self.n if self.n_groups is None else self.n_groups)
 
     def estimate(self, level: float = 0.95) -> Estimate:
@@ -64,9 +64,9 @@ class Difference:
         return self._p(-self.value, -self.draws, -margin)
 
     def _p(self, value: float, draws: np.ndarray, margin: float) -> float:
-        return (
-            float("nan") if math.isnan(value) else p_above(value, draws, self.n_units, self.bounds is not None, margin)
-        )
+        if math.isnan(value):
+            return math.nan
+        return p_above(value, draws, self.n_units, self.bounds is not None, margin)
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, groups=None) -> Difference:
@@ -76,14 +76,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, grou
         first, second (`float (n,)`): a metric of the same records, in the same order, under two models (usually the
             unlearned and the retrained one).
         seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
-        groups (`(n,)`, *optional*): a label a record, to resample groups.
+        groups (`(n,)`, *optional*): a label per record, to resample groups.
     """
-    (change,), n_missing, bounded, codes = _changes([(first, second)], [groups])
-    if len(change) == 0:
-        return Difference(np.nan, (0,), n_missing, np.full(N_RESAMPLES, np.nan))
-    draws = bootstrap_means(change, seed, codes[0])
-    bounds = (-1.0, 1.0) if bounded else None
-    return Difference(float(change.mean()), (len(change),), n_missing, draws, bounds, _group_sizes([change], codes))
+    return _difference_of_means([(first, second)], [groups], seed)
 
 
 def difference_in_differences(
@@ -91,8 +86,8 @@ def difference_in_differences(
 ) -> Difference:
     """Mean of `first - second` over the forget set minus the same mean over the holdout.
 
-    What one model does better on all unseen records, as another seed may, drops out: if neither model saw a record of
-    the two sets and these are exchangeable, the difference is 0 but for the sampling of records.
+    What one model does better on all unseen records, as another seed may, cancels: if neither model saw a record of the
+    two sets and these are exchangeable, the difference is 0 but for the sampling of records.
 
     Args:
         first, second (`tuple` of `float (n,)` and `float (m,)`): a metric of the forget set and of the holdout, under two
@@ -100,18 +95,7 @@ def difference_in_differences(
         seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
         groups (`tuple` of two, *optional*): a label for each record of the forget set, and one for each of the holdout.
     """
-    sides = list(zip(first, second, strict=True))
-    changes, n_missing, bounded, codes = _changes(sides, (None, None) if groups is None else groups)
-    n = tuple(len(change) for change in changes)
-    if min(n) == 0:
-        return Difference(np.nan, n, n_missing, np.full(N_RESAMPLES, np.nan))
-    draws = [
-        weighted_mean(counts[0], changes[0]) - weighted_mean(counts[1], changes[1])
-        for counts in resampled_counts(n, codes, seed)
-    ]
-    value = float(changes[0].mean() - changes[1].mean())
-    bounds = (-2.0, 2.0) if bounded else None
-    return Difference(value, n, n_missing, np.concatenate(draws), bounds, _group_sizes(changes, codes))
+    return _difference_of_means(list(zip(first, second, strict=True)), groups, seed)
 
 
 def paired_auc_difference(
@@ -131,42 +115,48 @@ def paired_auc_difference(
         seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
         groups (`tuple` of two, *optional*): a label for each member, and one for each non-member, to resample groups.
     """
+    pairs = [(first_members, second_members), (first_non_members, second_non_members)]
+    sides, codes, n, n_missing = _scored(pairs, groups)
+    if min(n) == 0:
+        return Difference(np.nan, n, n_missing, np.full(N_RESAMPLES, np.nan))
+    first, second = (Ranking(*scores) for scores in zip(*sides, strict=True))
+    draws = [first.auc(*counts) - second.auc(*counts) for counts in resampled_counts(n, codes, seed)]
+    value = float(first.auc() - second.auc())
+    return Difference(value, n, n_missing, np.concatenate(draws), (-1.0, 1.0), _group_sizes(n, codes))
+
+
+def _difference_of_means(pairs, groups, seed: int) -> Difference:
+    """Of the mean change of one set of records, or of this and that of a second set, which is subtracted."""
+    sides, codes, n, n_missing = _scored(pairs, groups)
+    if min(n) == 0:
+        return Difference(np.nan, n, n_missing, np.full(N_RESAMPLES, np.nan))
+    everything = np.concatenate([values for pair in sides for values in pair])
+    bounds = (-float(len(n)), float(len(n))) if everything.min() >= 0 and everything.max() <= 1 else None
+    with np.errstate(invalid="ignore"):  # infinite minus infinite
+        changes = [first - second for first, second in sides]
+    value = changes[0].mean() - sum(change.mean() for change in changes[1:])
+    if len(changes) == 1:
+        draws = bootstrap_means(changes[0], seed, codes[0])
+    else:
+        chunks = resampled_counts(n, codes, seed)
+        draws = np.concatenate([weighted_mean(f, changes[0]) - weighted_mean(h, changes[1]) for f, h in chunks])
+    return Difference(float(value), n, n_missing, draws, bounds, _group_sizes(n, codes))
+
+
+def _scored(pairs, groups) -> tuple[list, list[np.ndarray | None], tuple[int, ...], int]:
+    """Each pair without the records that a model has no value of; their groups, their numbers, and how many are left out."""
     sides, codes, n_missing = [], [], 0
-    pairs = ((first_members, second_members), (first_non_members, second_non_members))
-    for pair, of in zip(pairs, (None, None) if groups is None else groups, strict=True):
+    for pair, labels in zip(pairs, (None, None) if groups is None else groups, strict=True):
         first, second = aligned(*pair)
         kept = ~(np.isnan(first) | np.isnan(second))
         sides.append((first[kept], second[kept]))
-        codes.append(group_codes(of, kept))
+        codes.append(group_codes(labels, kept))
         n_missing += int((~kept).sum())
-    n = (len(sides[0][0]), len(sides[1][0]))
-    if min(n) == 0:
-        return Difference(np.nan, n, n_missing, np.full(N_RESAMPLES, np.nan))
-    first, second = (Ranking(sides[0][model], sides[1][model]) for model in (0, 1))
-    draws = np.concatenate([first.auc(*c) - second.auc(*c) for c in resampled_counts(n, codes, seed)])
-    value = float(first.auc() - second.auc())
-    return Difference(value, n, n_missing, draws, (-1.0, 1.0), _group_sizes([side[0] for side in sides], codes))
+    return sides, codes, tuple(len(first) for first, _ in sides), n_missing
 
 
-def _changes(sides, groups) -> tuple[list[np.ndarray], int, bool, list[np.ndarray | None]]:
-    """First minus second of each side; how many are missing; whether all values lie in [0, 1]; the groups of each."""
-    changes, codes, n_missing, bounded = [], [], 0, True
-    for pair, of in zip(sides, groups, strict=True):
-        first, second = aligned(*pair)
-        kept = ~(np.isnan(first) | np.isnan(second))
-        both = np.concatenate([first[kept], second[kept]])
-        bounded &= bool(both.min(initial=0) >= 0 and both.max(initial=1) <= 1)
-        with np.errstate(invalid="ignore"):  # infinite minus infinite
-            changes.append(first[kept] - second[kept])
-        codes.append(group_codes(of, kept))
-        n_missing += int((~kept).sum())
-    return changes, n_missing, bounded, codes
-
-
-def _group_sizes(sides, codes) -> tuple[int, ...] | None:
-    if all(of is None for of in codes):
-        return None
-    return tuple(n_units(len(side), of) for side, of in zip(sides, codes, strict=True))
+def _group_sizes(n: tuple[int, ...], codes: list[np.ndarray | None]) -> tuple[int, ...] | None:
+    return None if all(code is None for code in codes) else tuple(map(n_units, n, codes))
 
 
 def aligned(first, second) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +164,7 @@ def aligned(first, second) -> tuple[np.ndarray, np.ndarray]:
     first, second = (np.asarray(side, dtype=np.float64).ravel() for side in (first, second))
     if len(first) != len(second):
         raise ValueError(
-            f"The two models have {len(first)} and {len(second)} values. A paired difference needs one value for each "
-            "record under both, in the same order; use NaN for a record that can't be scored."
+            f"The two models have {len(first)} and {len(second)} values. Give one value per record for each model, in the "
+            "same order, and NaN for a record that can't be scored."
         )
     return first, second

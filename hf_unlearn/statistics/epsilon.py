@@ -1,7 +1,7 @@
-"""Lower bounds on epsilon: how much a model gives away about what was in its training data, at least.
+"""Lower bounds on epsilon: how much a model gives away, at least, about what was in its training data.
 
-A model that was trained, or unlearned, with (epsilon, delta)-differential privacy bounds what any attack can do. An attack
-that does better refutes the bound, and how much better it does bounds epsilon from below. A bound of 0 shows nothing.
+Training, or unlearning, with (epsilon, delta)-differential privacy limits what any attack on the model can do. An attack
+that does better refutes that epsilon, and how much better it does bounds epsilon from below. A bound of 0 shows nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class EpsilonBound(AsDict):
         value (`float`): epsilon is at least this; 0 = nothing is shown.
         delta (`float`): of (epsilon, delta)-differential privacy.
         level (`float`): confidence level.
-        guesses, correct (`int`): guesses made and how many were right.
-        n (`int`): canaries that were counted on.
+        guesses, correct (`int`): number of guesses, and how many were right.
+        n (`int`): number of canaries that the guesses were counted on.
         method (`str`): how the bound was made.
     """
 
@@ -43,7 +43,7 @@ class EpsilonBound(AsDict):
 
 
 def one_run_p_value(epsilon: float, guesses: int, correct: int, canaries: int, delta: float = 0.0) -> float:
-    """How likely so many right guesses are under (epsilon, delta)-DP, at most (Steinke et al., arXiv 2305.08846).
+    """Upper bound on the probability of so many right guesses under (epsilon, delta)-DP (Steinke et al., arXiv 2305.08846).
 
     `P[B >= v] + 2 m delta max_{1 <= i <= v} P[v - i <= B < v] / i` for v right guesses of r about m canaries, with B
     binomial of r trials and success `e^epsilon / (1 + e^epsilon)`.
@@ -60,16 +60,16 @@ def one_run_bound(guesses: int, correct: int, canaries: int, delta: float = 0.0,
     """The largest epsilon that so many right guesses refute, from one model (arXiv 2305.08846).
 
     Args:
-        guesses, correct (`int`): guesses made, and how many of them were right. Which guesses are made must not depend on
+        guesses, correct (`int`): number of guesses, and how many were right. Which guesses are made must not depend on
             whether they are right.
-        canaries (`int`): records that were each included by the throw of a fair coin, guessed about or not.
+        canaries (`int`): number of records that were each included by the toss of a fair coin, guessed about or not.
         delta (`float`, *optional*, defaults to `0.0`): of (epsilon, delta)-DP; well below `1 / canaries` or nothing is shown.
         level (`float`, *optional*, defaults to `0.95`): confidence level.
     """
     if not 0 <= correct <= guesses <= canaries:
         raise ValueError(
-            f"There are {correct} right guesses of {guesses} about {canaries} canaries. Give no more guesses than canaries, "
-            "and no more right ones than guesses."
+            f"You gave {correct} right guesses of {guesses} about {canaries} canaries. Give no more guesses than canaries, "
+            "and no more right guesses than guesses."
         )
 
     def beyond(epsilon: float) -> float:
@@ -86,12 +86,12 @@ def one_run_bound(guesses: int, correct: int, canaries: int, delta: float = 0.0,
 def one_run_epsilon(
     scores: np.ndarray, included: np.ndarray, delta: float = 0.0, level: float = 0.95, seed: int = 0
 ) -> EpsilonBound:
-    """A lower bound from one model and canaries that were put in by the throw of a coin each (arXiv 2305.08846).
+    """A lower bound from one model and canaries that were each put in by the toss of a coin (arXiv 2305.08846).
 
-    The audit of an unlearned model plants them, requests the deletion of **all**, and guesses which ones were in. Those with
-    the highest scores are guessed to have been in, those with the lowest out, and about the middle nothing is guessed. How
-    many are guessed is chosen on one half of the canaries and counted on the other: the best of many cuts on one and the
-    same half is no bound.
+    The audit of an unlearned model plants them, requests the deletion of **all**, and guesses which ones were in: those with
+    the highest scores were, those with the lowest were not, and nothing is guessed about the middle. How many are guessed
+    is chosen on one half of the canaries and counted on the other, since the best of many cuts on the same half would be
+    no bound.
 
     Args:
         scores (`float (m,)`): of the canaries, higher = more member-like. Without NaN: which canaries can be scored might
@@ -99,23 +99,21 @@ def one_run_epsilon(
         included (`bool (m,)`): whether each was in. Hundreds are needed: 20 right guesses of 20 show an epsilon of 1.8.
         delta (`float`, *optional*, defaults to `0.0`): of (epsilon, delta)-DP.
         level (`float`, *optional*, defaults to `0.95`): confidence level.
-        seed (`int`, *optional*, defaults to `0`): of the halves.
+        seed (`int`, *optional*, defaults to `0`): of the split into halves.
 
     Raises:
         ValueError: the lengths differ, a score is missing, or there are fewer than four canaries.
     """
     scores, included = np.asarray(scores, dtype=np.float64), np.asarray(included, dtype=bool)
     if scores.shape != included.shape or scores.ndim != 1:
-        raise ValueError(
-            f"There are scores of shape {scores.shape} for coins of shape {included.shape}. Give one each."
-        )
+        raise ValueError(f"You gave scores {scores.shape} for coins {included.shape}. Give one of each per canary.")
     if np.isnan(scores).any() or len(scores) < 4:
         raise ValueError(
-            f"{int(np.isnan(scores).sum())} of {len(scores)} canaries have no score. Give at least four, all scored: which "
-            "ones cannot be scored might tell which were in."
+            f"{int(np.isnan(scores).sum())} of {len(scores)} canaries have no score. Give at least four, each with a score: "
+            "which ones cannot be scored might tell which were in."
         )
     rng = np.random.default_rng(seed)
-    # The shuffle also decides between equal scores, by chance and not by their place.
+    # The shuffle also orders equal scores by chance, not by their position.
     halves = np.array_split(rng.permutation(len(scores)), 2)
     chosen, counted = (included[half[np.argsort(scores[half], kind="stable")]] for half in halves)
     cuts = [(top, bottom) for top in (0.0, *SHARES) for bottom in (0.0, *SHARES) if top + bottom > 0]

@@ -21,11 +21,11 @@ from hf_unlearn.statistics.intervals import auc
 
 N_HASHES = 2**12
 THUMBNAIL = 4
-MIN_RECORDS = 10
-# Every two parts meet twice, once with either of them left out, and both times they agree or disagree by the same chance.
-# Where there is nothing to find, the variance of the AUC is hence twice that of as many independent tests, and where one
-# feature decides it is skewed as well: by simulation 1.6 times the width errs in at most 5 %. An interval that ignores this
-# calls one in six pairs of equal sets different.
+MIN_RECORDS, FOLDS = 10, 5
+# Every two folds meet twice, once with either of them left out, and both times they agree or disagree by the same chance.
+# Where there is nothing to find, the variance of the AUC is therefore twice that of as many independent tests, and where
+# one feature decides it is skewed as well: by simulation 1.6 times the width errs in at most 5 %. An interval that ignores
+# this calls one in six pairs of equal sets different.
 WIDER = 1.6
 
 
@@ -37,7 +37,7 @@ class BlindBaseline:
         auc (`Estimate`): of records that it was not fitted to; 0.5 = not at all, higher = the sets differ in kind.
         shift (`bool` or `None`): whether the interval excludes 0.5; `None` where there are too few records to tell.
         features (`str`): `"text"` or `"image"`.
-        folds (`int`): parts that were left out in turn.
+        folds (`int`): number of parts that were left out in turn.
         reason (`str` or `None`): why there is no value.
     """
 
@@ -61,7 +61,6 @@ def blind_baseline(
     forget: Sequence,
     holdout: Sequence,
     groups=None,
-    folds: int = 5,
     seed: int = 0,
     content: Callable[[Any], Any] = lambda record: record,
 ) -> BlindBaseline:
@@ -72,8 +71,7 @@ def blind_baseline(
             makes them of.
         groups (`tuple` of two, *optional*): a label for each record of each set; a group is never split between fitting
             and testing.
-        folds (`int`, *optional*, defaults to `5`): parts to be left out in turn.
-        seed (`int`, *optional*, defaults to `0`): of the parts and of the bootstrap.
+        seed (`int`, *optional*, defaults to `0`): of the folds and of the bootstrap.
         content (`Callable`, *optional*): from a record to its text or image. For rows of a data set, such as a `Dataset`,
             it is [`~hf_unlearn.data.rows.content_of`].
 
@@ -92,8 +90,8 @@ def blind_baseline(
     labels = [np.arange(size) for size in n] if groups is None else [np.asarray(side) for side in groups]
     if (len(labels[0]), len(labels[1])) != n:
         raise ValueError(
-            f"There are groups for {len(labels[0])} and {len(labels[1])} records, but {n[0]} and {n[1]} records. Give one "
-            "label for each record of both sets."
+            f"You gave groups for {len(labels[0])} and {len(labels[1])} records, but there are {n[0]} and {n[1]} records. "
+            "Give one label for each record of both sets."
         )
     # Equal labels in both sets are different groups: no record is in both.
     codes = [np.unique(side, return_inverse=True)[1] for side in labels]
@@ -103,33 +101,27 @@ def blind_baseline(
         what = "records" if groups is None else "groups"
         reason = f"a side has fewer than {MIN_RECORDS} {what}"
         return BlindBaseline(Estimate(np.nan, np.nan, np.nan, n, "none", reason=reason), None, kind, 0, reason)
-    features = (image_features if kind == "image" else text_features)(
-        [content(record) for side in (forget, holdout) for record in side]
-    )
+    contents = [content(record) for side in (forget, holdout) for record in side]
+    features = image_features(contents) if kind == "image" else text_features(contents)
     target = np.repeat([1, 0], n)
     units = np.concatenate([codes[0], codes[1] + sizes[0]])
-    folds = min(folds, *sizes)
     scores = np.empty(len(target))
-    for fitted, left_out in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
-        features, target, units
-    ):
-        model = make_pipeline(
-            MaxAbsScaler(), LogisticRegression(class_weight="balanced", solver="liblinear", random_state=seed)
-        )
-        model.fit(features[fitted], target[fitted])
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for fitted, left_out in folds.split(features, target, units):
+        classifier = LogisticRegression(class_weight="balanced", solver="liblinear", random_state=seed)
+        model = make_pipeline(MaxAbsScaler(), classifier).fit(features[fitted], target[fitted])
         scores[left_out] = model.decision_function(features[left_out])
     found = auc(scores[: n[0]], scores[n[0] :], seed=seed, groups=None if groups is None else tuple(codes))
     low = max(0.0, found.value - WIDER * (found.value - found.low))
     high = min(1.0, found.value + WIDER * (found.high - found.value))
-    found = replace(found, low=low, high=high, method=f"{found.method}, {folds} folds")
-    return BlindBaseline(found, bool(low > 0.5 or high < 0.5), kind, folds)
+    found = replace(found, low=low, high=high, method=f"{found.method}, {FOLDS} folds")
+    return BlindBaseline(found, bool(low > 0.5 or high < 0.5), kind, FOLDS)
 
 
-def text_features(records: Sequence) -> sparse.csr_matrix:
+def text_features(texts: Sequence[str]) -> sparse.csr_matrix:
     """Hashed counts of words and pairs of words, length in bytes and words, zlib ratio, share of digits: `(n, d)`."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    texts = list(records)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(
@@ -137,16 +129,16 @@ def text_features(records: Sequence) -> sparse.csr_matrix:
                 "completion, or messages."
             )
     hashed = HashingVectorizer(n_features=N_HASHES, ngram_range=(1, 2), alternate_sign=False).transform(texts)
-    counts = [_counts(text) for text in texts]
-    return sparse.hstack([hashed, sparse.csr_matrix(np.array(counts, dtype=np.float64))], format="csr")
+    counts = np.array([_counts(text) for text in texts], dtype=np.float64)
+    return sparse.hstack([hashed, sparse.csr_matrix(counts)], format="csr")
 
 
-def image_features(records: Sequence) -> np.ndarray:
+def image_features(images: Sequence) -> np.ndarray:
     """Mean and standard deviation of each channel, and a thumbnail of 4 x 4: `float64 (n, d)`.
 
-    Grey images count as having three equal channels.
+    Gray images count as having three equal channels.
     """
-    return np.stack([_image_numbers(_pixels(record)) for record in records])
+    return np.stack([_image_numbers(image) for image in images])
 
 
 def _counts(text: str) -> list[float]:
@@ -159,12 +151,10 @@ def _is_image(record) -> bool:
     return not isinstance(record, str) and (hasattr(record, "convert") or np.ndim(record) >= 2)
 
 
-def _pixels(image) -> np.ndarray:
+def _image_numbers(image) -> np.ndarray:
     pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image, dtype=np.float64)
-    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
-
-
-def _image_numbers(pixels: np.ndarray) -> np.ndarray:
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
     rows = np.array_split(pixels, THUMBNAIL, axis=0)
     thumbnail = [part.mean(axis=(0, 1)) for row in rows for part in np.array_split(row, THUMBNAIL, axis=1)]
     return np.concatenate([pixels.mean(axis=(0, 1)), pixels.std(axis=(0, 1)), np.ravel(thumbnail)])

@@ -1,9 +1,10 @@
-"""Values with their intervals: AUC, true positive rate at a false positive rate, rates, means, differences.
+"""Values with their intervals: AUC, true positive rate at a false positive rate, rates, means.
 
 A point estimate from a few hundred records says little without its interval, so every function returns one. Membership
-scores are **higher = more member-like**; NaN means "cannot be scored", is left out and is counted in `n_missing`.
-Bootstraps are seeded: the same call gives the same interval. Where several rows belong to one person or author, name these
-in `groups`, a label a record: the bootstrap then draws whole groups, and the intervals are as wide as they must be.
+scores are **higher = more member-like**; a score of NaN means "cannot be scored", is left out and is counted in
+`n_missing`. Bootstraps are seeded: the same call gives the same interval. Where several rows belong to one person or
+author, name these in `groups`, one label per record: the bootstrap then draws whole groups, and the intervals are as wide
+as they must be.
 """
 
 from __future__ import annotations
@@ -15,39 +16,10 @@ import numpy as np
 from scipy.special import betaincinv
 from scipy.stats import ks_2samp, norm
 
-from hf_unlearn.statistics.differences import (
-    Difference,
-    difference_in_differences,
-    paired_auc_difference,
-    paired_difference,
-)
 from hf_unlearn.statistics.estimate import AsDict, Estimate, known, of_groups
 from hf_unlearn.statistics.ranking import Ranking
-from hf_unlearn.statistics.resampling import (
-    N_RESAMPLES,
-    bootstrap_means,
-    group_codes,
-    interval,
-    n_units,
-    resampled_counts,
-)
+from hf_unlearn.statistics.resampling import bootstrap_means, group_codes, interval, n_units, resampled_counts
 
-
-__all__ = [
-    "Difference",
-    "Estimate",
-    "KolmogorovSmirnov",
-    "N_RESAMPLES",
-    "OperatingPoint",
-    "auc",
-    "difference_in_differences",
-    "ks",
-    "mean",
-    "paired_auc_difference",
-    "paired_difference",
-    "rate",
-    "tpr_at_fpr",
-]
 
 # Below this many records on one side the normal approximation behind DeLong's interval is replaced by the bootstrap.
 DELONG_MIN_N = 30
@@ -109,18 +81,18 @@ def auc(members: np.ndarray, non_members: np.ndarray, level: float = 0.95, seed:
         below 30 records a side, or of groups. At an AUC of 0 or 1, where both have no width, a one-sided
         Clopper-Pearson bound with the smaller of n and m (of the numbers of groups, where there are some).
     """
-    codes = [group_codes(of, ~np.isnan(np.ravel(side))) for of, side in _sides_of(groups, members, non_members)]
+    sides = zip((None, None) if groups is None else groups, (members, non_members), strict=True)
+    codes = [group_codes(labels, ~np.isnan(np.ravel(side))) for labels, side in sides]
     members, non_members, n, n_missing = _two_sides(members, non_members)
-    units = min(n_units(*side) for side in zip(n, codes, strict=True))
+    units = min(map(n_units, n, codes))
+    pairs = Ranking(members, non_members)
+    value = pairs.auc() if min(n) else np.nan
 
     def result(low, high, method, reason=None):
         return Estimate(float(value), float(low), float(high), n, method, level, n_missing, reason)
 
     if min(n) == 0:
-        value = np.nan
         return result(np.nan, np.nan, "none", "no members" if n[0] == 0 else "no non-members")
-    pairs = Ranking(members, non_members)
-    value = pairs.auc()
     if value in (0.0, 1.0):
         bound = (1 - level) ** (1 / units)
         low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
@@ -152,9 +124,8 @@ def tpr_at_fpr(members: np.ndarray, non_members: np.ndarray, fpr: float, level: 
     if min(n) == 0:
         reason = "no members" if n[0] == 0 else "no non-members"
     elif fpr * n[1] < 1 - 1e-9:
-        reason = (
-            f"unmeasurable: a false positive rate of {fpr:g} needs {_needed(fpr)} non-members, and there are {n[1]}"
-        )
+        needed = math.ceil(1 / fpr - 1e-9) if fpr > 0 else "infinitely many"
+        reason = f"unmeasurable: a false positive rate of {fpr:g} needs {needed} non-members, and there are {n[1]}"
     if reason is not None:
         nothing = [Estimate(np.nan, np.nan, np.nan, (size,), "clopper-pearson", level, 0, reason) for size in n]
         return OperatingPoint(*nothing, target_fpr=fpr, threshold=np.nan)
@@ -162,8 +133,7 @@ def tpr_at_fpr(members: np.ndarray, non_members: np.ndarray, fpr: float, level: 
     allowed = int(math.floor(fpr * n[1] + 1e-9))
     threshold = -np.inf if allowed >= n[1] else np.sort(non_members)[n[1] - 1 - allowed]
     called = [side > threshold if allowed < n[1] else np.ones(len(side), bool) for side in (members, non_members)]
-    tpr, realized = (rate(int(side.sum()), len(side), level) for side in called)
-    return OperatingPoint(tpr, realized, target_fpr=fpr, threshold=float(threshold))
+    return OperatingPoint(*(rate_of(side, level) for side in called), target_fpr=fpr, threshold=float(threshold))
 
 
 def rate(hits: int, n: int, level: float = 0.95) -> Estimate:
@@ -196,26 +166,19 @@ def clopper_pearson(hits: int, n: int, tail: float) -> tuple[float, float]:
 
 
 def mean(
-    values: np.ndarray,
-    level: float = 0.95,
-    seed: int = 0,
-    groups=None,
-    bounds: tuple[float, float] | None = None,
+    values: np.ndarray, level: float = 0.95, seed: int = 0, groups=None, bounds: tuple[float, float] | None = None
 ) -> Estimate:
-    """Mean over records with a bootstrap interval; NaN records are left out and counted.
+    """Mean over records with a bootstrap interval, see [`~hf_unlearn.statistics.resampling.interval`].
 
-    Percentiles of the bootstrap from 10 records on, taken further out for small samples; below, Student's t with the
-    bootstrap's standard error. Values that are all the same get the exact bound for "none of n is different" where they
-    have finite bounds, and no interval otherwise. A single record has none either.
+    Values that are all the same have an interval only where their bounds are finite, and a single record has none.
 
     Args:
-        values (`float (n,)`): a number a record.
-        level (`float`, *optional*, defaults to `0.95`): confidence level.
-        seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
-        groups (`(n,)`, *optional*): a label a record; with it groups count, not records.
-        bounds (`tuple[float, float]`, *optional*): what a value can be by its definition, such as `(0, math.inf)` for a
-            divergence; the interval keeps to it. Where it is not given, values that all lie in [0, 1] are taken for
-            shares, others for unbounded.
+        values (`float (n,)`): one number per record; NaN is left out and counted.
+        level, seed (*optional*): as for [`auc`].
+        groups (`(n,)`, *optional*): one label per record; groups then count, not records.
+        bounds (`tuple[float, float]`, *optional*): the range of a value by its definition, such as `(0, math.inf)` for a
+            divergence; the interval keeps to it. By default values that all lie in [0, 1] are taken for shares, others
+            for unbounded.
     """
     values = np.asarray(values, dtype=np.float64)
     codes = group_codes(groups, ~np.isnan(values))
@@ -247,15 +210,7 @@ def ks(a: np.ndarray, b: np.ndarray) -> KolmogorovSmirnov:
     return KolmogorovSmirnov(d, p, log10_p, 1.358 / math.sqrt(effective), n, n_missing)
 
 
-def _sides_of(groups, *sides):
-    return zip((None, None) if groups is None else groups, sides, strict=True)
-
-
 def _two_sides(a, b) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:
     n_missing = np.size(a) + np.size(b)
     a, b = known(a), known(b)
     return a, b, (len(a), len(b)), n_missing - len(a) - len(b)
-
-
-def _needed(fpr: float) -> int | str:
-    return math.ceil(1 / fpr - 1e-9) if fpr > 0 else "infinitely many"

@@ -16,7 +16,8 @@ from hf_unlearn.audit.attacks.gradient_inversion import invert_gradient
 from hf_unlearn.audit.attacks.reconstruction import compare_reconstructions
 from hf_unlearn.data import encode_dataset, load_rows
 from hf_unlearn.models.load import load_model, load_processing_class
-from hf_unlearn.statistics import intervals
+from hf_unlearn.statistics.differences import paired_difference
+from hf_unlearn.statistics.intervals import mean
 
 
 SEARCHED = ["ga, SGD, 5 steps", "ga, AdamW", "ga, SGD, embeddings frozen", "ga, LoRA on queries and values"]
@@ -29,11 +30,11 @@ def class_inversion(models: dict, processor, train: list[dict], label: int, eval
     found = {}
     for name, model in models.items():
         found[name] = invert_class(model, label, processor, portraits, evaluator)
-        sure = intervals.mean(found[name].evaluator_confidence)
+        sure = mean(found[name].evaluator_confidence)
         cells = f"{sure.value:.3f} [{sure.low:.3f}, {sure.high:.3f}]"
         print(f"| {name} | {cells} | {found[name].nearest_psnr.mean():.1f} | {found[name].nearest_ssim.mean():.2f} |")
     sides = (found[name].evaluator_confidence for name in ("unlearned", "retrained"))
-    difference = intervals.paired_difference(*sides).estimate()
+    difference = paired_difference(*sides).estimate()
     print(f"unlearned - retrained: {difference.value:.3f} [{difference.low:.3f}, {difference.high:.3f}]")
 
 

@@ -15,7 +15,8 @@ from scipy.special import logsumexp
 
 from hf_unlearn.audit.table.reduction import mean_by_example
 from hf_unlearn.audit.table.scores import Scores
-from hf_unlearn.statistics.intervals import Estimate, rate_of
+from hf_unlearn.statistics.estimate import Estimate
+from hf_unlearn.statistics.intervals import rate_of
 
 
 def confidence(scores: Scores) -> np.ndarray:

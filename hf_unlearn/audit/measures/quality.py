@@ -18,7 +18,8 @@ from scipy.special import expit, logsumexp
 from hf_unlearn.audit.measures.membership import loss
 from hf_unlearn.audit.table.reduction import sum_by_example
 from hf_unlearn.audit.table.scores import Scores
-from hf_unlearn.statistics.intervals import Estimate, KolmogorovSmirnov, ks, mean
+from hf_unlearn.statistics.estimate import Estimate
+from hf_unlearn.statistics.intervals import KolmogorovSmirnov, ks, mean
 
 
 TRUTH_RATIO_VARIANTS = ("tofu", "paper", "probability")

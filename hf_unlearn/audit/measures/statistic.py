@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_unlearn.statistics import intervals
-from hf_unlearn.statistics.intervals import Difference, Estimate
+from hf_unlearn.statistics.differences import Difference, paired_auc_difference, paired_difference
+from hf_unlearn.statistics.estimate import Estimate
 
 
 MEMORY = "higher = more memorized"
@@ -74,8 +75,8 @@ class Statistic:
     def difference(self, first, second, seed: int = 0, groups=None) -> Difference:
         """The first model minus the second, record by record."""
         if self.kind == "auc":
-            return intervals.paired_auc_difference(*first, *second, seed=seed, groups=groups)
-        return intervals.paired_difference(first, second, seed=seed, groups=groups)
+            return paired_auc_difference(*first, *second, seed=seed, groups=groups)
+        return paired_difference(first, second, seed=seed, groups=groups)
 
     def groups_of(self, groups: Groups | None) -> Any:
         """The groups of the forget rows as these values need them; none where they are of another set."""
