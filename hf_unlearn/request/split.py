@@ -30,12 +30,12 @@ class Split:
     Attributes:
         forget (`Dataset`): the rows to erase, in their order.
         retain (`Dataset`): all other rows of the training split, in their order.
-        holdout (`Dataset` or `None`): rows the model was never trained on and that are exchangeable with the forget
-            set: the whole holdout for a request about records; only the rows that match the selector for a request
-            about a class or an attribute. `None` if there are no such rows.
-        duplicates (`int`): how many rows that the selector did not match have the content of one that it did. They
-            are part of `forget` or of `retain`, as asked.
-        holdout_rows (`int`): how many rows the holdout had before those that do not match were left out.
+        holdout (`Dataset` or `None`): rows that the model was never trained on and that are exchangeable with the
+            forget set: the whole holdout for a request about records, only the rows that match the selector for a
+            request about a class or an attribute. `None` if there are no such rows.
+        duplicates (`int`): number of rows that the selector did not match but that have the content of a row that it
+            did. They are part of `forget` or of `retain`, as asked.
+        holdout_rows (`int`): number of holdout rows before those that do not match were left out.
     """
 
     forget: Dataset
@@ -46,21 +46,14 @@ class Split:
 
     def counts(self) -> dict[str, int]:
         """Number of rows of `forget`, `retain` and `holdout`, and of `duplicates` among the first two."""
-        holdout = 0 if self.holdout is None else len(self.holdout)
-        return {
-            "forget": len(self.forget),
-            "retain": len(self.retain),
-            "holdout": holdout,
-            "duplicates": self.duplicates,
-        }
+        counts = {name: len(getattr(self, name) or ()) for name in ("forget", "retain", "holdout")}
+        return {**counts, "duplicates": self.duplicates}
 
-    def __str__(self) -> str:
-        counts = {name: str(count) for name, count in self.counts().items()}
+    def __repr__(self) -> str:
+        counts = self.counts()
         if self.holdout is None and self.holdout_rows:
             counts["holdout"] = f"0 of {self.holdout_rows}"
         return f"Split({', '.join(f'{name}={count}' for name, count in counts.items())})"
-
-    __repr__ = __str__
 
 
 def split(
@@ -68,71 +61,68 @@ def split(
     request: ErasureRequest,
     holdout: Dataset | None = None,
     *,
-    train_split: str = "train",
     holdout_split: str = "holdout",
     duplicates: str = "error",
     text_columns: Sequence[str] | None = None,
 ) -> Split:
     """Divide a dataset into forget set, retain set and holdout.
 
-    Nothing is written to disk and no model is needed. Columns are read in batches; what stays in memory is a few
-    numbers a row. No message contains a value of a row or of the request.
+    Nothing is written to disk and no model is needed. Columns are read in batches, and a few numbers per row stay in
+    memory. No message contains a value of a row or of the request.
 
-    For a request about a class or an attribute, members are compared with holdout rows that match the *same*
+    For a request about a class or an attribute, the forget set is compared with holdout rows that match the *same*
     selector: holdout rows of other classes differ from the forget set for more reasons than training, and an attack
     that tells them apart would have shown nothing.
 
     Args:
-        dataset (`Dataset` or `DatasetDict`): the data the model was trained on.
+        dataset (`Dataset` or `DatasetDict`): the data that the model was trained on; of a `DatasetDict`, its `train`.
         request ([`ErasureRequest`]): says which rows to erase.
-        holdout (`Dataset`, *optional*): rows the model was never trained on, with the same columns. Defaults to the
-            split `holdout_split`, if `dataset` has it.
-        train_split (`str`, *optional*, defaults to `"train"`): the split of a `DatasetDict` the request applies to.
+        holdout (`Dataset`, *optional*): rows that the model was never trained on, with the same columns. Defaults to
+            the split `holdout_split`, if `dataset` has it.
         holdout_split (`str`, *optional*, defaults to `"holdout"`): the split of a `DatasetDict` that is the holdout.
         duplicates (`str`, *optional*, defaults to `"error"`): what to do with rows that the selector does not match
             but that have the content of a row that it does: `"error"`, `"forget"` (erase them too) or `"keep"`
             (leave them in the retain set, where training teaches them again).
-        text_columns (`Sequence[str]`, *optional*): the columns that hold the content, for the comparison above.
-            Rows are equal if these are, after Unicode NFC and with every run of whitespace as one space. Defaults to
-            all text columns but the one the request selects on; none where the content is images, audio or video.
-            `[]` turns the comparison off.
+        text_columns (`Sequence[str]`, *optional*): the columns that hold the content, for finding duplicates. Rows
+            are equal if these are, after Unicode NFC and with every run of whitespace as one space. Defaults to all
+            text columns except the one that the request selects on, and to none if the content is images, audio or
+            video. `[]` turns the comparison off.
 
     Returns:
-        [`Split`]: `forget` and `retain` are selections of the training split, with its format and its order.
+        [`Split`]: `forget` and `retain` are selections of the training data, with its format and its order.
 
     Raises:
-        ValueError: no row matches, or not every value of a record or class selector does; the column does not exist
-            or its type cannot be compared with the value; a position is not in the dataset; duplicates are left in
-            the retain set; no row is left to retain.
+        ValueError: no row matches, or a value of a record or class selector occurs in no row; the column does not
+            exist or its type cannot be compared with the value; a position is not in the dataset; there are
+            duplicates and `duplicates` is `"error"`; no row is left to retain.
     """
     from datasets import Dataset, DatasetDict  # here, as a request by itself needs no seconds of imports
 
     if duplicates not in ("error", "forget", "keep"):
         raise ValueError('`duplicates` must be "error", "forget" or "keep".')
     if isinstance(dataset, DatasetDict):
-        if train_split not in dataset:
+        if "train" not in dataset:
             raise ValueError(
-                f"The dataset has no split {train_split!r}. Its splits are {list(dataset)}; pass one as `train_split`."
+                f"The dataset has the splits {list(dataset)}, but no 'train'. Pass the one that the model was trained on."
             )
         holdout = dataset.get(holdout_split) if holdout is None else holdout
-        dataset = dataset[train_split]
+        dataset = dataset["train"]
     if not isinstance(dataset, Dataset) or not isinstance(holdout, Dataset | None):
         raise ValueError("`dataset` and `holdout` must be a `datasets.Dataset`. Load them without `streaming=True`.")
 
     mask = _matching_rows(dataset, request, complete=request.kind != "attribute")
     if not mask.any():
         raise ValueError(
-            f"No row matches the request, out of {len(dataset)}. Check its column, its values and the split."
+            f"No row of {len(dataset)} matches the request. Check its column, its values and the dataset."
         )
     columns = _content_columns(dataset, request, text_columns)
     copies = _copies(dataset, mask, columns)
     n_copies = int(copies.sum())
     if n_copies and duplicates == "error":
         raise ValueError(
-            f"{n_copies} rows that the request does not match have the same content as rows that it does (columns "
-            f'compared: {columns}), so training on them teaches it again. Either pass duplicates="forget" to erase '
-            'them too, duplicates="keep" to leave them in the retain set, or text_columns=[...] if the content is '
-            "in other columns."
+            f"{n_copies} rows that the request does not match have the content of rows that it does (columns compared: "
+            f'{columns}), so training on them teaches it again. Pass duplicates="forget" to erase them too, '
+            'duplicates="keep" to retain them, or text_columns=[...] if the content is in other columns.'
         )
     if duplicates == "forget":
         mask |= copies
@@ -141,20 +131,17 @@ def split(
             f"All {len(dataset)} rows are to be erased, so the retain set is empty. Either retire the model, or pass "
             "the whole training data as `dataset`."
         )
-    n_holdout = 0 if holdout is None else len(holdout)
-    if holdout is not None and request.kind != "record":
-        same = _matching_rows(holdout, request, complete=False)
-        holdout = _select(holdout, same)
-    if holdout is not None and len(holdout) == 0:
-        holdout = None
-        if n_holdout:
+    n_holdout = len(holdout or ())
+    if n_holdout and request.kind != "record":
+        holdout = _select(holdout, _matching_rows(holdout, request, complete=False))
+        if len(holdout) == 0:
             warnings.warn(
-                f"0 of {n_holdout} holdout rows fit the request (column {request.selector['column']!r}), so there are none "
-                "to compare the forget set with, and no membership inference. Give a holdout with rows that the request "
-                "would be about too.",
+                f"0 of {n_holdout} holdout rows fit the request (column {request.selector['column']!r}), so nothing can "
+                "be compared with the forget set: there is no membership inference. Give a holdout with rows that the "
+                "request would also be about.",
                 stacklevel=2,
             )
-    return Split(_select(dataset, mask), _select(dataset, ~mask), holdout, n_copies, n_holdout)
+    return Split(_select(dataset, mask), _select(dataset, ~mask), holdout or None, n_copies, n_holdout)
 
 
 def _select(dataset: Dataset, mask: np.ndarray) -> Dataset:
@@ -162,31 +149,26 @@ def _select(dataset: Dataset, mask: np.ndarray) -> Dataset:
     return dataset.select(np.flatnonzero(mask), keep_in_memory=True)
 
 
-def _batches(dataset: Dataset, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    start = 0
-    for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH):
-        yield start, table
-        start += table.num_rows
+def _batches(dataset: Dataset, columns: Sequence[str]) -> Iterator[pa.Table]:
+    return dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH)
 
 
 def _matching_rows(dataset: Dataset, request: ErasureRequest, complete: bool) -> np.ndarray:
     """Boolean mask, shape `(len(dataset),)`. With `complete`, every value of the selector must occur."""
-    mask = np.zeros(len(dataset), dtype=bool)
     selector = request.selector
     if "rows" in selector:
         if max(selector["rows"]) >= len(dataset):
             raise ValueError(f"The request names a row position that the dataset, with {len(dataset)} rows, lacks.")
-        mask[selector["rows"]] = True
-        return mask
+        return np.isin(np.arange(len(dataset)), selector["rows"])
 
     column, operator = selector["column"], selector.get("operator", "in")
     values = selector["values"] if "values" in selector else selector["value"]
     operand = _operand(dataset, column, operator, values if isinstance(values, list) else [values])
-    found = set()
-    for start, table in _batches(dataset, [column]):
+    masks, found = [np.zeros(0, dtype=bool)], set()
+    for table in _batches(dataset, [column]):
         cells = _signless_zero(table[column])
         matches = pc.fill_null(_compare(cells, operator, operand), False)
-        mask[start : start + table.num_rows] = matches.to_numpy()
+        masks.append(matches.to_numpy())
         if complete:
             found.update(cells.filter(matches).unique().to_pylist())
     wanted = len(operand.unique())
@@ -195,43 +177,43 @@ def _matching_rows(dataset: Dataset, request: ErasureRequest, complete: bool) ->
             f"{wanted - len(found)} of the {wanted} values of the request occur in no row of column {column!r}. "
             "Either correct them, or take out those that are not in this dataset."
         )
-    return mask
+    return np.concatenate(masks)
 
 
 def _operand(dataset: Dataset, column: str, operator: str, values: list) -> pa.Array:
     """The values of a selector in the Arrow type of the column."""
-    from datasets import ClassLabel, Value
+    from datasets import ClassLabel
 
     if column not in dataset.features:
         raise ValueError(
-            f"The request selects on column {column!r}, which the dataset does not have. Its columns are "
-            f"{dataset.column_names}."
+            f"The request selects on column {column!r}, but the columns of the dataset are {dataset.column_names}."
         )
     feature, kind = dataset.features[column], dataset.data.schema.field(column).type
-    text = _is_text(kind)
     given = "text" if isinstance(values[0], str) else "booleans" if isinstance(values[0], bool) else "numbers"
-    if isinstance(feature, ClassLabel):
-        if operator not in ("==", "!=", "in", "not in"):
-            raise ValueError(f"Column {column!r} holds class labels, which {operator!r} cannot compare.")
+    is_label = isinstance(feature, ClassLabel)
+    if is_label:
         known = feature.names if given == "text" else range(feature.num_classes)
         if given == "booleans" or not all(value in known for value in values):
             raise ValueError(
                 f"Column {column!r} holds class labels. A value of the request is none of its {feature.num_classes} "
                 f"label names, and no integer below {feature.num_classes}."
             )
-        if given == "text":
-            values = feature.str2int(values)
-    elif operator == "contains" and not text:
-        raise ValueError(f"Column {column!r} has the type {kind}, but 'contains' is for text.")
-    elif operator in _ORDER and given == "booleans":
-        raise ValueError(f"Column {column!r} has the type {kind}, which {operator!r} cannot compare.")
-    elif isinstance(feature, Value):
-        integers = pa.types.is_integer(kind) and all(isinstance(value, int) for value in values)
-        numeric = given == "numbers" and (integers or pa.types.is_floating(kind))
-        if not (numeric or (given == "text" and text) or (given == "booleans" and pa.types.is_boolean(kind))):
-            raise ValueError(f"Column {column!r} has the type {kind}, which cannot be compared with {given}.")
+        values = feature.str2int(values) if given == "text" else values
     else:
-        raise ValueError(f"Column {column!r} has the type {kind}. Select on text, numbers, booleans or class labels.")
+        is_integer = pa.types.is_integer(kind) and all(isinstance(value, int) for value in values)
+        fits = {
+            "text": _is_text(kind),
+            "booleans": pa.types.is_boolean(kind),
+            "numbers": is_integer or pa.types.is_floating(kind),
+        }
+        if not fits[given]:
+            raise ValueError(
+                f"Column {column!r} has the type {kind}, which cannot be compared with {given}. Select on text, "
+                "numbers, booleans or class labels, by values of their type."
+            )
+    if (operator == "contains" and not _is_text(kind)) or (operator in _ORDER and (is_label or given == "booleans")):
+        held = "class labels" if is_label else kind
+        raise ValueError(f"Column {column!r} holds {held}, which {operator!r} cannot compare.")
     try:
         return _signless_zero(pa.array(values, type=kind))
     except (pa.ArrowException, OverflowError):
@@ -277,18 +259,14 @@ def _content_columns(dataset: Dataset, request: ErasureRequest, chosen: Sequence
 def _copies(dataset: Dataset, mask: np.ndarray, columns: Sequence[str]) -> np.ndarray:
     """Rows outside `mask` with the content of one inside."""
     copies = np.zeros(len(dataset), dtype=bool)
-    if not columns:
-        return copies
-    inside = {digest for _, digest in _digests(_select(dataset, mask), columns)}
-    outside = np.flatnonzero(~mask)
-    for position, digest in _digests(_select(dataset, ~mask), columns):
-        copies[outside[position]] = digest in inside
+    if columns:
+        inside = set(_digests(_select(dataset, mask), columns)) - {None}
+        copies[~mask] = [digest in inside for digest in _digests(_select(dataset, ~mask), columns)]
     return copies
 
 
-def _digests(dataset: Dataset, columns: Sequence[str]) -> Iterator[tuple[int, bytes]]:
-    """Position and digest of the content of every row that has any."""
-    for start, table in _batches(dataset, columns):
-        for position, texts in enumerate(zip(*(table[name].to_pylist() for name in columns), strict=True), start):
-            if (digest := digest_of_text(*texts)) is not None:
-                yield position, digest
+def _digests(dataset: Dataset, columns: Sequence[str]) -> Iterator[bytes | None]:
+    """Digest of the content of every row, `None` for a row without any."""
+    for table in _batches(dataset, columns):
+        for texts in zip(*(table[name].to_pylist() for name in columns), strict=True):
+            yield digest_of_text(*texts)
