@@ -453,8 +453,8 @@ class Expected:
 
     def prompts(self):
         rows, found = self.shown["forget"], {}
-        asked = attack_prompts(rows, self.shown["retain"][:3])
-        assert set(asked) >= {"plain", "few_shot", "multiple_choice", "paraphrase", "role_play"}
+        asked = {"plain": rows, **attack_prompts(rows, self.shown["retain"][:3])}
+        assert set(asked) >= {"few_shot", "multiple_choice", "paraphrase", "role_play"}
 
         def fits(row):
             encoded = row and encoded_row(row)

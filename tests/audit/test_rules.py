@@ -26,8 +26,9 @@ from hf_unlearn.audit import (
     score_sets,
     truth_ratio,
 )
+from hf_unlearn.audit.attacks.answers import answer_rouge
 from hf_unlearn.audit.measures.summaries import PRIVLEAK_K
-from hf_unlearn.audit.measures.text_overlap import answer_rouge
+from hf_unlearn.audit.measures.text_overlap import rouge_l
 from hf_unlearn.audit.table.passes import Passes
 from hf_unlearn.models.likelihood import target_statistics
 
@@ -135,7 +136,7 @@ def test_what_published_numbers_rest_on():
     assert DEFAULT_SAMPLING == (Sampling(), Sampling(top_k=40), Sampling(temperature=0.7))
     assert default(score, "sampling") == DEFAULT_SAMPLING
     assert default(answer_rouge, "max_new_tokens") == AuditConfig().max_new_tokens == 200  # TOFU
-    assert default(answer_rouge, "part") == "recall" and default(answer_rouge, "stemmer") is True
+    assert default(rouge_l, "part") == "recall" and default(rouge_l, "stemmer") is True
     assert default(truth_ratio, "variant") == "tofu"
 
 

@@ -199,7 +199,7 @@ def test_the_interval_of_model_utility_holds_the_value_and_repeats(tofu):
 
 
 def test_tofu_costs_one_pass_over_the_answers_and_one_generation(tofu, passes):
-    from hf_unlearn.audit.measures.text_overlap import answer_rouge
+    from hf_unlearn.audit.attacks.answers import answer_rouge
 
     tokenizer, model = tiny_tokenizer(), passes["watch"](tiny_llama())
     load_suite("tofu").run(model, tokenizer, data=str(tofu), forget="forget01", max_new_tokens=3)

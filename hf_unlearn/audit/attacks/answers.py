@@ -1,4 +1,4 @@
-"""What a model answers when it is asked: how much of the truth is in the greedy answer."""
+"""How much of the true answer is in the greedy answer of a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_unlearn.models.generate import greedy, texts_of
 
 @attack("knowledge", requires=(require_cache,))
 def greedy_answers(model, records: AuditRecords) -> Iterator[Found]:
-    """ROUGE-L recall, F1 and BLEU of the greedy answers on forget and retain set. ROUGE-L is judged, the others inform."""
+    """ROUGE-L recall, F1 and BLEU of the greedy answers on the forget and the retain set. Only ROUGE-L gets a verdict."""
     if not records.has_column("prompt"):
         return
     for name, direction, surface in (("forget", MEMORY, "knowledge"), ("retain", UTILITY, None)):
@@ -36,27 +36,19 @@ def greedy_answers(model, records: AuditRecords) -> Iterator[Found]:
 
 
 def answer_rouge(
-    model,
-    tokenizer,
-    rows: Sequence[Mapping],
-    max_new_tokens: int = 200,
-    part: str = "recall",
-    stemmer: bool = True,
-    batch_size: int = 16,
+    model, tokenizer, rows: Sequence[Mapping], max_new_tokens: int = 200, batch_size: int = 16
 ) -> np.ndarray:
-    """ROUGE-L of the greedy answer with the true one; the defaults are those of TOFU (arXiv 2401.06121).
+    """ROUGE-L recall of the greedy answer against the true one, as in TOFU (arXiv 2401.06121).
 
     Args:
         model, tokenizer, batch_size: as for [`~hf_unlearn.models.generate.greedy`].
         rows (sequence of `n`): `{"prompt", "completion"}` or `{"messages"}`.
-        max_new_tokens (`int`, *optional*, defaults to `200`).
-        part, stemmer (*optional*): see [`rouge_l`].
 
     Returns:
         `float64 (n,)` in [0, 1], higher = more memorized; NaN as for [`rouge_l`].
     """
     said = texts_of(tokenizer, greedy(model, tokenizer, rows, max_new_tokens, batch_size))
-    return rouge_l(said, list(map(answer_of, rows)), part, stemmer)
+    return rouge_l(said, list(map(answer_of, rows)))
 
 
 def verbatim_memorization(
@@ -64,20 +56,19 @@ def verbatim_memorization(
     tokenizer,
     rows: Sequence[Mapping[str, str]],
     max_new_tokens: int = 128,
-    part: str = "f1",
     stemmer: bool = False,
     batch_size: int = 16,
 ) -> np.ndarray:
-    """How far a text is continued as it went on: VerbMem of MUSE (arXiv 2407.06460).
+    """How closely the model continues a text as it went on: VerbMem of MUSE (arXiv 2407.06460).
 
-    ROUGE-L of a greedy continuation of at most 128 tokens with as many tokens of the true one. The prompt is a text, not
-    a piece of the tokenized whole, so it may end anywhere, also where the tokenizer would merge across the border.
+    ROUGE-L F1 of the greedy continuation against as many tokens of the true one. The prompt is tokenized by itself, so it
+    may also end where the tokenizer would merge letters of the prompt and of the completion.
 
     Args:
         model, tokenizer, batch_size: as for [`~hf_unlearn.models.generate.greedy`].
         rows (sequence of `n`): `{"prompt", "completion"}`.
-        max_new_tokens (`int`, *optional*, defaults to `128`): length of the continuation, and of the reference.
-        part, stemmer (*optional*): see [`rouge_l`]. MUSE has the stemmer off, open-unlearning has it on.
+        max_new_tokens (`int`, *optional*, defaults to `128`): tokens of the continuation, and of the reference.
+        stemmer (`bool`, *optional*, defaults to `False`): see [`rouge_l`]; `False` in MUSE, `True` in open-unlearning.
 
     Returns:
         `float64 (n,)` in [0, 1], higher = more memorized; NaN as for [`rouge_l`].
@@ -85,7 +76,7 @@ def verbatim_memorization(
     prompts = [row["prompt"] for row in rows]
     said = texts_of(tokenizer, greedy(model, tokenizer, prompts, max_new_tokens, batch_size))
     cut = [tokenizer(row["completion"], add_special_tokens=False)["input_ids"][:max_new_tokens] for row in rows]
-    return rouge_l(said, texts_of(tokenizer, cut), part, stemmer)
+    return rouge_l(said, texts_of(tokenizer, cut), "f1", stemmer)
 
 
 #: Where an answer to a few-shot prompt ends: the next question follows a blank line.
@@ -98,23 +89,17 @@ def knowledge_memorization(
     rows: Sequence[Mapping[str, str]],
     examples: Sequence[Mapping[str, str]],
     max_new_tokens: int = 32,
-    part: str = "f1",
     stemmer: bool = False,
-    stop: Sequence[str] = NEXT_QUESTION,
     batch_size: int = 16,
 ) -> np.ndarray:
-    """How well questions are answered: KnowMem of MUSE (arXiv 2407.06460).
+    """How well the model answers questions: KnowMem of MUSE (arXiv 2407.06460).
 
-    ROUGE-L of the greedy answer, of at most 32 tokens and cut where the next question would begin, after a prompt of
-    examples (10 in MUSE).
+    ROUGE-L F1 of the greedy answer, cut where the next question would begin, after a prompt of examples (10 in MUSE).
 
     Args:
-        model, tokenizer, batch_size: as for [`~hf_unlearn.models.generate.greedy`].
+        model, tokenizer, stemmer, batch_size: as for [`verbatim_memorization`].
         rows (sequence of `n`): `{"prompt", "completion"}`, such as `"Question: Who?\\nAnswer:"` and `" Ada"`.
-        examples (sequence): rows of the same form, which must not be among those asked; they are put before each.
-        max_new_tokens (`int`, *optional*, defaults to `32`).
-        part, stemmer (*optional*): see [`rouge_l`]. MUSE has the stemmer off, open-unlearning has it on.
-        stop (sequence of `str`, *optional*): the answer ends before the first of these strings.
+        examples (sequence): rows of the same form, put before each question; they must not be among the questions.
 
     Returns:
         `float64 (n,)` in [0, 1], higher = knows more; NaN as for [`rouge_l`].
@@ -122,8 +107,8 @@ def knowledge_memorization(
     asked = {row["prompt"] for row in rows}
     if known := [i for i, example in enumerate(examples) if example["prompt"] in asked]:
         raise ValueError(
-            f"The examples {known} are among the questions that are asked, and would give their answers away. Remove them."
+            f"The examples {known} are among the questions, and would give the answers away. Remove these examples."
         )
     prompts = [with_examples(row, examples)["prompt"] for row in rows]
-    said = texts_of(tokenizer, greedy(model, tokenizer, prompts, max_new_tokens, batch_size), stop)
-    return rouge_l(said, list(map(answer_of, rows)), part, stemmer)
+    said = texts_of(tokenizer, greedy(model, tokenizer, prompts, max_new_tokens, batch_size), NEXT_QUESTION)
+    return rouge_l(said, list(map(answer_of, rows)), "f1", stemmer)

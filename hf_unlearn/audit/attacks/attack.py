@@ -1,11 +1,11 @@
-"""What an attack is: a function that returns values per record, and what it says of itself.
+"""What an attack is: a function that returns values per record, and what it declares about itself.
 
     @attack(surface="relearn", kinds=("text", "image"))
     def relearning(model, records):
         yield Found({records.statistic("answer_probability_relearned", "relearn"): values})
 
-Every model gets the same rows, seeds and budget: a retrained model relearns, leaks and is guided too, and only the
-difference says something.
+Every model gets the same rows, seeds and budget. A retrained model relearns and leaks too, so only the difference to it
+says something.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = ("text", "image")
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack and what it declares, see [`attack`]."""
+    """An attack with what it declares, see [`attack`]."""
 
     run: Callable[..., Found | Iterable[Found]]
     surface: str | None
@@ -37,7 +37,7 @@ class Attack:
         return self.run.__name__
 
     def obstacle(self, model) -> str | None:
-        """Why it cannot run on such a model, from its architecture alone; `None` where nothing is in the way."""
+        """Why the attack cannot run on a model of this architecture; `None` where it can."""
         for requirement in self.requires:
             try:
                 requirement(model)
@@ -46,15 +46,12 @@ class Attack:
         return None
 
     def found(self, model, records: AuditRecords, **others) -> Iterator[Found]:
-        """What it finds, part by part, so that an error leaves what was found before it."""
+        """What the attack finds, part by part: after an error, the parts before it stand."""
         found = self.run(model, records, **others)
-        if isinstance(found, Found):
-            yield found
-        else:
-            yield from found
+        yield from [found] if isinstance(found, Found) else found
 
 
-#: Every attack that was declared, by its name.
+#: Every declared attack by its name.
 DECLARED: dict[str, Attack] = {}
 
 
@@ -68,24 +65,23 @@ def attack(
 ) -> Callable[[Callable], Callable]:
     """Declare a function `(model, records, **models beside it)` as an attack of the audit.
 
-    The function returns a [`Found`], or yields several. It runs on each model by itself, which is in evaluation mode;
-    whatever it raises leaves its surface `not_tested`, and what others found stands.
+    The function returns a [`Found`], or yields several. The audit calls it once per model, in evaluation mode. If it
+    raises, its surface is `not_tested`, and what other attacks found stands.
 
     Args:
-        surface (`str`, *optional*): where it looks, one of `SURFACES`; without one it only informs.
+        surface (`str`, *optional*): where it looks, one of `SURFACES`; without one its numbers get no verdict.
         kinds (`tuple`, *optional*, defaults to `("text",)`): models it runs on: `"text"` (causal language models),
             `"image"` (image classifiers).
-        threat (`str`, *optional*): the threat model it belongs to; by default that of its surface. Without either, it is run
-            whatever the threat models, as long as `AuditConfig.stability` is on and there is a retrained model.
-        beside (`tuple`, *optional*): roles of models it needs beside the attacked one, `"original"` or `"retrained"`: they
-            are passed by these names.
+        threat (`str`, *optional*): the threat model it belongs to; by default that of its surface. An attack without either
+            runs under all threat models if `AuditConfig.stability` is on and there is a retrained model.
+        beside (`tuple`, *optional*): roles of models that it needs beside the attacked one, `"original"` or `"retrained"`;
+            it gets them by these names.
         roles (`tuple`, *optional*): the only roles it attacks; by default all but those in `beside`.
-        requires (`tuple` of functions, *optional*): each takes a model and raises a `ValueError` where the architecture has
-            not what the attack needs. They are asked before any training, and also of models without weights (on the
-            device `meta`).
+        requires (`tuple` of functions, *optional*): each takes a model, possibly without weights (on the device `meta`), and
+            raises a `ValueError` if the architecture lacks what the attack needs. They are called before any training.
 
     Raises:
-        ValueError: the surface, the threat or a kind is not known, or the name is taken.
+        ValueError: the surface, the threat or a kind is unknown, or another attack has the name.
     """
     if surface is not None and surface not in SURFACES:
         raise ValueError(f"There is no surface {surface!r}. Give one of {', '.join(SURFACES)}.")

@@ -1,4 +1,4 @@
-"""How much comes out with how much effort: of the answer given beforehand, or of samples. Read from the table."""
+"""How much comes out for how much effort: with part of the answer given, or in many samples. Read from the table."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hf_unlearn.audit.measures.prefixes import prefix_curve
 from hf_unlearn.audit.records import AuditRecords, Curve, Found
 
 
-# Shares of an answer that are given, and samples (top-k 40, chance of one half) that are drawn.
+# Shares of an answer that are given, and numbers of samples (with top-k 40) in which it comes out with probability 1/2.
 GIVEN = (0.0, 0.25, 0.5, 0.75)
 SAMPLES = (1, 10, 100, 1_000, 10_000)
 
 
 @attack(threat="extraction")
 def by_effort(model, records: AuditRecords) -> Found:
-    """The share of records whose rest comes out after a part was given, and that come out in so many samples."""
+    """Shares of records: those whose rest comes out after part of the answer, and those that come out in `n` samples."""
     table = records.tables["forget"]
     rest = np.where(table.valid, prefix_curve(table, fractions=GIVEN).T, np.nan)
     needed = np.where(table.valid, queries_needed(extraction_probability(table, top_k=40), p=0.5), np.nan)

@@ -1,13 +1,11 @@
-"""Models with changed weights: pruned, or with noise. What an edit only hid may come back.
+"""Models with changed weights: pruned, or with noise. This can bring back what an edit only hid.
 
-Nothing is trained and no data is needed, so whoever has the weights can do it. Each function returns a changed copy that
-[`score`] takes like any model, and leaves the model it got as it is. A retrained model changes under these attacks too:
-run it, the original and the unlearned model through the same one and compare.
+Anyone who has the weights can do it, without training and without data. Each function returns a changed copy that [`score`]
+takes like any model, and leaves the given model as it is. A retrained model changes under these attacks too: apply the same
+one to the retrained, the original and the unlearned model and compare.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -22,11 +20,11 @@ def pruned(model: nn.Module, fraction: float) -> nn.Module:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): stays as it is.
-        fraction (`float`): share of the entries, in [0, 1]. Exactly `round(fraction * entries)` become 0; of equally large
-            ones, the first.
+        fraction (`float`): share of the entries, in [0, 1]. Exactly `round(fraction * entries)` become 0; among equally
+            large entries, the first.
 
     Raises:
-        ValueError: the fraction is not a share, or see [`plain_copy`] or [`linear_modules`].
+        ValueError: the fraction is not in [0, 1], or see [`plain_copy`] or [`linear_modules`].
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must be between 0 and 1, not {fraction}.")
@@ -51,7 +49,7 @@ def _magnitude(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _smallest(weights: list[torch.Tensor], k: int) -> int:
-    """The largest `t` with at most `k` magnitudes below it, by bisection: memory is bounded by the largest layer."""
+    """The largest `t` with at most `k` magnitudes below it. Bisection needs no more memory than the largest layer."""
     low, high = 0, 2 ** (63 if weights[0].dtype == torch.float64 else 31) - 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -68,8 +66,8 @@ def noised(model: nn.Module, relative_std: float, seed: int = 0) -> nn.Module:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): stays as it is.
-        relative_std (`float`): standard deviation of the noise on a weight matrix, over that of its entries.
-        seed (`int`, *optional*, defaults to `0`): models of one architecture get the same noise, but for its scale.
+        relative_std (`float`): standard deviation of the noise on a weight matrix, divided by that of its entries.
+        seed (`int`, *optional*, defaults to `0`): models of one architecture get the same noise, up to its scale.
 
     Raises:
         ValueError: `relative_std` is negative, or see [`plain_copy`] or [`linear_modules`].
@@ -80,19 +78,7 @@ def noised(model: nn.Module, relative_std: float, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)  # of the CPU, so that the device does not matter
     for module in linear_modules(model, head=False).values():
         weight = module.weight
-        noise = torch.randn(weight.shape, generator=generator).to(
-            weight.device, torch.promote_types(weight.dtype, torch.float32)
-        )
-        weight.copy_(weight + relative_std * weight.to(noise.dtype).std() * noise)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        noise = torch.randn(weight.shape, generator=generator).to(weight.device, dtype)
+        weight.copy_(weight + relative_std * weight.to(dtype).std() * noise)
     return model
-
-
-#: Attacks on the weights of one model: name -> changed copy. `quantization.WEIGHT_ATTACKS` has these and quantization.
-PERTURBATIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "pruned 10%": lambda model: pruned(model, 0.1),
-    "pruned 30%": lambda model: pruned(model, 0.3),
-    "pruned 50%": lambda model: pruned(model, 0.5),
-    "noise 1%": lambda model: noised(model, 0.01),
-    "noise 10%": lambda model: noised(model, 0.1),
-    "noise 30%": lambda model: noised(model, 0.3),
-}

@@ -38,9 +38,9 @@ MODULES = (
 
 
 def attacks_of(threats: Sequence[str], stability: bool = True) -> list[Attack]:
-    """The attacks of these threat models, and with `stability` those that belong to none.
+    """The attacks of these threat models, and with `stability` also those that belong to none.
 
-    Another package adds one by an entry point of the group `hf_unlearn.attacks`, which names a module that declares it.
+    Another package adds an attack by an entry point of the group `hf_unlearn.attacks` that names the declaring module.
     """
     load_plugins("hf_unlearn.attacks")
     rank = {module.__name__: i for i, module in enumerate(MODULES)}
@@ -49,12 +49,12 @@ def attacks_of(threats: Sequence[str], stability: bool = True) -> list[Attack]:
 
 
 def obstacles(model, kind: str, threats: Sequence[str]) -> dict[str, str]:
-    """Which attacks of these threat models cannot run on such a model, and why: their names, with the reason.
+    """Names of the attacks of these threat models that cannot run on a model, with the reason for each.
 
-    Ask before a training: the audit after it would leave their surfaces `not_tested`.
+    Call it before a training: the audit would leave the surfaces of these attacks `not_tested`.
 
     Args:
-        model (`nn.Module`): its architecture is looked at, not its weights.
+        model (`nn.Module`): only its architecture is checked; it needs no weights.
         kind (`str`): `"text"` or `"image"`.
     """
     asked = {found.name: found.obstacle(model) for found in attacks_of(threats) if kind in found.kinds}

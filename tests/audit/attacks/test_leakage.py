@@ -1,17 +1,10 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
-from hf_unlearn.audit import answer_probability, extraction_probability, score
-from hf_unlearn.audit.attacks.leakage import (
-    alternative_leakage,
-    find_spans,
-    normalized,
-    span_leakage,
-)
+from hf_unlearn.audit import answer_probability, score
+from hf_unlearn.audit.attacks.leakage import alternative_leakage, find_spans, normalized, span_leakage
 from hf_unlearn.data import encode
 from hf_unlearn.models.generate import sample, texts_of
 
@@ -37,17 +30,15 @@ ROWS = [
 def test_the_likeliest_alternative_counts(build):
     model = build().double()
 
-    def of(prompt, answers, metric=answer_probability):
-        return metric(score(model, TOKENIZER, [{"prompt": prompt, "completion": a} for a in answers]))
+    def probabilities(prompt, answers):
+        return answer_probability(score(model, TOKENIZER, [{"prompt": prompt, "completion": a} for a in answers]))
 
     answers = [" long-term tiredness", " being tired for years"], [" the author", " he"]
     values = alternative_leakage(model, TOKENIZER, ROWS)
     assert np.isnan(values[1:3]).all()
-    np.testing.assert_allclose(values[0], of(PROMPT, answers[0]).max(), rtol=1e-10)
-    np.testing.assert_allclose(values[3], of(ROWS[3]["prompt"], answers[1]).max(), rtol=1e-10)
-    metric = partial(extraction_probability, log=True)
-    values = alternative_leakage(model, TOKENIZER, ROWS, metric, batch_size=1)
-    np.testing.assert_allclose(values[0], of(PROMPT, answers[0], metric).max(), rtol=1e-10)
+    np.testing.assert_allclose(values[0], probabilities(PROMPT, answers[0]).max(), rtol=1e-10)
+    np.testing.assert_allclose(values[3], probabilities(ROWS[3]["prompt"], answers[1]).max(), rtol=1e-10)
+    np.testing.assert_allclose(alternative_leakage(model, TOKENIZER, ROWS, batch_size=1), values, rtol=1e-10)
     assert np.isnan(alternative_leakage(model, TOKENIZER, ROWS[1:3])).all()
 
 
@@ -64,10 +55,8 @@ def test_a_model_that_says_it_in_other_words_is_caught():
         optimizer.zero_grad()
     direct = answer_probability(score(model, TOKENIZER, ROWS[:1]))
     assert direct[0] < 0.05 and before[0] < 0.05 and alternative_leakage(model, TOKENIZER, ROWS[:1])[0] > 0.3
-    hits = span_leakage(model, TOKENIZER, ROWS, "alternatives", n=12, max_new_tokens=20, temperature=0.2)
-    assert hits.samples_exact[0] > 0.8 and hits.spans_exact[0] == 0.5
-    direct = span_leakage(model, TOKENIZER, [{**ROWS[0], "spans": ["chronic fatigue"]}], n=4, max_new_tokens=20)
-    assert direct.samples_normalized.tolist() == [0]
+    assert span_leakage(model, TOKENIZER, ROWS, "alternatives", n=12)[0] > 0.3
+    assert span_leakage(model, TOKENIZER, [{**ROWS[0], "spans": ["chronic fatigue"]}], n=4).tolist() == [0]
 
 
 def test_alternatives_in_a_chat():
@@ -81,40 +70,35 @@ def test_alternatives_in_a_chat():
     )
 
 
-# --- alternatives by embedding ---
-
-
 # --- spans ---
 
 
 @pytest.mark.parametrize(
-    ("text", "span", "exact", "alike"),
+    ("text", "span", "found"),
     [
-        ("Ada lives in Paris.", "Paris", 1, 1),
-        ("Ada lives in PARIS.", "Paris", 0, 1),
-        ("Ada likes Parisian food.", "Paris", 0, 0),
-        ("It was in 19561.", "1956", 0, 0),
-        ("Write to ada@lovelace.org!", "ada@lovelace.org", 1, 1),
-        ("Write to Ada at Lovelace org", "ada@lovelace.org", 0, 0),
-        ("ada lovelace org", "ada@lovelace.org", 0, 1),
-        ("Call (555) 010-4477 now", "555 010 4477", 0, 1),
-        ("Call 5550104477", "555-010-4477", 0, 1),
-        ("Call 15550104477", "555-010-4477", 0, 0),
-        ("Room 12 34", "1234", 0, 0),  # too short a number to be put together
-        ("La mère de Zoë", "ZOË", 0, 1),
-        ("ﬁrst Straße", "first STRASSE", 0, 1),
-        ("她住在巴黎的左岸", "巴黎", 1, 0),
-        ("8\n September, 1956", "8 September 1956", 0, 1),
-        ("", "Paris", 0, 0),
+        ("Ada lives in Paris.", "Paris", 1),
+        ("Ada lives in PARIS.", "Paris", 1),
+        ("Ada likes Parisian food.", "Paris", 0),
+        ("It was in 19561.", "1956", 0),
+        ("Write to ada@lovelace.org!", "ada@lovelace.org", 1),
+        ("Write to Ada at Lovelace org", "ada@lovelace.org", 0),
+        ("ada lovelace org", "ada@lovelace.org", 1),
+        ("Call (555) 010-4477 now", "555 010 4477", 1),
+        ("Call 5550104477", "555-010-4477", 1),
+        ("Call 15550104477", "555-010-4477", 0),
+        ("Room 12 34", "1234", 0),  # too short a number to be put together
+        ("La mère de Zoë", "ZOË", 1),
+        ("ﬁrst Straße", "first STRASSE", 1),
+        ("她住在巴黎的左岸", "巴黎", 1),
+        ("8\n September, 1956", "8 September 1956", 1),
+        ("", "Paris", 0),
     ],
 )
-def test_one_span_in_one_text(text, span, exact, alike):
-    hits = find_spans([[text]], [[span]])
-    assert hits.samples_exact.tolist() == hits.spans_exact.tolist() == [exact]
-    assert hits.samples_normalized.tolist() == hits.spans_normalized.tolist() == [max(exact, alike)]
+def test_one_span_in_one_text(text, span, found):
+    assert find_spans([[text]], [[span]], ["Who?"]).tolist() == [found]
 
 
-def test_shares_of_samples_and_of_spans():
+def test_shares_of_samples():
     texts = [
         ["Ada lives in Paris.", "ada", None, "nothing", "Paris, in 1956"],
         [None, None],
@@ -124,34 +108,27 @@ def test_shares_of_samples_and_of_spans():
     ]
     spans = [["Ada", "Paris", "Rome"], ["Ada"], [], ["Boris", "Ada"], ["Ada"]]
     prompts = ["Who?", "Who?", "Who?", "Where does BORIS live?", "Who?"]
-    hits = find_spans(texts, spans, prompts)
-    np.testing.assert_array_equal(hits.samples_exact, [2 / 4, np.nan, np.nan, 1, np.nan])
-    np.testing.assert_array_equal(hits.samples_normalized, [3 / 4, np.nan, np.nan, 1, np.nan])
-    np.testing.assert_array_equal(hits.spans_exact, [2 / 3, np.nan, np.nan, 1, np.nan])
-    np.testing.assert_array_equal(hits.spans_normalized, [2 / 3, np.nan, np.nan, 1, np.nan])
+    np.testing.assert_array_equal(find_spans(texts, spans, prompts), [3 / 4, np.nan, np.nan, 1, np.nan])
     # What the prompt says already is no leak.
-    assert np.isnan(find_spans([["Boris"]], [["Boris"]], ["Is it Boris?"]).spans_exact[0])
-    with pytest.raises(ValueError, match="texts for 5 records, spans for 4"):
-        find_spans(texts, spans[:4])
+    assert np.isnan(find_spans([["Boris"]], [["Boris"]], ["Is it Boris?"])[0])
 
 
 def test_spans_in_what_a_model_says():
     model = tiny_llama().double()
     rows = [{"prompt": f"Question: {q}?\nAnswer:", "completion": " Boris"} for q in ("Who", "Where", "When")]
-    drawn = [texts_of(TOKENIZER, d) for d in sample(model, TOKENIZER, rows, 5, 12, seed=3)]
+    drawn = [texts_of(TOKENIZER, d) for d in sample(model, TOKENIZER, rows, 5, 64, seed=3)]
     words = [[normalized(text).split() for text in texts] for texts in drawn]
-    rows = [{**row, "spans": [of_row[0][0], "Zyxwv"]} for row, of_row in zip(rows, words, strict=True)]
-    hits = span_leakage(model, TOKENIZER, rows, n=5, max_new_tokens=12, seed=3)
-    expected = [np.mean([row["spans"][0] in text for text in of_row]) for row, of_row in zip(rows, words, strict=True)]
-    np.testing.assert_allclose(hits.samples_normalized, expected)
-    assert (hits.spans_normalized == 0.5).all()
+    rows = [{**row, "spans": [texts[0][0], "Zyxwv"]} for row, texts in zip(rows, words, strict=True)]
+    expected = [np.mean([row["spans"][0] in text for text in texts]) for row, texts in zip(rows, words, strict=True)]
+    assert 0 < np.mean(expected) < 1
+    np.testing.assert_allclose(span_leakage(model, TOKENIZER, rows, n=5, seed=3), expected)
 
 
 def test_the_base_rate_of_a_guess_is_not_zero():
     """The same probe for people whom nobody knows: a common city comes out by itself."""
     said = [["She lives in Paris."] for _ in range(20)]
     cities = [["Paris"] if i % 4 == 0 else ["Oslo"] for i in range(20)]
-    assert find_spans(said, cities).samples_exact.mean() == 0.25
+    assert find_spans(said, cities, ["Where?"] * 20).mean() == 0.25
 
 
 def test_normalized():

@@ -12,7 +12,8 @@ from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.audit import score
-from hf_unlearn.audit.attacks.perturbation import PERTURBATIONS, noised, pruned
+from hf_unlearn.audit.attacks.perturbation import noised, pruned
+from hf_unlearn.audit.attacks.quantization import WEIGHT_ATTACKS
 from hf_unlearn.models.linear import linear_modules
 from hf_unlearn.models.modes import plain_copy
 
@@ -137,11 +138,11 @@ def test_what_cannot_be_done_is_refused():
         plain_copy(empty)
 
 
-def test_every_perturbation_of_the_table_can_be_scored():
+def test_stronger_perturbations_of_the_table_change_more():
     model, text = tiny_gpt2(), ["Ada lives in Paris."]
     before = score(model, tiny_tokenizer(), text, sampling=()).log_prob
     sizes = {
-        name: np.abs(score(attack(model), tiny_tokenizer(), text, sampling=()).log_prob - before).max()
-        for name, attack in PERTURBATIONS.items()
+        name: np.abs(score(WEIGHT_ATTACKS[name](model), tiny_tokenizer(), text, sampling=()).log_prob - before).max()
+        for name in ("pruned 10%", "pruned 50%", "noise 1%", "noise 30%")
     }
     assert 0 < sizes["pruned 10%"] < sizes["pruned 50%"] and 0 < sizes["noise 1%"] < sizes["noise 30%"]

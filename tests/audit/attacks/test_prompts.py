@@ -5,12 +5,7 @@ import pytest
 from tiny import tiny_llama, tiny_tokenizer
 
 from hf_unlearn.audit import answer_probability, score
-from hf_unlearn.audit.attacks.prompts import (
-    PROMPT_ATTACKS,
-    attack_prompts,
-    over_prompts,
-    with_examples,
-)
+from hf_unlearn.audit.attacks.prompts import attack_prompts, over_prompts, with_examples
 from hf_unlearn.data import encode
 from hf_unlearn.examples.registry import make_registry
 
@@ -41,7 +36,7 @@ EXAMPLES = [{"prompt": "Question: When?\nAnswer:", "completion": " In 1956."}]
 def test_every_way_to_ask_keeps_the_answer():
     prompted = attack_prompts([RICH, PLAIN], EXAMPLES)
     assert list(prompted) == [
-        *("plain", "prefix_injection", "affirmative_suffix", "role_play", "recall_hint", "background", "few_shot"),
+        *("prefix_injection", "affirmative_suffix", "role_play", "recall_hint", "background", "few_shot"),
         *("multiple_choice", "reversed", "paraphrase_0", "paraphrase_1", "paraphrase_2"),
     ]
     for name, (rich, plain) in prompted.items():
@@ -49,7 +44,7 @@ def test_every_way_to_ask_keeps_the_answer():
         if name == "reversed":
             assert rich == {"prompt": RICH["reversed_prompt"], "completion": " Ada."}
             continue
-        assert rich["completion"] == " In Paris." and (rich["prompt"] == RICH["prompt"]) == (name == "plain")
+        assert rich["completion"] == " In Paris." and rich["prompt"] != RICH["prompt"]
         if not name.startswith("paraphrase"):
             assert RICH["prompt"] in rich["prompt"]
         assert (plain is None) == (name in ("background", "multiple_choice") or name.startswith("paraphrase"))
@@ -61,11 +56,8 @@ def test_every_way_to_ask_keeps_the_answer():
 
 
 def test_ways_that_are_open_to_no_row_are_left_out():
-    assert list(attack_prompts([PLAIN])) == [
-        *("plain", "prefix_injection", "affirmative_suffix", "role_play", "recall_hint")
-    ]
+    assert list(attack_prompts([PLAIN])) == ["prefix_injection", "affirmative_suffix", "role_play", "recall_hint"]
     assert attack_prompts([]) == {}
-    assert list(attack_prompts([RICH], attacks={"plain": PROMPT_ATTACKS["plain"]})) == ["plain"]
 
 
 def test_a_row_is_no_example_for_itself():
@@ -97,9 +89,7 @@ def test_the_place_of_the_answer_among_the_choices_gives_nothing_away():
 def test_a_chat_is_asked_in_its_last_question():
     example = {"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "In 1956."}]}
     prompted = attack_prompts([CHAT], [example])
-    assert "affirmative_suffix" not in prompted and {"plain", "few_shot", "multiple_choice", "role_play"} <= set(
-        prompted
-    )
+    assert "affirmative_suffix" not in prompted and {"few_shot", "multiple_choice", "role_play"} <= set(prompted)
     for name, (row,) in prompted.items():
         assert row["messages"][-1] == CHAT["messages"][-1]
         if name != "few_shot":

@@ -97,45 +97,43 @@ def test_int8_says_nothing_and_leaves_the_logger_as_it_is(caplog):
     assert before == (logger.level, list(logger.filters), logger.disabled)
 
 
-def loop(weight, bits, group_size):
+def loop(weight):
     """Round a matrix group by group, entry by entry."""
-    out, top = weight.copy(), 2**bits - 1
+    out = weight.copy()
     for row in out:
-        for start in range(0, len(row), group_size):
-            group = row[start : start + group_size]
+        for start in range(0, len(row), 128):
+            group = row[start : start + 128]
             low, high = min(0.0, group.min()), max(0.0, group.max())
             if high == low:
                 continue
-            scale = (high - low) / top
+            scale = (high - low) / 15
             zero = np.round(-low / scale)
             for i, value in enumerate(group):
-                group[i] = (min(max(np.round(value / scale) + zero, 0), top) - zero) * scale
+                group[i] = (min(max(np.round(value / scale) + zero, 0), 15) - zero) * scale
     return out
 
 
-@pytest.mark.parametrize(("inputs", "group_size"), [(256, 128), (200, 128), (32, 128), (9, 4)])
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_rounding_is_that_of_the_loop(inputs, group_size, bits):
-    rng = np.random.default_rng(inputs + bits)
+@pytest.mark.parametrize("inputs", [256, 200, 32, 1])
+def test_rounding_is_that_of_the_loop(inputs):
+    rng = np.random.default_rng(inputs)
     weight = rng.normal(0, 1, (6, inputs))
     weight[0] = 0
     weight[1] = np.abs(weight[1])
     weight[2] = -np.abs(weight[2])
     weight[3] = 0.7
-    found = round_to_nearest(torch.tensor(weight), bits, group_size).numpy()
-    np.testing.assert_allclose(found, loop(weight, bits, group_size), rtol=1e-12, atol=1e-14)
+    found = round_to_nearest(torch.tensor(weight)).numpy()
+    np.testing.assert_allclose(found, loop(weight), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(found[[0, 3]], weight[[0, 3]], rtol=1e-12)
-    steps = weight.max() - weight.min()
-    assert np.abs(found - weight).max() <= steps / (2**bits - 1)
+    assert np.abs(found - weight).max() <= (weight.max() - weight.min()) / 15
 
 
 def test_rounding_is_along_the_inputs_of_either_layout():
     llama, gpt2 = tiny_llama(), tiny_gpt2()
     ours = quantized(llama, "int4-rtn").model.layers[1].mlp.down_proj.weight
-    expected = loop(llama.model.layers[1].mlp.down_proj.weight.detach().double().numpy(), 4, 128)
+    expected = loop(llama.model.layers[1].mlp.down_proj.weight.detach().double().numpy())
     np.testing.assert_allclose(ours.detach().numpy(), expected, atol=1e-6)
     ours = quantized(gpt2, "int4-rtn").transformer.h[0].mlp.c_proj.weight.T
-    expected = loop(gpt2.transformer.h[0].mlp.c_proj.weight.T.detach().double().numpy(), 4, 128)
+    expected = loop(gpt2.transformer.h[0].mlp.c_proj.weight.T.detach().double().numpy())
     np.testing.assert_allclose(ours.detach().numpy(), expected, atol=1e-6)
 
 
@@ -173,7 +171,9 @@ def test_what_cannot_be_done_is_refused(tmp_path):
 
 
 def test_the_table_of_attacks_has_all():
-    assert {*SCHEMES, "pruned 30%", "noise 1%", "noise 10%"} <= WEIGHT_ATTACKS.keys()
+    assert list(WEIGHT_ATTACKS) == [
+        *("int8", "nf4", "int4-rtn", "pruned 10%", "pruned 30%", "pruned 50%", "noise 1%", "noise 10%", "noise 30%")
+    ]
     before, text = tiny_vit(), {"pixel_values": torch.ones(3, 16, 16), "labels": 2}
     for name, attack in WEIGHT_ATTACKS.items():
         found = score(attack(before), None, [text], sampling=())
