@@ -14,13 +14,11 @@ from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, ViTImageProcessorPil
 
 from hf_unlearn.audit import Scores, score, verbatim_extracted
-from hf_unlearn.audit.attacks.relearning import (
+from hf_unlearn.audit.attacks.relearning import relearn, relearn_grid, split_in_half
+from hf_unlearn.audit.attacks.relearning_curves import (
     RelearningCurve,
     anamnesis_index,
     area_between,
-    relearn,
-    relearn_grid,
-    split_in_half,
     steps_to,
     strongest,
 )
@@ -103,9 +101,8 @@ def test_it_is_the_loop_written_out(make, batch_size):
         train, evaluate = (
             [row | {"pixel_values": row["pixel_values"].double()} for row in rows] for rows in (train, evaluate)
         )
-    curve = relearn(
-        model, processing_class, train, {"forget": evaluate}, (0, 1, 4), 1e-3, batch_size, seed=7, score_batch_size=3
-    )
+    options = {"batch_size": batch_size, "seed": 7, "score_batch_size": 3}
+    curve = relearn(model, processing_class, train, {"forget": evaluate}, (0, 1, 4), 1e-3, **options)
     by_hand, size = copy.deepcopy(model).eval(), min(batch_size, 5)
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-3, weight_decay=0)
     order = [i for epoch in range(5) for i in np.random.default_rng([7, epoch]).permutation(5)]
@@ -136,7 +133,7 @@ def test_the_model_stays_and_the_same_seed_gives_the_same_curve(make, lora):
     before, generator = state(model), torch.get_rng_state()
 
     def run(seed):
-        return relearn(model, processing_class, rows, sets, (0, 1, 3), 1e-2, 4, lora=lora, seed=seed)
+        return relearn(model, processing_class, rows, sets, (0, 1, 3), 1e-2, batch_size=4, lora=lora, seed=seed)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -241,26 +238,22 @@ def test_images_of_a_data_set_are_encoded():
         relearn(tiny_vit(n_classes=1), processor, rows, {"forget": rows}, (0, 1))
 
 
-def curve_of(probabilities, steps, targets=None, set="forget"):
+def curve_of(probabilities, steps):
     """A curve of one-token answers with these probabilities `(k, n)`."""
     with np.errstate(divide="ignore"):
         tables = tuple(table([[x] for x in np.log(row)], hits=[[x > 0.5] for x in row]) for row in probabilities)
-    return RelearningCurve(tuple(steps), tuple(targets or [10 * s for s in steps]), {set: tables}, {set: 0}, {})
+    return RelearningCurve(tuple(steps), tuple(10 * s for s in steps), {"forget": tables}, {"forget": 0}, {})
 
 
 def test_areas_are_means_along_the_axis():
-    curve = curve_of([[0.1, 0.2], [0.5, 0.2], [0.9, 0.8]], (0, 1, 5), targets=(0, 100, 110))
+    curve = curve_of([[0.1, 0.2], [0.5, 0.2], [0.9, 0.8]], (0, 1, 5))
     np.testing.assert_allclose(curve.area(answer_probability), [(0.3 + 4 * 0.7) / 5, (0.2 + 4 * 0.5) / 5])
-    expected = [(0.3 * 100 + 10 * 0.7) / 110, (0.2 * 100 + 10 * 0.5) / 110]
-    np.testing.assert_allclose(curve.area(answer_probability, against="targets"), expected)
-    other = curve_of([[0.1, 0.2], [0.1, 0.2], [0.1, 0.2]], (0, 1, 5), targets=(0, 100, 110))
+    other = curve_of([[0.1, 0.2], [0.1, 0.2], [0.1, 0.2]], (0, 1, 5))
     between = area_between(curve, other, answer_probability)
     np.testing.assert_allclose(between, curve.area(answer_probability) - [0.1, 0.2])
     np.testing.assert_allclose(area_between(other, curve, answer_probability), -between)
     assert not area_between(curve, curve, answer_probability).any()
     np.testing.assert_allclose(curve_of([[0.3, 0.6]], (0,)).area(answer_probability), [0.3, 0.6])
-    with pytest.raises(ValueError, match="against"):
-        curve.area(answer_probability, against="tokens")
 
 
 def test_steps_to_a_level_and_their_ratio():
@@ -291,7 +284,7 @@ def test_curves_that_do_not_belong_together_are_refused():
         area_between(curve, curve_of([[0.1], [0.5]], (0, 2)), answer_probability)
     with pytest.raises(ValueError, match="different records"):
         area_between(curve, curve_of([[0.1, 0.1], [0.5, 0.5]], (0, 1)), answer_probability)
-    with pytest.raises(ValueError, match="same ones"):
+    with pytest.raises(ValueError, match="same steps"):
         anamnesis_index(curve, curve_of([[0.1], [0.5]], (0, 2)), answer_probability, np.ones(1))
 
 
@@ -312,7 +305,7 @@ def test_a_group_is_in_one_half():
     assert [half["text"] for half in split_in_half(data, groups)] == [[str(i) for i in half] for half in halves]
     with pytest.raises(ValueError, match="1 groups"):
         split_in_half([1, 2, 3], ["a", "a", "a"])
-    with pytest.raises(ValueError, match="one label a row"):
+    with pytest.raises(ValueError, match="one label per row"):
         split_in_half([1, 2, 3], ["a", "b"])
 
 
