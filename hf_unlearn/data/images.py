@@ -12,15 +12,15 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
-from hf_unlearn.data.rows import LABEL_COLUMNS, column_names, format_of, label_of
+from hf_unlearn.data.rows import LABEL_COLUMNS, column_names, format_of, label_of, naming_row
 
 
-# 256 MB: some 20,000 images of 32 x 32, so that small ones are decoded once and large ones cost no memory.
+# 256 MB: about 20,000 images of 32 x 32. Small images are decoded once, and large ones do not fill the memory.
 CACHE_BYTES = 2**28
 
 
 def has_images(rows) -> bool:
-    """Whether these are rows of images that are to be encoded one by one."""
+    """Whether the rows are images that are not encoded yet, or are encoded when they are read."""
     return isinstance(rows, ImageRows) or format_of(dict.fromkeys(column_names(rows), "")) == "image"
 
 
@@ -28,13 +28,13 @@ def encode_image(row: Mapping[str, Any], processor=None, n_classes: int | None =
     """Turn one row into `{"pixel_values": float32 (channels, height, width), "labels": int}`.
 
     Args:
-        row (`Mapping`): `image`, a PIL image or what an undecoded `datasets.Image` holds, and `label` or `labels`, the
-            index of its class. Gray images and palettes become RGB.
+        row (`Mapping`): `image`, a PIL image or an undecoded `datasets.Image`, and `label` or `labels`, the index of its
+            class. Gray images and palettes become RGB.
         processor (`BaseImageProcessor`): makes the pixels.
         n_classes (`int`, *optional*): size of the model's head; a label must be below it.
 
     Raises:
-        ValueError: no image processor, no image, or no label that the model can have.
+        ValueError: no image processor, no image, or no label below `n_classes`.
     """
     label = _check_label(label_of(row), n_classes)
     return {"pixel_values": _pixels(row["image"], _image_processor(processor)), "labels": label}
@@ -43,15 +43,13 @@ def encode_image(row: Mapping[str, Any], processor=None, n_classes: int | None =
 class ImageRows(Sequence):
     """Rows of images, each encoded when it is read: the pixels of a data set need not fit into memory.
 
-    Labels are checked here, all at once; an image that cannot be read is found when it is its turn. Errors name the data
+    All labels are checked on construction; an image that cannot be decoded raises when it is read. Errors name the data
     set and the index of the row. Nothing is written to disk.
 
     Args:
-        rows (`Dataset` or `Sequence[Mapping]`): see [`encode_image`].
-        processor (`BaseImageProcessor`): makes the pixels; the same for the same image, so rows are kept once made.
-        n_classes (`int`, *optional*): size of the model's head.
-        name (`str`, *optional*, defaults to `"dataset"`): for errors.
-        cache_bytes (`int`, *optional*, defaults to 256 MB): pixels kept in memory; the first rows read are those kept.
+        rows, processor, n_classes: see [`encode_image`]. The processor must give the same pixels for the same image.
+        name (`str`, *optional*, defaults to `"dataset"`): name of the data set in errors.
+        cache_bytes (`int`, *optional*, defaults to 256 MB): room for pixels in memory; the rows read first are kept.
 
     Raises:
         ValueError: see [`encode_image`].
@@ -60,17 +58,13 @@ class ImageRows(Sequence):
     def __init__(
         self, rows, processor, n_classes: int | None = None, name: str = "dataset", cache_bytes: int = CACHE_BYTES
     ):
-        try:
+        with naming_row(0, name):
             self.processor = _image_processor(processor)
-        except ValueError as error:
-            raise ValueError(f"Row 0 of the {name}: {error}") from None
         self.rows, self.name = rows, name
         self.labels: list[int] = []
         for index, label in enumerate(labels_of(rows)):
-            try:
+            with naming_row(index, name):
                 self.labels.append(_check_label(label, n_classes))
-            except ValueError as error:
-                raise ValueError(f"Row {index} of the {name}: {error}") from None
         self._room = cache_bytes
         self._cache: dict[int, Tensor] = {}
 
@@ -81,15 +75,12 @@ class ImageRows(Sequence):
         index = range(len(self))[index]
         pixels = self._cache.get(index)
         if pixels is None:
-            try:
-                pixels = _pixels(self.rows[index]["image"], self.processor)
-            except OSError as error:  # its message may have the name of the file
-                raise ValueError(
-                    f"Row {index} of the {self.name}: the image cannot be decoded ({type(error).__name__}). Remove the "
-                    "row, or mend its file."
-                ) from None
-            except ValueError as error:
-                raise ValueError(f"Row {index} of the {self.name}: {error}") from None
+            with naming_row(index, self.name):
+                try:
+                    pixels = _pixels(self.rows[index]["image"], self.processor)
+                except OSError as error:  # its message may have the name of the file
+                    reason = type(error).__name__
+                    raise ValueError(f"The image cannot be decoded ({reason}). Remove the row or repair it.") from None
             if pixels.nbytes <= self._room:
                 self._room -= pixels.nbytes
                 self._cache[index] = pixels
@@ -97,10 +88,10 @@ class ImageRows(Sequence):
 
 
 class AugmentedRows(torch.utils.data.Dataset):
-    """Encoded images, each flipped with probability one half and shifted by up to `pad` pixels, at random.
+    """Encoded images, each flipped with probability one half and shifted at random by up to `pad` pixels.
 
-    What is drawn is a function of (seed, epoch, index) alone: the same under any number of processes or workers and
-    after a resume. A shift is a crop of the image inside a border of zeros, gray for the usual processors.
+    The draws depend on (seed, epoch, index) alone: they are the same under any number of processes or workers and after a
+    resume. A shift crops the image inside a border of zeros, which are gray for the usual processors.
 
     Args:
         rows (`Sequence` of encoded rows).
@@ -135,8 +126,8 @@ def _image_processor(processor):
     if processor is None or not hasattr(processor, "preprocess"):
         given = "no image processor was given" if processor is None else f"a {type(processor).__name__} was given"
         raise ValueError(
-            f"It is an image, but {given}. Either give an image processor (AutoImageProcessor.from_pretrained(...)) as "
-            "processing_class, or give encoded rows (pixel_values and labels)."
+            f"It is an image, but {given}. Give an image processor (AutoImageProcessor.from_pretrained(...)) as "
+            "processing_class, or encoded rows (pixel_values and labels)."
         )
     return processor
 
@@ -145,14 +136,13 @@ def _pixels(image, processor) -> Tensor:
     if isinstance(image, Mapping):
         image = ImageFeature().decode_example(dict(image))
     if not isinstance(image, Image.Image):
-        raise ValueError(
-            f"The column image holds {type(image).__name__}, not an image. Give PIL images or a datasets.Image column."
-        )
+        held = type(image).__name__
+        raise ValueError(f"The column image holds {held}, not an image. Give PIL images or a datasets.Image column.")
     return processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
 
 def labels_of(rows) -> Sequence:
-    """The label of every row, `None` where it has none; a table is read without decoding an image."""
+    """The label of every row, or `None`; a table is read without decoding an image."""
     if not isinstance(rows, Dataset):
         return [label_of(row) for row in rows]
     column = next((column for column in LABEL_COLUMNS if column in rows.column_names), None)
@@ -163,13 +153,12 @@ def _check_label(label, n_classes: int | None) -> int:
     if label is None:
         raise ValueError("An image row needs its class in the column label or labels. Add it, or rename its column.")
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
-        raise ValueError(
-            f"The label is of type {type(label).__name__}, not the index of a class. Convert the column to ClassLabel."
-        )
+        held = type(label).__name__
+        raise ValueError(f"The label is of type {held}, not the index of a class. Convert the column to ClassLabel.")
     if label < 0 or (n_classes is not None and label >= n_classes):
         size = "" if n_classes is None else f" of {n_classes}"
         raise ValueError(
-            f"The label is not the index of one{size} classes. Either correct it, or take a model with a larger head."
+            f"The label is not the index of one{size} classes. Correct it, or take a model with a larger head."
         )
     return int(label)
 

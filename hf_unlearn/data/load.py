@@ -1,4 +1,4 @@
-"""Rows from the Hub or from disk, by the same name."""
+"""Rows from the Hub or from disk."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "
 
 
 def load_rows(name: str, split: str = "train", config: str | None = None) -> Dataset:
-    """Load one split of a data set. What is on disk already is read into memory and leaves nothing in a cache.
+    """Load one split of a data set. Local files are read into memory and leave nothing in a cache.
 
     Args:
         name (`str`): a Hub id, a folder that `load_dataset` reads or `save_to_disk` wrote, or a `.json`, `.jsonl`,
             `.parquet`, `.csv` or `.txt` file.
-        split (`str`, *optional*, defaults to `"train"`): also a slice of one, as in `"train[:200]"`. A single file or
-            saved `Dataset` is all `train`.
+        split (`str`, *optional*, defaults to `"train"`): a split or a slice of one, as in `"train[:200]"`. The only split
+            of a single file or of a saved `Dataset` is `train`.
         config (`str`, *optional*): configuration of the data set.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: a file of another kind, or a split that does not exist.
+        FileNotFoundError: the path does not exist.
+        ValueError: the file is of another kind, or the split does not exist.
     """
     path = Path(name)
     if path.is_file():
@@ -50,7 +50,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
 
 
 def _load_without_trace(*args, **kwargs) -> Dataset:
-    # `load_dataset` writes all rows to its cache, where what was to be erased from the source would stay.
+    # `load_dataset` writes all rows to its cache, where rows that are erased from the source would stay.
     with tempfile.TemporaryDirectory() as cache:
         return load_dataset(*args, **kwargs, cache_dir=cache, keep_in_memory=True)
 
@@ -59,11 +59,11 @@ def with_templates(dataset: Dataset, prompt: str | None, completion: str | None)
     """Add the columns `prompt` and `completion`, made from the other columns of a row.
 
     Args:
-        prompt, completion (`str`, *optional*): templates such as `"Question: {question}\\nAnswer:"` and `" {answer}"`.
-            Nothing is done if both are `None`.
+        prompt, completion (`str` or `None`): templates such as `"Question: {question}\\nAnswer:"` and `" {answer}"`. The
+            data set is returned as it is if both are `None`.
 
     Raises:
-        ValueError: only one is given, or it names a column that does not exist.
+        ValueError: only one is given, or a template names a column that does not exist.
     """
     if prompt is None and completion is None:
         return dataset
@@ -76,7 +76,7 @@ def with_templates(dataset: Dataset, prompt: str | None, completion: str | None)
                 f"The template {template!r} names {', '.join(map(repr, sorted(unknown)))}, but the columns are "
                 f"{', '.join(dataset.column_names)}."
             )
-    # In memory: a map leaves a copy of the rows in the cache, and forget rows must leave none.
+    # In memory, as `map` leaves a copy of the rows in the cache otherwise, and forget rows must leave none.
     return dataset.map(
         lambda row: {"prompt": prompt.format(**row), "completion": completion.format(**row)},
         keep_in_memory=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,19 +17,18 @@ PHASES = ("both", "forget", "retain")
 
 
 class PairedDataset(Dataset):
-    """The forget set; with each row comes a retain row and, where the method wants one, an alternate answer.
+    """The forget set; each row comes with a retain row and, if the method wants one, an alternate answer.
 
-    Which partner a row gets is a function of (seed, epoch, index) alone: it is the same under any number of processes
-    or workers and after a resume. Over the epochs every retain row is visited equally often, up to one visit.
+    The partners of a row depend on (seed, epoch, index) alone: they are the same under any number of processes or
+    workers and after a resume. Over the epochs every retain row is visited equally often, up to one visit.
 
     Args:
         forget (sequence of encoded rows): its length is the length of an epoch.
         retain (sequence of encoded rows, *optional*).
-        alternates (sequence of sequences of encoded rows, *optional*): for each forget row its candidate answers.
+        alternates (sequence of sequences of encoded rows, *optional*): the candidate answers of each forget row.
         seed (`int`, *optional*, defaults to `0`).
-        reads_forget (`bool`, *optional*, defaults to `True`): `False` for a method that does not look at the forget
-            answers themselves. Without alternate answers the retain set is then all there is, and its length is that
-            of an epoch.
+        reads_forget (`bool`, *optional*, defaults to `True`): `False` for a method that does not use the forget answers
+            themselves. Without alternate answers, an epoch then has the length of the retain set.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PairedDataset(Dataset):
         self._now[0] = epoch
 
     def set_phase(self, phase: str) -> None:
-        """In `"forget"` rows come without a retain row, in `"retain"` the retain rows come alone, in `"both"` all do."""
+        """`"forget"`: rows come without a retain row. `"retain"`: retain rows come alone. `"both"`: all parts come."""
         self._now[1] = PHASES.index(phase)
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class PairedDataset(Dataset):
         return int(_permutation(self.seed, cycle, len(self.retain))[position])
 
     def alternate(self, epoch: int, index: int) -> int:
-        """Which of its candidate answers a forget row gets."""
+        """Index of the candidate answer that goes with a forget row."""
         return int(np.random.default_rng([self.seed, epoch, index]).integers(len(self.alternates[index])))
 
     def __getitem__(self, index: int) -> dict:
@@ -83,24 +83,17 @@ class PairedDataset(Dataset):
         return dict(row) if cached is None else {**row, "reference_log_prob": cached[position]}
 
 
-_permutations: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@lru_cache(maxsize=4)  # an epoch touches two neighboring cycles when the retain set is the larger one
 def _permutation(seed: int, cycle: int, n: int) -> np.ndarray:
-    key = (seed, cycle, n)
-    if key not in _permutations:
-        if len(_permutations) >= 4:  # an epoch touches two neighbouring cycles when the retain set is the larger one
-            _permutations.pop(next(iter(_permutations)))
-        _permutations[key] = np.random.default_rng([seed, cycle]).permutation(n)
-    return _permutations[key]
+    return np.random.default_rng([seed, cycle]).permutation(n)
 
 
 class UnlearningCollator:
     """Pads encoded rows on the right and stacks them; paired rows become **one** batch, part after part.
 
-    A paired batch has, beside the model's inputs, `parts` (rows of each part, in order) and `reference_log_probs`
-    (`float32 (rows,)` for each part that has them). The attention mask comes from the lengths, so it does not matter
-    which token pads: a model without a pad token needs none.
+    Besides the model's inputs, a paired batch has `parts` (number of rows of each part, in order) and
+    `reference_log_probs` (`float32 (rows,)` for each part that has them). The attention mask comes from the lengths, so
+    any token can pad, and a model needs no pad token.
 
     Args:
         pad_token_id (`int`, *optional*, defaults to `0`).
@@ -145,9 +138,9 @@ def batches(rows: Sequence[dict], collate: Callable, size: int, device, limit: i
     """Batches of encoded rows, in their order, on a device.
 
     Args:
-        collate (callable): makes a batch of some rows, as [`UnlearningCollator`] does.
-        size (`int`): rows in a batch.
-        limit (`int`, *optional*): take that many rows, evenly spread.
+        collate (callable): makes a batch of a list of rows, as [`UnlearningCollator`] does.
+        size (`int`): rows per batch.
+        limit (`int`, *optional*): take only that many rows, evenly spread.
     """
     n = len(rows)
     chosen = range(n) if limit is None or limit >= n else [i * n // limit for i in range(limit)]

@@ -1,14 +1,15 @@
-"""What a row of a data set looks like: the formats that there are, and what each says. Imports no library of models."""
+"""The formats that a row of a data set can have. Imports no library of models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
 #: Label of a position that is not scored, as in torch and transformers.
 IGNORE_INDEX = -100
-#: The columns of each format. A row is of the first format of which it has all columns; the last column is what is scored.
+#: The columns of each format. A row has the first format of which it has all columns; the last column is scored.
 FORMATS = {
     "pixels": ("pixel_values",),
     "image": ("image",),
@@ -21,17 +22,17 @@ FORMATS = {
 TEXTS = ("messages", "prompt", "text")
 #: The formats of text, in words for errors.
 READABLE = '{"prompt", "completion"}, {"messages"} or {"text"}'
-#: Where the class of an image is.
+#: The columns that may hold the class of an image.
 LABEL_COLUMNS = ("labels", "label")
 
 Row = Mapping[str, Any] | str
 
 
 def format_of(row: Row, among: Iterable[str] = FORMATS) -> str | None:
-    """Which of the `FORMATS` a row has, or `None`. A string is a text, and a column that holds `None` is none.
+    """The name of the format of a row, or `None`. A string is a text, and a column that holds `None` counts as absent.
 
     Args:
-        among (*optional*, defaults to all formats): `TEXTS` reads the text of a row that has ids or an image as well.
+        among (*optional*, defaults to all formats): with `TEXTS`, the text of a row that also has ids or an image counts.
     """
     if isinstance(row, str):
         return "text"
@@ -39,12 +40,12 @@ def format_of(row: Row, among: Iterable[str] = FORMATS) -> str | None:
 
 
 def is_chat(row: Row) -> bool:
-    """Whether the text of a row is that of a chat."""
+    """Whether the text of a row is a chat."""
     return format_of(row, TEXTS) == "messages"
 
 
 def column_names(rows) -> Sequence[str]:
-    """Columns of a table, or of the first of some rows; nothing is decoded."""
+    """Columns of a table, or of the first row of a sequence; nothing is decoded."""
     if hasattr(rows, "column_names"):
         return rows.column_names
     first = rows[0] if isinstance(rows, Sequence) and len(rows) else {}
@@ -54,6 +55,15 @@ def column_names(rows) -> Sequence[str]:
 def label_of(row: Mapping[str, Any]) -> Any:
     """The class of an image, or `None`."""
     return next((row[column] for column in LABEL_COLUMNS if row.get(column) is not None), None)
+
+
+@contextmanager
+def naming_row(index: int, name: str) -> Iterator[None]:
+    """Begin a `ValueError` with the index of the row and the name of its data set."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Row {index} of the {name}: {error}") from None
 
 
 def scored_text(row: Row) -> str | None:
@@ -71,40 +81,41 @@ def answer_of(row: Row) -> str | None:
 
 
 def prompt_of(row: Row) -> str:
-    """The text before the answer: the prompt, the messages but the last with line breaks between them; of a text none."""
+    """The text before the answer: the prompt, or all messages but the last, one per line; a text has none."""
     kind = format_of(row, TEXTS)
     if kind == "messages":
-        return "\n".join(message["content"] or "" for message in row["messages"][:-1])
+        return _joined(row["messages"][:-1])
     return row["prompt"] if kind == "prompt" else ""
 
 
 def text_of(row: Row) -> str | None:
-    """All of the text, with line breaks between the messages of a chat; `None` for a row without text."""
+    """All of the text, with the messages of a chat one per line; `None` for a row without text."""
     kind = format_of(row, TEXTS)
     if kind == "messages":
-        return "\n".join(message["content"] or "" for message in row["messages"])
+        return _joined(row["messages"])
     return prompt_of(row) + scored_text(row) if kind else None
 
 
+def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(message["content"] or "" for message in messages)
+
+
 def content_of(row: Any) -> Any:
-    """The image of a row or all of its text; `None` where there is neither. What is no row stays as it is."""
+    """The image of a row, or else all of its text, or else `None`. What is not a row stays as it is."""
     if not isinstance(row, Mapping):
         return row
     return row["image"] if row.get("image") is not None else text_of(row)
 
 
-def _same(text: str) -> str:
-    return text
-
-
-def reworded(row: Row, question: Callable[[str], str] = _same, answer: Callable[[str], str] = _same) -> Row:
-    """The row with its question or its answer in other words, and no columns but those of its format.
+def reworded(
+    row: Row, question: Callable[[str], str] = lambda text: text, answer: Callable[[str], str] = lambda text: text
+) -> Row:
+    """The row of text with its question or its answer in other words, and only the columns of its format.
 
     Args:
-        row: of text.
-        question (`Callable`, *optional*): from the prompt, or the last message before the answer, to the new one. A text
-            has none.
-        answer (`Callable`, *optional*): from the text that is scored to the new one.
+        question (`Callable`, *optional*): makes the new prompt, or the new last message before the answer, from the old
+            one. A text has no question.
+        answer (`Callable`, *optional*): makes the new scored text from the old one.
     """
     if isinstance(row, str):
         return answer(row)
@@ -118,4 +129,4 @@ def reworded(row: Row, question: Callable[[str], str] = _same, answer: Callable[
         return {"prompt": question(row["prompt"]), "completion": answer(row["completion"])}
     if kind == "text":
         return {"text": answer(row["text"])}
-    raise ValueError(f"The row holds no text that could be put in other words. Give rows of {READABLE}.")
+    raise ValueError(f"The row holds no text to put in other words. Give rows of {READABLE}.")
