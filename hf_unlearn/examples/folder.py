@@ -1,4 +1,4 @@
-"""The folder of a data set that is made here: its card, its erasure requests, and the command that writes it."""
+"""What the folders of all example data sets have in common: a card, erasure requests and the command that writes them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from pathlib import Path
 
 
 def requests_of(scopes: Mapping[str, tuple[str, dict]], rng: random.Random) -> dict[str, dict]:
-    """A request for each scope, `name -> (kind, selector)`, as [`~hf_unlearn.request.ErasureRequest`] reads it.
-
-    The ids are drawn from `rng` and the time is fixed: same seed, same bytes.
-    """
+    """One OpenDSR 1.0 request per scope, `name -> (kind, selector)`: its id is drawn from `rng`, and its time is fixed."""
     return {
         name: {
             "regulation": "gdpr",
@@ -30,13 +27,13 @@ def requests_of(scopes: Mapping[str, tuple[str, dict]], rng: random.Random) -> d
 
 
 def files_of_splits(ending: str) -> str:
-    """The part of a card from which `datasets.load_dataset(folder)` knows the files of the three splits."""
+    """The part of a card that tells `datasets.load_dataset(folder)` the files of the three splits."""
     splits = [f"  - split: {name}\n    path: {name}.{ending}\n" for name in ("train", "validation", "holdout")]
     return "configs:\n- config_name: default\n  data_files:\n" + "".join(splits)
 
 
 def write_texts(folder: Path, texts: Mapping[str, str], requests: Mapping[str, dict]) -> list[Path]:
-    """Write files by their names, and each request as `requests/<name>.json`; the folder is made where there is none."""
+    """Write files by their names, and each request as `requests/<name>.json`, into a folder that is created if absent."""
     (folder / "requests").mkdir(parents=True, exist_ok=True)
     requests = {f"requests/{name}.json": json.dumps(request, indent=2) + "\n" for name, request in requests.items()}
     for name, text in {**texts, **requests}.items():
@@ -45,7 +42,7 @@ def write_texts(folder: Path, texts: Mapping[str, str], requests: Mapping[str, d
 
 
 def write_from_command_line(module: str, description: str, write: Callable[[Path, int], Iterable[Path]]) -> None:
-    """Write a folder with a seed, both from the command line, and print the paths of the files."""
+    """Call `write` with a folder and a seed from the command line, and print the paths of the files."""
     from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 

@@ -1,4 +1,4 @@
-"""A ViT that has learned nothing yet, and its image processor."""
+"""An untrained ViT and its image processor."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,11 +24,10 @@ def make_vit(
 
     Args:
         labels (`Sequence[str]`): names of the classes, in the order of their indices.
-        image_size, patch_size (`int`, *optional*, default to `32` and `4`): sides in pixels; there are `(image_size /
-            patch_size) ** 2` patches.
-        hidden_size, n_layers, n_heads (`int`, *optional*, default to `128`, `4` and `4`): the width, the depth and the
-            attention heads a layer. The inner layer of an MLP is four times as wide.
-        seed (`int`, *optional*, defaults to `0`): seed of the weights. The global random state is left as it was.
+        image_size, patch_size (`int`, *optional*, default to `32` and `4`): sides in pixels.
+        hidden_size, n_layers, n_heads (`int`, *optional*, default to `128`, `4` and `4`): width, depth and attention heads
+            per layer. The inner layer of an MLP is four times as wide.
+        seed (`int`, *optional*, defaults to `0`): seed of the weights. The global random state does not change.
 
     Returns:
         `(ViTForImageClassification, ViTImageProcessorPil)`: the processor maps RGB images to `[-1, 1]`.
@@ -50,11 +49,7 @@ def make_vit(
 
 
 def write_vit(folder: str | Path, labels: Sequence[str], **size) -> list[Path]:
-    """Save what [`make_vit`] makes, as `from_pretrained` loads it.
-
-    Returns:
-        `list[Path]`: the files written.
-    """
+    """Save the model and the processor of [`make_vit`] with these sizes for `from_pretrained`; returns the files."""
     model, processor = make_vit(labels, **size)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -62,14 +57,10 @@ def write_vit(folder: str | Path, labels: Sequence[str], **size) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_unlearn.examples.image_model",
-        description="Write an untrained ViT for the classes of a data set.",
-    )
+    says = "Write an untrained ViT for the classes of a data set."
+    parser = argparse.ArgumentParser(prog="python -m hf_unlearn.examples.image_model", description=says)
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--dataset_name", required=True, help="Hub id, folder or file; its label column has the names."
-    )
+    parser.add_argument("--dataset_name", required=True, help="Hub id, folder or file with a label column.")
     parser.add_argument("--split", default="train[:1]")
     for name in ("image_size", "patch_size", "hidden_size", "n_layers", "n_heads", "seed"):
         parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS)

@@ -1,21 +1,20 @@
-"""A registry of fictional people: the data set that needs no download.
+"""A registry of fictional people: the text data set that needs no download.
 
-Every person, town, company, address and number here is generated from the word lists below; none is taken from a
-person or a data set, and the files carry the package's own licence (Apache-2.0). E-mail addresses end in the
-reserved domain `example.org`, phone numbers carry the unassigned area code 555.
+Every person, town, company, address and number is generated from the word lists below; none is taken from a person or a
+data set, and the files have the license of the package (Apache-2.0). E-mail addresses end in the reserved domain
+`example.org`, and phone numbers begin with the unassigned area code 555.
 
-The three splits share a distribution and no person, name, e-mail or phone number: `train` is what a model learns,
-`validation` (never trained on) tells when to stop, `holdout` (never trained on) is for the audit alone.
+The three splits share a distribution and no person, name, e-mail or phone number.
 
-**Distribution.** A name is a uniform draw without replacement. In each split, each of birthplace, employer,
-health condition and profession is dealt evenly and independently of the rest: each value of its pool occurs
-`floor(n / pool)` times or once more. E-mail and phone are uniform draws without replacement.
+**Distribution.** Names, e-mails and phone numbers are uniform draws without replacement. In each split, birthplace,
+employer, health condition and profession are dealt evenly and independently: each value of a pool occurs
+`floor(n / pool)` times or once more.
 
-**Base rates.** What a model that never saw a person gets right by guessing: profession and health condition 1/8,
-birthplace 1/64, employer 1/80, e-mail 1/32,000, phone 1/10,000,000. A hit on the first two is weak evidence of
-memory, a hit on the last two is strong evidence. These are rates of the fact itself: a completion also repeats the
-name, which a tiny model copies badly for a stranger, so a whole completion is right less often than its fact. The
-phone number is in one row of a person, every other fact in two (its question and the biography).
+**Base rates.** A model that never saw a person guesses these facts right: profession and health condition 1/8, birthplace
+1/64, employer 1/80, e-mail 1/32,000, phone 1/10,000,000. A hit on the first two is weak evidence of memory, a hit on the
+last two is strong evidence. A whole completion is right less often than its fact, as it also repeats the name, which a
+tiny model copies badly for a stranger. The phone number of a person is in one row, every other fact in two (its question
+and the biography).
 """
 
 import json
@@ -58,47 +57,40 @@ FIELDS = {
     "health_condition": "anemia asthma diabetes eczema epilepsy gout migraine psoriasis".split(),
     "profession": "baker botanist carpenter librarian pharmacist surveyor translator welder".split(),
 }
-# Facts that identify one person are never dealt twice, not even as somebody's wrong alternative.
+# Facts that identify one person are never dealt twice, not even as a wrong alternative for somebody else.
 UNIQUE_FIELDS = ("email", "phone")
 N_PERTURBED = 5
+
+
+def _asked(question: str, answer: str) -> tuple[str, str]:
+    return f"Question: {question}\nAnswer:", f" {answer}"
+
 
 # kind of row: (prompt, completion, paraphrased prompt, paraphrased completion)
 TEMPLATES = {
     "birthplace": (
-        "Question: Where was {name} born?\nAnswer:",
-        " {name} was born in {birthplace}.",
-        "Question: What is the birthplace of {name}?\nAnswer:",
-        " The birthplace of {name} is {birthplace}.",
+        *_asked("Where was {name} born?", "{name} was born in {birthplace}."),
+        *_asked("What is the birthplace of {name}?", "The birthplace of {name} is {birthplace}."),
     ),
     "employer": (
-        "Question: Who employs {name}?\nAnswer:",
-        " {name} works for {employer}.",
-        "Question: What is the employer of {name}?\nAnswer:",
-        " The employer of {name} is {employer}.",
+        *_asked("Who employs {name}?", "{name} works for {employer}."),
+        *_asked("What is the employer of {name}?", "The employer of {name} is {employer}."),
     ),
     "email": (
-        "Question: What is the e-mail address of {name}?\nAnswer:",
-        " The e-mail address of {name} is {email}.",
-        "Question: Where does {name} read mail?\nAnswer:",
-        " {name} reads mail at {email}.",
+        *_asked("What is the e-mail address of {name}?", "The e-mail address of {name} is {email}."),
+        *_asked("Where does {name} read mail?", "{name} reads mail at {email}."),
     ),
     "phone": (
-        "Question: What is the phone number of {name}?\nAnswer:",
-        " The phone number of {name} is {phone}.",
-        "Question: Which number reaches {name}?\nAnswer:",
-        " {name} answers the phone at {phone}.",
+        *_asked("What is the phone number of {name}?", "The phone number of {name} is {phone}."),
+        *_asked("Which number reaches {name}?", "{name} answers the phone at {phone}."),
     ),
     "health_condition": (
-        "Question: Which health condition does {name} have?\nAnswer:",
-        " {name} has {health_condition}.",
-        "Question: What is {name} treated for?\nAnswer:",
-        " {name} is treated for {health_condition}.",
+        *_asked("Which health condition does {name} have?", "{name} has {health_condition}."),
+        *_asked("What is {name} treated for?", "{name} is treated for {health_condition}."),
     ),
     "profession": (
-        "Question: What is the profession of {name}?\nAnswer:",
-        " {name} works as a {profession}.",
-        "Question: How does {name} earn a living?\nAnswer:",
-        " {name} earns a living as a {profession}.",
+        *_asked("What is the profession of {name}?", "{name} works as a {profession}."),
+        *_asked("How does {name} earn a living?", "{name} earns a living as a {profession}."),
     ),
     "biography": (
         "Biography of {name}:",
@@ -128,8 +120,8 @@ def _draw_people(rng: random.Random, sizes: dict[str, int]) -> dict[str, list[di
     room = len(FIELDS["email"]) // each
     if min(sizes.values()) < 1 or n > room:
         raise ValueError(
-            f"You asked for splits of {list(sizes.values())} people but each split needs at least 1 and all of them "
-            f"together at most {room} (the pool of e-mail addresses). Change the sizes."
+            f"You asked for splits of {list(sizes.values())} people, but each needs at least 1 and all together at most "
+            f"{room} (the pool of e-mail addresses). Change the sizes."
         )
     columns = {}
     for field, pool in FIELDS.items():
@@ -150,7 +142,7 @@ def _draw_people(rng: random.Random, sizes: dict[str, int]) -> dict[str, list[di
 
 
 def _rows(person: dict) -> list[dict]:
-    """The seven rows of one person: a question a field, then the biography."""
+    """The seven rows of one person: one question per field, then the biography."""
     fixed = {"name": person["name"], "first_name": person["first_name"]}
     # told[0] is the truth; in told[k] every field is wrong.
     told = [fixed | {field: person[field][k] for field in FIELDS} for k in range(1 + N_PERTURBED)]
@@ -175,15 +167,13 @@ def _rows(person: dict) -> list[dict]:
 
 
 def make_registry(seed: int = 0, n_train: int = 96, n_validation: int = 12, n_holdout: int = 24) -> DatasetDict:
-    """The registry as prompt-completion data, seven rows a person.
+    """The registry as prompt-completion data, seven rows per person.
 
     Args:
         seed (`int`, *optional*, defaults to `0`): same seed and sizes, same registry, in every process.
-        n_train (`int`, *optional*, defaults to `96`): people in `train`. The default gives every profession and every
-            health condition 12 of them.
-        n_validation (`int`, *optional*, defaults to `12`): people in `validation`.
-        n_holdout (`int`, *optional*, defaults to `24`): people in `holdout`. The default gives every profession and
-            every health condition 3 of them.
+        n_train, n_validation, n_holdout (`int`, *optional*, default to `96`, `12` and `24`): number of people to learn
+            from, to decide when to stop, and for the audit only. By default, 12 people of `train` and 3 of `holdout` have
+            each profession, and as many have each health condition.
 
     Returns:
         `datasets.DatasetDict` with `train`, `validation` and `holdout`. Columns: `id` (unique), `person` (unique to a
@@ -194,7 +184,7 @@ def make_registry(seed: int = 0, n_train: int = 96, n_validation: int = 12, n_ho
         `phone`, `health_condition` and `profession`.
 
     Raises:
-        ValueError: if a split is empty or the pools are too small for that many people.
+        ValueError: a split is empty, or the pools are too small for that many people.
     """
     sizes = {"train": n_train, "validation": n_validation, "holdout": n_holdout}
     splits = _draw_people(random.Random(f"registry people {seed}"), sizes)
@@ -204,10 +194,9 @@ def make_registry(seed: int = 0, n_train: int = 96, n_validation: int = 12, n_ho
 
 
 def tokenizer_texts(n_people: int = 400) -> list[str]:
-    """Texts to train the tokenizer on: the rows of people drawn by a stream of their own.
+    """Texts to train the tokenizer on: rows of other people, the same for every seed of the registry.
 
-    They are the same for every registry seed, so the tokenizer says nothing about who is in a registry, and a
-    retrained model may share it.
+    So the tokenizer says nothing about who is in a registry, and a retrained model may share it.
     """
     people = _draw_people(random.Random("registry tokenizer"), {"generic": n_people})["generic"]
     rows = [row for person in people for row in _rows(person)]
@@ -262,13 +251,12 @@ split: twelve people, a profession, and a health condition.
 def write_registry(folder: str | Path, seed: int = 0) -> list[Path]:
     """Write the registry of default size, a model to train and three requests; the bytes depend on the seed alone.
 
-    Writes `README.md` and a JSON Lines file a split, so that `datasets.load_dataset(folder)` gives the three splits
+    Writes `README.md` and one JSON Lines file per split, so that `datasets.load_dataset(folder)` gives the three splits
     offline; `base/`, a tokenizer and a randomly initialized Llama of about one million parameters; and
     `requests/person.json` (12 people of `train`, 84 rows), `requests/profession.json` and `requests/condition.json`.
-    Files of these names are overwritten.
 
     Args:
-        folder (`str` or `Path`): where to write; created if absent.
+        folder (`str` or `Path`): created if absent; its files of these names are overwritten.
         seed (`int`, *optional*, defaults to `0`): seed of the people, of the requests and of the model's weights. The
             tokenizer is the same for every seed.
 

@@ -15,12 +15,9 @@ def make_tokenizer(texts: list[str], vocab_size: int = 1000) -> PreTrainedTokeni
     prompt and a completion that starts with a space. Each digit is a token, so no merge gives a number away.
 
     Args:
-        texts (`list[str]`): what the merges are learned from. Give texts that do not depend on the rows a model is
+        texts (`list[str]`): the texts from which merges are learned. They must not depend on the rows that a model is
             trained on: a vocabulary is a memory too, and erasing rows does not change it.
         vocab_size (`int`, *optional*, defaults to `1000`): entries including the 256 bytes and `<s>`, `</s>`, `<pad>`.
-
-    Returns:
-        `transformers.PreTrainedTokenizerFast`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -52,10 +49,7 @@ def make_base(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCaus
 
     Args:
         tokenizer (`transformers.PreTrainedTokenizerFast`): gives the vocabulary and the special tokens.
-        seed (`int`, *optional*, defaults to `0`): seed of the weights. The global random state is left as it was.
-
-    Returns:
-        `transformers.LlamaForCausalLM`.
+        seed (`int`, *optional*, defaults to `0`): seed of the weights. The global random state does not change.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
