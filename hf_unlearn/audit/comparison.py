@@ -53,7 +53,7 @@ def compare(
     if not threats:
         return AuditReport(**report, notes=[*notes_of(tables), *notes])
     margins, baseline = margins or Margins(), baseline_of(sets, seed, groups)
-    judged = judgement(
+    verdicts, surfaces = judgement(
         values,
         control_findings(tables),
         threats,
@@ -65,15 +65,15 @@ def compare(
         not_run,
     )
     for of_row in rows:
-        verdict = judged.verdicts.get((of_row["measure"], of_row.get("surface")))
+        verdict = verdicts.get((of_row["measure"], of_row.get("surface")))
         if verdict is not None:
             of_row["verdict"] = verdict.as_dict()
-    surfaces, checks = dict(judged.surfaces), []
+    checks = []
     audits = {role: of_role.reconstruction for role, of_role in found.items() if of_role.reconstruction is not None}
     if "unlearned" in audits:
-        surfaces["inversion"], check = reconstruction_surface(audits, len(judged.verdicts) + 1)
+        surfaces["inversion"], check = reconstruction_surface(audits, len(verdicts) + 1)
         checks.append(check)
-    checks += checks_of(baseline, list(judged.verdicts.values()), tables)
+    checks += checks_of(baseline, list(verdicts.values()), tables)
     return AuditReport(
         **report,
         notes=[*notes_of(tables), *(check["says"] for check in checks if check.get("warns")), *notes],

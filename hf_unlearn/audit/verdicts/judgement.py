@@ -1,9 +1,8 @@
-"""Verdicts on what an audit found: one per statistic, corrected for their number, and one per surface."""
+"""Verdicts on what an audit found: one per statistic, corrected for the number of statistics, and one per surface."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hf_unlearn.audit.measures.statistic import Groups, Statistic
@@ -13,23 +12,6 @@ from hf_unlearn.audit.verdicts.of_surfaces import surface_verdicts
 from hf_unlearn.audit.verdicts.surfaces import SURFACES, surfaces_of
 from hf_unlearn.audit.verdicts.verdict import Verdict, adjust, judge
 from hf_unlearn.audit.verdicts.wording import not_run_wording, wording
-
-
-#: Verdicts that stand although another attack on the surface could not be run: something was found.
-FOUND = ("residual", "over_forgotten")
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The verdicts of an audit.
-
-    Attributes:
-        verdicts (`dict`): by (name, surface) of a statistic.
-        surfaces (`dict[str, dict]`): for every surface its verdict, what it rests on, and a sentence: plain types.
-    """
-
-    verdicts: dict[tuple[str, str | None], Verdict]
-    surfaces: dict[str, dict[str, Any]]
 
 
 def judgement(
@@ -42,15 +24,19 @@ def judgement(
     groups: Groups | None,
     has_retrained: bool,
     not_run: Sequence[Mapping[str, Any]] = (),
-) -> Judgement:
-    """Judge every statistic that a threat model looks at, and every surface.
+) -> tuple[dict[tuple[str, str | None], Verdict], dict[str, dict[str, Any]]]:
+    """Judge every statistic on a surface of the threat models, and every surface.
 
     Args:
         values (`dict`): values of each statistic by the role of the model.
-        controls (`dict`): the same numbers of the holdout, for some of them.
+        controls (`dict`): the same for the holdout, for some of the statistics.
         exchangeable (`bool`, *optional*): whether forget set and holdout can't be told apart without any model.
-        not_run (sequence of `dict`): attacks that could not be run, with `surface`, `attack`, `model` and `reason`. Where
-            nothing was found on their surface, it is not tested: a part of the test is missing.
+        not_run (sequence of `dict`): attacks that could not be run, with `surface`, `attack`, `model` and `reason`. Their
+            surface is `not_tested`, because a part of the test is missing, unless another attack on it found something.
+
+    Returns:
+        The verdicts by (name, surface) of the statistic, and for every surface, in plain types, its verdict, what it rests
+        on, and a sentence.
     """
     asked = {surface for threat in threats for surface in surfaces_of(threat)}
     verdicts = adjust(
@@ -62,19 +48,17 @@ def judgement(
     )
     surfaces = {}
     for name, found in surface_verdicts(verdicts).items():
-        shown = found.as_dict()
-        shown.pop("verdicts")
-        surfaces[name] = shown | {"tested": [v.statistic for v in found.verdicts], "wording": wording(found)}
+        surfaces[name] = found.as_dict() | {"wording": wording(found)}
         missing = [attack for attack in not_run if attack["surface"] == name]
-        if missing and found.verdict not in FOUND:
+        if missing and found.verdict not in ("residual", "over_forgotten"):
             surfaces[name] |= {"verdict": "not_tested", "reason": "not_run", "worst": None}
             surfaces[name]["wording"] = not_run_wording(name, missing)
-    return Judgement({(v.statistic, v.surface): v for v in verdicts}, surfaces)
+    return {(v.statistic, v.surface): v for v in verdicts}, surfaces
 
 
 def _comparable(by_role: Mapping[str, Any], has_retrained: bool) -> bool:
-    # The reference attack has no value of the model it compares with, unless a second retrained model stands in for it;
-    # an attack that could not be run has none of the model it was run on.
+    # An attack with reference models has no value for the retrained model unless there is a second one, and an attack that
+    # failed on a model has none for that model.
     needed = ("unlearned", "retrained") if has_retrained else ("unlearned",)
     return all(by_role.get(role) is not None for role in needed)
 
@@ -84,18 +68,17 @@ def _verdict(statistic: Statistic, by_role, control, exchangeable, margins, seed
     others = further_retrained(by_role)
     further = [by_role[role] for role in others]
     labels = statistic.groups_of(groups)
-    # Where forget set and holdout differ in kind, what a model does on the one says nothing about the other.
+    # If forget set and holdout differ in kind, what a model does on the holdout says nothing about the forget set.
     if control is not None and statistic.kind == "share" and exchangeable is not False:
         models = [None if v is None else (v, control[role]) for v, role in zip(models, ROLES, strict=True)]
         further = [(by_role[role], control[role]) for role in others]
         labels = None if labels is None else (labels, groups.holdout)
-    place = SURFACES[statistic.surface]
     return judge(
         statistic.name,
-        place.margin or statistic.kind,
+        SURFACES[statistic.surface].margin or statistic.kind,
         *models,
         further,
-        surface=place.name,
+        surface=statistic.surface,
         exchangeable=exchangeable,
         groups=labels,
         margins=margins,
@@ -104,13 +87,14 @@ def _verdict(statistic: Statistic, by_role, control, exchangeable, margins, seed
 
 
 def reconstruction_surface(audits: Mapping[str, Any], family: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The surface of images, and the numbers under it, beside those of the retrained model.
+    """The verdict on the surface of images, and a check with its numbers beside those of the retrained model.
 
-    What is read off both pairs of checkpoints is not due to the edit. Nothing above the baselines is no equivalence: that
-    stays open. That images are betrayed, but not shown, is a test like others and is corrected for their number.
+    What an adversary reads off both pairs of checkpoints is not due to the edit. Nothing above the baselines does not show
+    equivalence, so it is inconclusive. That the weights betray images without showing them is a test, corrected for the
+    number of tests.
 
     Args:
-        audits (`dict[str, ReconstructionAudit]`): by role, of the unlearned and perhaps of the retrained model.
+        audits (`dict[str, ReconstructionAudit]`): by role, of the unlearned and if there is one of the retrained model.
         family (`int`): number of tests in the audit.
     """
     audit, other = audits["unlearned"], audits.get("retrained")

@@ -1,4 +1,4 @@
-"""One verdict for each surface, from those of its statistics."""
+"""The verdict of each surface, from those of its statistics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hf_unlearn.audit.verdicts.decision import VERDICTS, Verdict
 from hf_unlearn.audit.verdicts.surfaces import SURFACES
 
 
-#: Reasons of a test that shows nothing, whatever it finds now.
+# Reasons why a test shows nothing, whatever it finds now.
 NO_SIGNAL = ("no_signal_before", "signal_unclear", "same_as_original")
 
 
@@ -20,10 +20,11 @@ class SurfaceVerdict:
     Attributes:
         surface (`str`): one of `SURFACES`.
         verdict (`str`): one of [`VERDICTS`].
-        reason (`str` or `None`): of the worst row.
-        worst (`Verdict` or `None`): the row that decided.
-        verdicts (`tuple[Verdict, ...]`): all rows, what was tested.
-        listed (`tuple[str, ...]`): statistics that did not count: no signal before, where another had one, or no margin.
+        reason (`str` or `None`): of the worst verdict.
+        worst (`Verdict` or `None`): the verdict that decided.
+        verdicts (`tuple[Verdict, ...]`): those of all tested statistics.
+        listed (`tuple[str, ...]`): statistics that did not count: without a margin, or without a signal before where another
+            statistic had one.
     """
 
     surface: str
@@ -31,25 +32,28 @@ class SurfaceVerdict:
     reason: str | None
     worst: Verdict | None
     verdicts: tuple[Verdict, ...]
-    listed: tuple[str, ...] = ()
+    listed: tuple[str, ...]
 
     def as_dict(self) -> dict:
-        """Plain types for JSON; the rows are those of the verdicts themselves."""
-        shown = {"surface": self.surface, "verdict": self.verdict, "reason": self.reason, "listed": list(self.listed)}
-        worst = None if self.worst is None else self.worst.statistic
-        return shown | {"worst": worst, "verdicts": [verdict.as_dict() for verdict in self.verdicts]}
+        """Plain types for JSON, with the names of the statistics."""
+        return {
+            "surface": self.surface,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "listed": list(self.listed),
+            "worst": None if self.worst is None else self.worst.statistic,
+            "tested": [verdict.statistic for verdict in self.verdicts],
+        }
 
 
-def surface_verdict(verdicts: Iterable[Verdict], surface: str | None = None) -> SurfaceVerdict:
-    """The verdict of a surface: that of its worst row.
+def surface_verdict(surface: str, verdicts: Iterable[Verdict]) -> SurfaceVerdict:
+    """The verdict of a surface: the worst of those of its statistics.
 
-    A test without a signal before is only listed once another test of the surface had one; so is what only informs.
+    A statistic without a margin is only listed. So is one without a signal before, if another of the surface had one.
     """
     verdicts = tuple(verdicts)
-    surface = surface or next((v.surface for v in verdicts if v.surface), "unnamed")
     counted = [v for v in verdicts if v.verdict not in (None, "not_tested")]
-    with_signal = [v for v in counted if v.reason not in NO_SIGNAL]
-    counted = with_signal or counted
+    counted = [v for v in counted if v.reason not in NO_SIGNAL] or counted
     if not counted:
         reason = verdicts[0].reason if verdicts else None
         return SurfaceVerdict(surface, "not_tested", reason, None, verdicts, tuple(v.statistic for v in verdicts))
@@ -59,6 +63,6 @@ def surface_verdict(verdicts: Iterable[Verdict], surface: str | None = None) -> 
 
 
 def surface_verdicts(verdicts: Iterable[Verdict]) -> dict[str, SurfaceVerdict]:
-    """The verdict of each of [`SURFACES`], `not_tested` where there is no row; rows without a surface are left out."""
+    """The verdict of each of [`SURFACES`]; `not_tested` for one without a statistic."""
     verdicts = list(verdicts)
-    return {name: surface_verdict([v for v in verdicts if v.surface == name], name) for name in SURFACES}
+    return {name: surface_verdict(name, [v for v in verdicts if v.surface == name]) for name in SURFACES}

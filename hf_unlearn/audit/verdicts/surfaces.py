@@ -11,112 +11,87 @@ class Surface:
 
     Attributes:
         name (`str`): as in a report.
-        threat (`str` or `None`): the threat model that looks there; `None` where there is no test yet.
+        threat (`str` or `None`): the threat model that looks there; `None` if there is no test yet.
         meaning (`str`): what a trace there means, in one plain sentence.
-        needs (`str`): what must be given for it to be tested.
-        margin (`str` or `None`): the kind of margin that holds for all its statistics; by default that of their own kind.
-        beside_original (`bool`): the adversary has the original too, so that a retrained model betrays the records as well:
-            only more than that is a trace.
+        margin (`str` or `None`): the kind of margin for all its statistics; by default each has that of its own kind.
+        beside_original (`bool`): the adversary has the original model as well. A retrained model beside it reveals the
+            records too, so only more than that is a trace.
         tells_apart (`bool`): a retrained model that tells forget set and holdout apart there has seen the forget set.
     """
 
     name: str
     threat: str | None
     meaning: str
-    needs: str
     margin: str | None = None
     beside_original: bool = False
     tells_apart: bool = False
 
 
 _TABLE = (
-    Surface(
-        "verbatim",
-        "extraction",
-        "The model continues the beginning of a record word for word.",
-        "a language model",
-    ),
+    Surface("verbatim", "extraction", "The model continues the beginning of a record word for word."),
     Surface(
         "sampled",
         "extraction",
-        "A record comes up when the model answers at random and is asked again and again. Where the rows mark parts of a "
-        "record, such as names or numbers, these are looked for as well.",
-        "a language model",
+        "A record comes up when the model is asked many times and answers at random. Where the rows mark parts of a record, "
+        "such as names or numbers, the test looks for these as well.",
     ),
     Surface(
         "knowledge",
         "extraction",
-        "The model finds the true answer likelier, or gets more of it right, than a model that never saw the record, "
-        "even where it does not repeat it word for word.",
-        "a forget set",
+        "The model finds the true answer more probable, or gets more of it right, than a model that never saw the record, "
+        "even if it does not repeat it word for word.",
     ),
     Surface(
         "paraphrase",
         "extraction",
-        "The same when the question is put in other words, or the answer may be.",
-        "a language model, and rows of prompt and completion",
+        "The model knows more of the answer than a model that never saw the record when the question, or the answer, is "
+        "put in other words.",
     ),
     Surface(
         "membership",
         "membership",
-        "From the probabilities that the model gives to records, an adversary tells those that were trained on from "
-        "similar ones that never were.",
-        "a holdout",
+        "From the probabilities that the model gives to records, an adversary can tell those that it was trained on from "
+        "similar ones that it never saw.",
         tells_apart=True,
     ),
     Surface(
         "membership-ref",
         "membership",
-        "The same for an adversary who has further models to compare with. Tested only where there are several "
+        "An adversary who has other models to compare with can tell the same. This is tested only if there are several "
         "retrained models.",
-        "a holdout and several retrained models",
         tells_apart=True,
     ),
-    Surface(
-        "latent",
-        "latent",
-        "The inside of the model, its layers, still holds the records, whatever it answers.",
-        "a model whose layers can be looked into",
-    ),
+    Surface("latent", "latent", "The layers inside the model still hold the records, whatever it answers."),
     Surface(
         "relearn",
         "relearning",
         "A little more training brings the records back sooner than in a model that never saw them.",
-        "rows to train on",
         margin="relearn",
     ),
     Surface(
         "quantised",
         "latent",
-        "The records come back when the weights are rounded to fewer bits, thinned out or disturbed, as people do who "
-        "run models on small machines.",
-        "linear layers that are not quantized already",
+        "The records come back when the weights are rounded to fewer bits, as on small machines, or when they are pruned "
+        "or disturbed by noise.",
     ),
     Surface(
         "two-checkpoint",
         "both_checkpoints",
-        "An adversary who has the model from before the erasure as well learns more from what changed than "
-        "retraining would have shown.",
-        "the original model",
+        "An adversary who also has the model from before the erasure learns more from the change than retraining would "
+        "have revealed.",
         beside_original=True,
     ),
-    Surface(
-        "inversion",
-        "both_checkpoints",
-        "Images of the records can be read off the change of the weights.",
-        "an image classifier, and the original model",
-    ),
+    Surface("inversion", "both_checkpoints", "The change of the weights reveals images of the records."),
     Surface(
         "artefacts",
         None,
-        "Files that are published with the model, such as logs or the state of the optimizer, hold the records. There "
-        "is no test of this yet: look at them by hand.",
-        "a test, which does not exist yet",
+        "Files that are published with the model, such as logs or the state of the optimizer, contain the records. There is "
+        "no test for this yet: check them by hand.",
     ),
 )
 #: By name, in the order of a report.
 SURFACES: dict[str, Surface] = {surface.name: surface for surface in _TABLE}
-#: What an adversary can do.
+#: The threat models: what an adversary can do.
 THREATS: tuple[str, ...] = tuple(dict.fromkeys(s.threat for s in _TABLE if s.threat is not None))
 
 

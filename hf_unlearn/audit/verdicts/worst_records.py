@@ -1,4 +1,4 @@
-"""Worst records first: an average hides the few that are still there."""
+"""The records that stand out most, because an average hides the few that are still there."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class WorstRecords:
     Attributes:
         indices (`int64 (k,)`): positions in the arrays that were given, the worst first.
         excess (`float64 (k,)`): score under the unlearned minus that under the retrained model, falling.
-        share_above (`Estimate`): share of all records above `limit`. By chance it is about 5 %.
-        limit (`float`): with one retrained model the 95th percentile of its scores; with several, that of the differences
-            between two of them on the same record, which `excess` is then compared with.
+        share_above (`Estimate`): share of all records above `limit`; about 5 % by chance.
+        limit (`float`): with one retrained model the 95th percentile of its scores; with several, the 95th percentile of the
+            difference between two of them on the same record, with which `excess` is then compared.
         n_missing (`int`): records that can't be scored under both models.
     """
 
@@ -31,25 +31,18 @@ class WorstRecords:
     limit: float
     n_missing: int
 
-    def as_dict(self) -> dict:
-        """Plain types for JSON; NaN becomes `None`."""
-        share = self.share_above.as_dict()
-        limit = None if np.isnan(self.limit) else self.limit
-        shown = {"indices": self.indices.tolist(), "excess": self.excess.tolist()}
-        return shown | {"share_above": share, "limit": limit, "n_missing": self.n_missing}
-
 
 def worst_records(
     unlearned: np.ndarray, retrained: np.ndarray, k: int = 10, further_retrained: Sequence[np.ndarray] = ()
 ) -> WorstRecords:
-    """Order records by how much more the unlearned model knows of them than the retrained one.
+    """List the records of which the unlearned model knows most beyond the retrained one.
 
-    List the forget set, and the retain set as well: some kept records become more exposed by an edit.
+    Call it for the forget set, and for the retain set as well: an edit exposes some of the kept records.
 
     Args:
         unlearned, retrained (`float (n,)`): scores of the same records, **higher = more memorized**; NaN is left out.
-        k (`int`, *optional*, defaults to `10`): how many to list; fewer where there are fewer.
-        further_retrained (sequence of `float (n,)`, *optional*): under models retrained with other seeds.
+        k (`int`, *optional*, defaults to `10`): records to list at most.
+        further_retrained (sequence of `float (n,)`, *optional*): scores under models retrained with other seeds.
 
     Raises:
         ValueError: the lengths differ.
@@ -61,7 +54,7 @@ def worst_records(
     order = known[np.argsort(-excess[known], kind="stable")][:k]
     if further_retrained:
         null = np.concatenate([np.subtract(*aligned(other, retrained)) for other in further_retrained])
-        # Which of two retrained models comes first is chance.
+        # It is chance which of two retrained models comes first.
         values, null = excess[known], np.concatenate([null, -null])
     else:
         values, null = unlearned[known], retrained

@@ -8,9 +8,7 @@ from hf_unlearn.audit.verdicts.surfaces import SURFACES
 
 
 def row(verdict, reason=None, statistic="loss", surface="membership"):
-    return SimpleNamespace(
-        verdict=verdict, reason=reason, statistic=statistic, surface=surface, as_dict=lambda: {"statistic": statistic}
-    )
+    return SimpleNamespace(verdict=verdict, reason=reason, statistic=statistic, surface=surface)
 
 
 @pytest.mark.parametrize(
@@ -27,23 +25,23 @@ def row(verdict, reason=None, statistic="loss", surface="membership"):
     ],
 )
 def test_a_surface_takes_its_worst_row(rows, expected):
-    assert surface_verdict([row(verdict) for verdict in rows], "membership").verdict == expected
+    assert surface_verdict("membership", [row(verdict) for verdict in rows]).verdict == expected
 
 
 def test_an_attack_without_a_signal_is_listed_once_another_had_one():
     blind, clean = row("no_baseline", "no_signal_before", "zlib"), row("no_trace_found", statistic="loss")
-    found = surface_verdict([blind, clean])
+    found = surface_verdict("membership", [blind, clean])
     assert (found.verdict, found.listed, found.surface) == ("no_trace_found", ("zlib",), "membership")
-    alone = surface_verdict([blind])
+    alone = surface_verdict("membership", [blind])
     assert (alone.verdict, alone.reason, alone.listed) == ("no_baseline", "no_signal_before", ())
     # Another reason for no baseline is not waved through.
-    assert surface_verdict([row("no_baseline", "no_original"), clean]).verdict == "no_baseline"
+    assert surface_verdict("membership", [row("no_baseline", "no_original"), clean]).verdict == "no_baseline"
 
 
 def test_what_only_informs_is_listed():
-    found = surface_verdict([row(None, "no_margin", "loss"), row("residual", statistic="probability")])
+    found = surface_verdict("membership", [row(None, "no_margin"), row("residual", statistic="probability")])
     assert (found.verdict, found.listed) == ("residual", ("loss",))
-    only = surface_verdict([row(None, "no_margin", "loss")])
+    only = surface_verdict("membership", [row(None, "no_margin")])
     assert (only.verdict, only.reason, only.listed) == ("not_tested", "no_margin", ("loss",))
 
 

@@ -43,7 +43,7 @@ def every_verdict():
         judge("nats", "unbounded", None, [1.5], [2.5], [[3.5]]),
         judge("share", "share", None, shares + 0.02, shares, [shares + 0.03, shares - 0.03]),
     ]
-    return found + adjust(found[:3]) + [surface_verdict(found[:2]), surface_verdict(found[:4]), surface_verdict([])]
+    return found + adjust(found[:3]) + [surface_verdict("membership", rows) for rows in (found[:2], found[:4], [])]
 
 
 @pytest.mark.parametrize("verdict", every_verdict(), ids=lambda v: f"{v.verdict}-{v.reason}")
@@ -89,7 +89,9 @@ def test_a_trace_within_the_margin_is_called_a_trace():
 
 def test_a_surface_names_what_was_tested_and_what_decided():
     o, u, r = scores(3), scores(0, 1), scores(0, 2)
-    found = surface_verdict([judge_auc("loss", o, u, r), judge_auc("zlib", o, o, r), judge_auc("min_k", u, u, r)])
+    found = surface_verdict(
+        "membership", [judge_auc("loss", o, u, r), judge_auc("zlib", o, o, r), judge_auc("min_k", u, u, r)]
+    )
     said = wording(found)
     assert said.startswith("membership, tested with loss, zlib; decided by zlib.") and "Listed only: min_k." in said
-    assert wording(surface_verdict([], "latent")) == "latent: nothing is attested here: it was not tested."
+    assert wording(surface_verdict("latent", [])) == "latent: nothing is attested here: it was not tested."
