@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from hf_unlearn.data.rows import IGNORE_INDEX
@@ -121,17 +122,14 @@ class UnlearningCollator:
                 "pixel_values": torch.stack([torch.as_tensor(row["pixel_values"]) for row in rows]),
                 "labels": torch.tensor([row["labels"] for row in rows]),
             }
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        shape = len(rows), int(lengths.max())
-        batch = {
-            "input_ids": torch.full(shape, self.pad_token_id),
-            "attention_mask": (torch.arange(shape[1]) < lengths[:, None]).long(),
-            "labels": torch.full(shape, IGNORE_INDEX),
+        ids, labels = (
+            [torch.as_tensor(row[name], dtype=torch.long) for row in rows] for name in ("input_ids", "labels")
+        )
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
         }
-        for i, row in enumerate(rows):
-            batch["input_ids"][i, : lengths[i]] = torch.as_tensor(row["input_ids"])
-            batch["labels"][i, : lengths[i]] = torch.as_tensor(row["labels"])
-        return batch
 
 
 def batches(rows: Sequence[dict], collate: Callable, size: int, device, limit: int | None = None) -> Iterator[dict]:

@@ -53,7 +53,7 @@ FIELDS = {
         " ",
     ),
     "email": [f"{nickname}{number:03d}@example.org" for nickname, number in product(NICKNAMES, range(1000))],
-    "phone": range(10_000_000),  # written out by _phone
+    "phone": range(10_000_000),
     "health_condition": "anemia asthma diabetes eczema epilepsy gout migraine psoriasis".split(),
     "profession": "baker botanist carpenter librarian pharmacist surveyor translator welder".split(),
 }
@@ -103,10 +103,6 @@ TEMPLATES = {
 }
 
 
-def _phone(number: int) -> str:
-    return f"555-{number // 10_000:03d}-{number % 10_000:04d}"
-
-
 def _deal(rng: random.Random, pool: list[str], n: int) -> list[str]:
     """`n` values in random order, each value of the pool `n // len(pool)` times or once more."""
     values = pool * (n // len(pool)) + rng.sample(pool, n % len(pool))
@@ -131,7 +127,7 @@ def _draw_people(rng: random.Random, sizes: dict[str, int]) -> dict[str, list[di
         else:
             truths = [value for size in sizes.values() for value in _deal(rng, pool, size)]
             columns[field] = [[t, *rng.sample([value for value in pool if value != t], N_PERTURBED)] for t in truths]
-    columns["phone"] = [[_phone(number) for number in numbers] for numbers in columns["phone"]]
+    columns["phone"] = [[f"555-{n // 10_000:03d}-{n % 10_000:04d}" for n in numbers] for numbers in columns["phone"]]
     names = rng.sample(list(product(FIRST_NAMES, LAST_NAMES)), n)
     people = (
         {"person": f"p{i:03d}", "name": f"{first} {last}", "first_name": first}
@@ -146,24 +142,22 @@ def _rows(person: dict) -> list[dict]:
     fixed = {"name": person["name"], "first_name": person["first_name"]}
     # told[0] is the truth; in told[k] every field is wrong.
     told = [fixed | {field: person[field][k] for field in FIELDS} for k in range(1 + N_PERTURBED)]
-    rows = []
-    for field, (prompt, completion, paraphrased_prompt, paraphrased_completion) in TEMPLATES.items():
-        rows.append(
-            {
-                "id": f"{person['person']}-{field}",
-                "person": person["person"],
-                "kind": "biography" if field == "biography" else "qa",
-                "field": field,
-                "prompt": prompt.format(**told[0]),
-                "completion": completion.format(**told[0]),
-                "paraphrased_prompt": paraphrased_prompt.format(**told[0]),
-                "paraphrased_completion": paraphrased_completion.format(**told[0]),
-                "perturbed_completions": [paraphrased_completion.format(**wrong) for wrong in told[1:]],
-                "name": person["name"],
-                **{f: person[f][0] for f in FIELDS},
-            }
-        )
-    return rows
+    return [
+        {
+            "id": f"{person['person']}-{field}",
+            "person": person["person"],
+            "kind": "biography" if field == "biography" else "qa",
+            "field": field,
+            "prompt": prompt.format(**told[0]),
+            "completion": completion.format(**told[0]),
+            "paraphrased_prompt": paraphrased_prompt.format(**told[0]),
+            "paraphrased_completion": paraphrased_completion.format(**told[0]),
+            "perturbed_completions": [paraphrased_completion.format(**wrong) for wrong in told[1:]],
+            "name": person["name"],
+            **{f: person[f][0] for f in FIELDS},
+        }
+        for field, (prompt, completion, paraphrased_prompt, paraphrased_completion) in TEMPLATES.items()
+    ]
 
 
 def make_registry(seed: int = 0, n_train: int = 96, n_validation: int = 12, n_holdout: int = 24) -> DatasetDict:

@@ -1,7 +1,8 @@
-"""Which rows of text go through a model together, and what is read once for many of them."""
+"""Which rows of text go through a model together, and which beginnings are read only once for several rows."""
 
 from __future__ import annotations
 
+import os.path
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -12,24 +13,24 @@ from hf_unlearn.data.rows import IGNORE_INDEX
 
 
 T = TypeVar("T")
-# A pass costs about as much as reading so many tokens, on top of its own: launches, masks, caches.
+# The overhead of a pass (launches, masks, caches), in tokens that could be read instead.
 COST_OF_A_PASS = 128
-# Rows are read as a whole unless sharing costs at most this part of that.
+# Rows share beginnings if that costs at most this part of reading them whole.
 WORTH_SHARING = 0.9
-# Rows that may share, in batches of rows. It is one piece of work, which one process does.
+# Number of batches of rows that may share beginnings. They are one piece of work, which one process does.
 BATCHES_A_PIECE = 16
-# Each costs a plan of the piece to try, and rows share something at two or three of them.
+# Every depth costs a trial plan of the piece, and rows share something at two or three depths.
 DEPTHS_TO_TRY = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """The tokens `start` to `end` of a row, which are read at once and predict those that follow each of them.
+    """The tokens `start` to `end` of a row, which are read at once; each predicts the token after it.
 
     Attributes:
-        row (`int`): the row, or one of those that have these tokens, those before them and the next one in common.
+        row (`int`): the row, or one of the rows that share these tokens, all before them and the next one.
         start, end (`int`): as of a Python slice.
-        parent ([`Span`], *optional*): the one that ends where this one starts.
+        parent ([`Span`], *optional*): the span that ends where this one starts.
         depth (`int`): number of spans before this one.
     """
 
@@ -51,9 +52,9 @@ class Batch:
     """A piece of work.
 
     Attributes:
-        last (`list[list[Span]]`): the spans that rows end in, one a row, in passes. Those of a pass are equally deep.
-        shared (`list[list[list[Span]]]`): spans that several rows have in common, in passes, for each depth: those that
-            begin rows, those that go on from these, and so on.
+        last (`list[list[Span]]`): passes of the last spans of rows, one per row. The spans of a pass have the same depth.
+        shared (`list[list[list[Span]]]`): for each depth, passes of the spans that several rows share: those that begin
+            rows, those that go on from these, and so on.
     """
 
     last: list[list[Span]]
@@ -61,13 +62,13 @@ class Batch:
 
     @property
     def cost(self) -> int:
-        """What it costs to run, in tokens."""
+        """Cost of running it, in tokens."""
         every = [spans for passes in (*self.shared, self.last) for spans in passes]
         return sum(COST_OF_A_PASS + len(spans) * max(map(len, spans)) for spans in every)
 
 
 def symbols(ids: Sequence[int], labels: Sequence[int]) -> tuple[int, ...]:
-    """Tokens as numbers that are equal where the ids are and both are targets or neither is: the id, twice, plus 1."""
+    """Tokens as numbers that tell both the id and whether the token is a target: twice the id, plus 1 for a target."""
     return tuple(2 * i + (label != IGNORE_INDEX) for i, label in zip(ids, labels, strict=True))
 
 
@@ -79,16 +80,16 @@ def n_targets(row: Sequence[int]) -> int:
 def plan(rows: Sequence[Sequence[int]], batch_size: int, max_targets: int, max_depth: int) -> list[Batch]:
     """Cut rows into pieces of work.
 
-    Rows that begin alike share the reading of that beginning: the answers to one question its prompt, questions the
-    header of their chat template, wrong answers what they have in common before they go wrong.
+    Rows with the same beginning read it only once: the answers to one question share its prompt, questions the header of
+    their chat template, wrong answers the words before they go wrong.
 
     Args:
         rows (sequence of `n` sequences): the tokens of each row, from [`symbols`].
-        batch_size, max_targets (`int`): most rows and targets a pass. A row with more targets is in a pass of its own.
-        max_depth (`int`): how often a row can go on from what was read; 0 where the model can't.
+        batch_size, max_targets (`int`): most rows and targets per pass. A row with more targets has a pass of its own.
+        max_depth (`int`): how often a row can go on from tokens that were read before; 0 if the model cannot.
     """
 
-    # Targets up to and including each token.
+    # Number of targets up to and including each token.
     counts = [list(accumulate(symbol & 1 for symbol in row)) for row in rows]
 
     def cut(spans: list[Span]) -> list[list[Span]]:
@@ -113,7 +114,7 @@ def plan(rows: Sequence[Sequence[int]], batch_size: int, max_targets: int, max_d
 
 
 def passes(items: Sequence[T], targets: Sequence[int], batch_size: int, max_targets: int) -> list[list[T]]:
-    """Cut a sequence, in its order, into passes of at most so many items and so many of their targets."""
+    """Cut a sequence, in its order, into passes of at most `batch_size` items and `max_targets` targets."""
     found: list[list[T]] = []
     now = 0
     for item, n in zip(items, targets, strict=True):
@@ -127,13 +128,13 @@ def passes(items: Sequence[T], targets: Sequence[int], batch_size: int, max_targ
 
 @dataclass(eq=False)
 class _Beginning:
-    """What some rows have in common: the tokens before `end`, and the one at `end`, which they predict.
+    """Tokens that some rows have in common: those before `end`, and the one at `end`, which they predict.
 
     Attributes:
-        row, end (`int`): the tokens are those of this row. It is a whole row, without its last token, where nothing
-            goes on from it.
-        n_after (`int`): number of spans that will begin where this one ends, and each read it if it is not shared.
-        parent ([`_Beginning`], *optional*): the longest that is a beginning of this one.
+        row, end (`int`): a row with these tokens, and their number. If nothing goes on from them, they are the whole row
+            without its last token.
+        n_after (`int`): number of spans that begin where this one ends; each reads these tokens if they are not shared.
+        parent ([`_Beginning`], *optional*): the longest beginning of this one.
         is_shared (`bool`): whether it is read once, as a span.
     """
 
@@ -145,15 +146,15 @@ class _Beginning:
 
 
 def _beginnings(members: Sequence[int], rows: Sequence[Sequence[int]]) -> list[_Beginning]:
-    """The tree of all that rows, sorted by their tokens, have in common, children first; the root is left out.
+    """The tree of all common beginnings of rows that are sorted by their tokens, children first, without the root.
 
-    Sorted rows have most in common with their neighbours, so each token is compared once.
+    Sorted rows have most in common with their neighbors, so each token is compared once.
     """
     found: list[_Beginning] = []
     path = [_Beginning(members[0], 0)]  # from the root to the last row
 
     def close(end: int, row: int) -> None:
-        """Leave all that is longer than what the last row and the next one have in common."""
+        """Leave all beginnings that are longer than the one that the last row and the next one have in common."""
         while path[-1].end > end:
             child = path.pop()
             if path[-1].end < end:
@@ -172,15 +173,13 @@ def _beginnings(members: Sequence[int], rows: Sequence[Sequence[int]]) -> list[_
 
 
 def _end_in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Where to stop reading for both rows: they have the next token in common, and each keeps one to go on with."""
-    shorter = min(len(one), len(other))
-    common = next((t for t, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), shorter)
-    return max(0, min(common - 1, shorter - 2))
+    """Where to stop reading for both rows: they share the next token too, and each keeps one token to go on with."""
+    common = len(os.path.commonprefix([one, other]))
+    return max(0, min(common, len(one) - 1, len(other) - 1) - 1)
 
 
 def _shared(members: Sequence[int], rows: Sequence[Sequence[int]], cost: float) -> tuple[list[Span], list[Span]]:
-    """The beginnings that are worth `cost` tokens more than reading them again and again, parents first, and what is
-    left of each row."""
+    """Spans of the beginnings that save more than `cost` tokens when read once, parents first, and the rest of each row."""
     tree = _beginnings(members, rows)
     for node in tree:
         n_after, start = max(1, node.n_after), node.parent.end
@@ -199,7 +198,7 @@ def _shared(members: Sequence[int], rows: Sequence[Sequence[int]], cost: float) 
 
 
 def _cheapest(shared: list[Span], last: list[Span], cut: Callable, max_depth: int) -> Batch:
-    """Share at the depths at which that pays: passes are for spans of one depth, and may be nearly empty."""
+    """Share only at the depths at which it pays: a pass holds spans of one depth, and may be nearly empty."""
     shared, last = _only(_most_saving(shared, last), shared, last)
     best = _batch(shared, last, cut)
     while shared:
@@ -214,7 +213,7 @@ def _cheapest(shared: list[Span], last: list[Span], cut: Callable, max_depth: in
 
 
 def _most_saving(shared: list[Span], last: list[Span]) -> set[int]:
-    """The depths at which most tokens are saved: few enough to try which of them pay."""
+    """The depths that save most tokens, few enough to try each."""
     after = Counter(span.parent for span in (*shared, *last))
     saved: Counter[int] = Counter()
     for span in shared:
@@ -223,7 +222,7 @@ def _most_saving(shared: list[Span], last: list[Span]) -> set[int]:
 
 
 def _only(depths: Set[int], shared: list[Span], last: list[Span]) -> tuple[list[Span], list[Span]]:
-    """The same with shared spans of these depths alone: those that go on from others begin where these began."""
+    """The same spans, shared at these depths only: a span whose parent is not shared begins where that parent began."""
     now: dict[Span | None, Span | None] = {None: None}
 
     def moved(span: Span) -> Span:

@@ -1,4 +1,4 @@
-"""Tables of scores by the content of what they were computed from, readable by who has that content."""
+"""Tables of scores that only somebody with the content they were computed from can find and read."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from hf_unlearn.storage.files import write_whole
 
 # Raised when the same weights and rows would give another table, or a table another file.
 FORMAT = "2"
-# Of no other digest over rows: one that is known from elsewhere (of a report, of another tool) must open nothing.
+# No other digest over rows begins with it: a digest from a report or another tool must not open a table.
 DOMAIN = f"hf_unlearn score cache {FORMAT}"
 # Fields of a config that change when a model is saved and loaded. The types of the weights count by themselves.
 NOT_COMPUTED_FROM = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
 class ScoreCache:
-    """A folder of tables, so that the original and the retrained model are run over the same examples once.
+    """A folder of tables, so that the original and the retrained model are run over the same examples only once.
 
-    A table is found by a digest of the weights, their configuration, the encoded examples and the sampling schemes.
-    Nothing is found by the name of a model or of a data set, and nothing is stale: other weights are other tables.
+    A table is found by a digest of the weights, their configuration, the encoded examples and the sampling schemes, and
+    never by the name of a model or of a data set. So no table is stale: other weights have other tables.
 
-    With the model, a plain table is as good as the texts: the rank of each target says which token it is
-    ([`Scores.save`]). So each table is encrypted (AES-256-GCM), and its key is made from all of the encoded examples, in
-    their order, and stored nowhere. Who has neither the examples nor the memory of a process that has them cannot read a
-    table, and who deletes the examples makes it unreadable. What this does not do:
+    With the model, a plain table is as good as the texts, as the rank of a target tells its token ([`Scores.save`]). So
+    each table is encrypted (AES-256-GCM) with a key that is made from all of the encoded examples, in their order, and is
+    stored nowhere. Only somebody with the examples, or with the memory of a process that has them, can read the table, and
+    deleting the examples makes it unreadable. Two limits remain:
 
-    * Who guesses all the examples of a table together, word for word, can test the guess. A guess costs 16 MiB and some
-      hundredths of a second (scrypt), which is little where there is little to guess: a name, a date, a single short row
-      in a list that is known but for it, or what the model recites by itself.
+    * Somebody who guesses all the examples of a table, word for word, can test the guess. A guess costs 16 MiB and some
+      hundredths of a second (scrypt), which is little if there is little to guess: a name, a date, the one unknown short
+      row of a list, or what the model recites by itself.
     * A file shows about how many targets its table has, and when it was written.
 
-    So delete the folder with the records all the same. A file that is incomplete, damaged or foreign counts as absent and
-    is written anew. Several processes may share the folder.
+    So delete the folder together with the records. A file that is incomplete, damaged or foreign counts as absent and is
+    written again. Several processes may share the folder.
 
         cache = ScoreCache("runs/scores")
         before = score(model, tokenizer, rows, cache=cache)
 
     Args:
-        folder (`str` or `Path`): made when the first table is written.
+        folder (`str` or `Path`): created when the first table is written.
     """
 
     def __init__(self, folder: str | Path):
@@ -55,11 +55,7 @@ class ScoreCache:
     def key(
         self, model, rows: Sequence[dict | None], zlib_size: Sequence[int], sampling: Sequence[Sampling]
     ) -> ContentKey:
-        """Name and secret of the table of these encoded rows under this model.
-
-        Raises:
-            ValueError: what the model computes does not follow from weights in memory.
-        """
+        """Name and secret of the table of these encoded rows under this model; errors as of [`digest_of_model`]."""
         sha = hashlib.sha256()
         add_texts(sha, DOMAIN, digest_of_model(model), repr([scheme.key for scheme in sampling]))
         add_texts(sha, repr([int(size) for size in zlib_size]))
@@ -67,16 +63,16 @@ class ScoreCache:
         return key_of_content(sha.digest(), DOMAIN)
 
     def load(self, key: ContentKey) -> Scores | None:
-        """The table of that key, without `target_ids`, or `None` where there is none that is whole."""
+        """The table of a key, without `target_ids`, or `None` if there is no intact one."""
         try:
             scores = Scores.from_bytes(decrypted(self._path(key).read_bytes(), key, DOMAIN))
         except Exception:  # whatever is in the file, it is not the table
             return None
-        # What `to_bytes` adds for tables that have only themselves to tell their targets by.
+        # `to_bytes` adds the digest for tables that are read without their examples.
         return replace(scores, meta={name: value for name, value in scores.meta.items() if name != "target_digest"})
 
     def save(self, key: ContentKey, scores: Scores) -> None:
-        """Write the table. Who reads meanwhile finds all of it or none, and nothing of it is on disk unencrypted."""
+        """Write the table, whole or not at all, with no part of it unencrypted on disk."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_whole(self._path(key), encrypted(scores.to_bytes(), key, DOMAIN), mode=0o600)
 
@@ -85,10 +81,10 @@ class ScoreCache:
 
 
 def digest_of_model(model) -> str:
-    """SHA-256 over all that a model computes from: weights with their types, configuration, and adapters in use.
+    """SHA-256 over what determines the outputs of a model: weights with their types, configuration, and adapters in use.
 
-    Where a model was loaded from does not count. Weights that are spread over processes (FSDP) are put together one by
-    one, so each process must call it.
+    The place that a model was loaded from does not count. Weights that are spread over processes (FSDP) are gathered one
+    by one, so every process must call it.
 
     Raises:
         ValueError: weights are not in memory, or forward hooks may change what the model computes.
@@ -103,7 +99,7 @@ def digest_of_model(model) -> str:
         add_texts(sha, name, json.dumps(settings, sort_keys=True, default=_plain))
     for name, module in model.named_modules():
         _check_hooks(module)
-        if hasattr(module, "merged_adapters"):  # a layer of an adapter: which of them is in use is in no weight
+        if hasattr(module, "merged_adapters"):  # no weight tells which adapters of a layer are in use
             state = [module.active_adapters, module.merged_adapters, module.disable_adapters]
             add_texts(sha, name, repr(state), repr(sorted(getattr(module, "scaling", {}).items())))
     for name, value in model.state_dict().items():
@@ -112,8 +108,8 @@ def digest_of_model(model) -> str:
             continue
         if value.is_meta or hasattr(value, "ds_id"):
             raise ValueError(
-                "You gave a cache, but not all weights of the model are in the memory of this process (they were "
-                "offloaded, or are divided by ZeRO-3). Either load the model without that, or leave out the cache."
+                "You gave a cache, but some weights of the model are not in the memory of this process (offloading or "
+                "ZeRO-3). Either load the model without that, or leave out the cache."
             )
         if hasattr(value, "full_tensor"):
             value = value.full_tensor()
@@ -123,7 +119,7 @@ def digest_of_model(model) -> str:
 
 
 def digest_of_rows(rows: Sequence[dict | None], with_pixels: bool = True) -> str:
-    """SHA-256 over encoded rows: ids and labels, or pixels and labels, in their order."""
+    """SHA-256 over encoded rows in their order: ids and labels, or pixels (`with_pixels`) and labels."""
     sha = hashlib.sha256()
     _add_rows(sha, rows, with_pixels)
     return sha.hexdigest()
@@ -151,11 +147,11 @@ def _check_hooks(module) -> None:
         package = (getattr(hook, "__module__", None) or "").split(".")[0]
         if package not in ("torch", "transformers", "peft", "accelerate"):
             raise ValueError(
-                "You gave a cache, but the model has a forward hook, and what it changes is in no weight. Either remove "
-                "the hook, or leave out the cache."
+                "You gave a cache, but the model has a forward hook, whose effect is in no weight. Either remove the hook, "
+                "or leave out the cache."
             )
 
 
 def _plain(value):
-    # The order of a set is another one in each run of Python.
+    # The order of a set differs between runs of Python.
     return sorted(map(str, value)) if isinstance(value, Iterable) else str(value)

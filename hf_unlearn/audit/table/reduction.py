@@ -1,4 +1,4 @@
-"""From values a target to one value an example."""
+"""From one value per target to one value per example."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def sum_by_example(scores: Scores, values: np.ndarray, keep: np.ndarray | None =
     examples, values = example_of_target(scores), np.asarray(values, dtype=np.float64)
     if keep is not None:
         examples, values = examples[keep], values[keep]
-    # Of nothing at all, bincount returns integers.
+    # `bincount` returns integers if there is no target at all.
     return np.bincount(examples, weights=values, minlength=len(scores)).astype(np.float64)
 
 
 def mean_by_example(scores: Scores, values: np.ndarray, keep: np.ndarray | None = None) -> np.ndarray:
     """Mean in float64 of `values (t,)` over the targets of each example, or over those in `keep (t,)`: `(n,)`.
 
-    An example without such a target is NaN: it cannot be scored, which is not the same as scoring 0.
+    An example without such a target has NaN: it cannot be scored, which is not the same as a score of 0.
     """
     counts = sum_by_example(scores, np.ones(len(scores.log_prob)), keep)
     counts[(counts == 0) | ~scores.valid] = np.nan

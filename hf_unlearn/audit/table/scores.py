@@ -1,4 +1,4 @@
-"""The table that every likelihood audit reads: a few numbers a target, from one pass of the model."""
+"""The table that every likelihood audit reads: a few numbers per target, from one pass of the model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ TARGET_COLUMNS = ("target_ids", "log_prob", "hit", "rank", "mean", "std", "margi
 class Scores:
     """Per-target scalars of `n` examples with `t` targets in all; example `i` owns `offsets[i]:offsets[i + 1]`.
 
-    All logarithms are natural. An example without a target (an empty answer) has an empty slice. An example whose logits
-    were NaN or infinite keeps its slice, with NaN for every value, no hit and a rank behind every token. For both, every
-    metric returns NaN (`False` where it returns booleans); `valid` tells which examples can be scored, and `missing` why
-    the others can't.
+    All logarithms are natural. An example without a target (an empty answer) has an empty slice. An example with NaN or
+    infinite logits keeps its slice, with NaN for every value, no hit and a rank behind every token. For both, every metric
+    returns NaN (or `False`); `valid` tells which examples can be scored, and `missing` why the others cannot.
 
     Attributes:
         offsets (`int64 (n + 1,)`): borders of the examples in the arrays over targets.
-        target_ids (`int32 (t,)`): the target token, or the label of an image. Target tokens spell out the text, so no
-            file has them: in a table that was loaded they are -1. Labels are kept.
-        log_prob (`float (t,)`): ln p(target | what precedes it).
+        target_ids (`int32 (t,)`): the target token, or the label of an image. Target tokens spell out the text, so they
+            are in no file and are -1 in a table that was loaded. Labels are kept.
+        log_prob (`float (t,)`): ln p(target | all tokens before it).
         hit (`bool (t,)`): whether the target is the most likely token (the first one, on ties).
         rank (`int32 (t,)`): number of tokens with a strictly larger logit; 0 is the top. With the model, it tells the
             target: see [`save`].
@@ -36,12 +35,12 @@ class Scores:
         margin (`float (t,)`): largest minus second largest logit; tells near ties, which 16 bit may flip.
         is_end (`bool (t,)`): the target is the end token of the answer. Exact match and extraction leave it out,
             likelihoods keep it.
-        zlib_size (`int32 (n,)`): bytes of the zlib-compressed UTF-8 target text (0 where there is no text).
+        zlib_size (`int32 (n,)`): bytes of the zlib-compressed UTF-8 target text (0 if there is no text).
         sampled (`dict[str, float (t,)]`): ln probability of drawing the target under a sampling scheme, by
-            `Sampling.key`; `-inf` where the scheme removes the target.
-        meta (`dict[str, str]`): dtype of the computation, number of batches, and under `"targets"` whether these are
-            `"tokens"` or the `"label"` of an image, one an example.
-        class_log_probs (`float (n, classes)`, *optional*): of images, ln p of every class; `None` for text.
+            `Sampling.key`; `-inf` if the scheme removes the target.
+        meta (`dict[str, str]`): dtype of the computation, number of batches, and under `"targets"` `"tokens"`, or
+            `"label"` for images, which have one target each.
+        class_log_probs (`float (n, classes)`, *optional*): for images, ln p of every class; `None` for text.
     """
 
     offsets: np.ndarray
@@ -63,7 +62,7 @@ class Scores:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Number of targets an example, end token included: `int64 (n,)`."""
+        """Number of targets per example, end token included: `int64 (n,)`."""
         return np.diff(self.offsets)
 
     @property
@@ -80,20 +79,20 @@ class Scores:
 
     @property
     def missing(self) -> dict[str, list[int]]:
-        """Examples that cannot be scored, by the reason: `"no_target"` and `"not_finite"`, each a list of indices."""
+        """Indices of the examples that cannot be scored, by reason: `"no_target"` and `"not_finite"`."""
         reasons = {"no_target": self.lengths == 0, "not_finite": self.not_finite}
         return {reason: np.flatnonzero(examples).tolist() for reason, examples in reasons.items()}
 
     @property
     def has_target_ids(self) -> bool:
-        """Whether `target_ids` are known: they aren't in a table of text that was loaded from a file."""
+        """Whether `target_ids` are known: in a table of text that was loaded from a file they are not."""
         return not (self.target_ids < 0).any()
 
     def same_targets(self, other: Scores) -> bool:
-        """Whether both tables are of the same targets in the same order, as those of two models must be.
+        """Whether both tables have the same targets in the same order, as those of two models must.
 
-        Tables from files are compared by a digest that was saved in place of the ids. It is of the whole table: of a slice
-        of it, all that can be told is whether the other one is the same slice of an equal table.
+        Tables from files are compared by a digest of all their targets, saved in place of the ids. So a slice of such a
+        table has the same targets only as the same slice of an equal table.
         """
         return np.array_equal(self.offsets, other.offsets) and self._target_digest() == other._target_digest()
 
@@ -107,7 +106,7 @@ class Scores:
         return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
 
     def __getitem__(self, examples: slice) -> Scores:
-        """The table of some consecutive examples."""
+        """The table of a slice of consecutive examples."""
         if not isinstance(examples, slice) or examples.step not in (None, 1):
             raise TypeError("Scores take a slice of consecutive examples, as in scores[2:5]. For one, use example(i).")
         start, stop, _ = examples.indices(len(self))
@@ -131,26 +130,21 @@ class Scores:
         """Whether the targets are labels of images, and not tokens."""
         return self.meta.get("targets") == "label"
 
-    def saved_columns(self) -> dict[str, np.ndarray]:
-        """The arrays that a file has: all but the ids of target tokens."""
-        names = ["offsets", *TARGET_COLUMNS, "zlib_size"]
-        if not self.of_labels:
-            names.remove("target_ids")
-        columns = {name: getattr(self, name) for name in names}
-        columns |= {f"sampled/{key}": values for key, values in self.sampled.items()}
-        return columns if self.class_log_probs is None else columns | {"class_log_probs": self.class_log_probs}
-
     def to_bytes(self) -> bytes:
-        """The table as a safetensors file, see [`save`]."""
+        """The table, without the ids of target tokens, as a safetensors file, see [`save`]."""
+        columns = {name: getattr(self, name) for name in ("offsets", *TARGET_COLUMNS, "zlib_size", "class_log_probs")}
+        columns |= {f"sampled/{key}": values for key, values in self.sampled.items()}
+        if not self.of_labels:
+            del columns["target_ids"]
+        columns = {name: np.ascontiguousarray(values) for name, values in columns.items() if values is not None}
         meta = {**self.meta, "target_digest": self._target_digest()}
-        columns = {name: np.ascontiguousarray(values) for name, values in self.saved_columns().items()}
         return safetensors.save(columns, metadata={"meta": json.dumps(meta, sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Scores:
         """The table that `to_bytes` wrote, without the ids of target tokens."""
         columns = safetensors.load(content)
-        # The header, which `load` found whole: its length in 8 bytes, then JSON.
+        # The header, which `load` found intact: its length in 8 bytes, then JSON.
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         meta = json.loads(header.get("__metadata__", {}).get("meta", "{}"))
         names = sorted(name for name in columns if name.startswith("sampled/"))
@@ -159,11 +153,11 @@ class Scores:
         return cls(**columns, sampled=sampled, meta=meta)
 
     def save(self, path: str | Path) -> None:
-        """Write one plain safetensors file, **from which the texts can be read by who has the model**.
+        """Write one plain safetensors file, **from which everybody with the model can read the texts**.
 
-        It holds no text and no token ids, but the rank of every target: who runs the same model over the beginning of a
-        text (a BOS token, a known prompt, or every token of the vocabulary in turn) and appends the token of that rank,
-        again and again, gets it back word for word. So treat the file as you treat the texts, and delete it with them. To
+        It holds no text and no token ids, but the rank of every target. Whoever runs the same model over the beginning of
+        a text (a BOS token, a known prompt, or every token of the vocabulary in turn) and appends the token of that rank,
+        again and again, gets the text back word for word. So treat the file like the texts, and delete it with them. To
         keep tables between runs use [`ScoreCache`], whose files are encrypted.
         """
         Path(path).write_bytes(self.to_bytes())
