@@ -1,4 +1,4 @@
-"""What `audit()` is asked for, checked before a model is loaded: an error after hours helps nobody."""
+"""Checks of what `audit()` is asked for, made before a model is loaded and not after hours of work."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hf_unlearn.data.rows import FORMATS, format_of, label_of
 from hf_unlearn.storage.digest import digest_of_text
 
 
-#: Sets of rows that an audit knows.
+#: Names of the sets of rows that an audit reads.
 SETS = ("forget", "retain", "holdout", "test", "siblings", "unrelated")
-#: What is tested if nothing is said: what is read from likelihoods and answers, which is cheap.
+#: The threat models by default: those that read likelihoods and answers, which is cheap.
 DEFAULT_THREATS = ("extraction", "membership")
-# The share of the holdout that may have been trained on without making it useless.
+# At most this share of the holdout may be in the forget set as well: benchmarks have a few duplicates of their own.
 FEW = 0.01
 _AT_LEAST_ONE = ("batch_size", "max_rows", "max_new_tokens", "relearning_batch_size", "n_samples")
 
@@ -38,7 +38,8 @@ def threats_of(threat_model: Sequence[str] | str) -> tuple[str, ...]:
         raise ValueError(f"You chose no threat model, so nothing would be tested. There are {', '.join(THREATS)}.")
     if "all" in threats:
         return THREATS
-    check_threats(threats, ("original",))  # whether there is an original is checked with the other models
+    if unknown := [threat for threat in threats if threat not in THREATS]:
+        raise ValueError(f"There is no threat model {unknown[0]!r}. There are {', '.join(THREATS)}.")
     return threats
 
 
@@ -46,24 +47,20 @@ def sets_of(split) -> dict[str, Any]:
     """Sets of rows by their name, from a dictionary or an object with attributes of these names; `None` is left out.
 
     Raises:
-        ValueError: there is no forget set, a name is not known, or a set is nothing that has a length and positions.
+        ValueError: there is no forget set, a name is not known, or a set has no length and positions.
     """
-    if isinstance(split, Mapping):
-        unknown = [name for name in split if name not in SETS]
-        if unknown:
-            raise ValueError(
-                f"There is no set {', '.join(map(repr, unknown))} in an audit. The sets are {', '.join(SETS)}. Either "
-                "rename it, or leave it out."
-            )
-        given = split
-    else:
-        given = {name: getattr(split, name, None) for name in SETS}
-        if all(rows is None for rows in given.values()) and split is not None:
-            raise ValueError(
-                f"You gave a {type(split).__name__} as split, and it is not known which rows these are. Give "
-                "{'forget': rows, 'retain': ..., 'holdout': ...}, or split(rows, request)."
-            )
+    given = split if isinstance(split, Mapping) else {name: getattr(split, name, None) for name in SETS}
+    if unknown := [name for name in given if name not in SETS]:
+        raise ValueError(
+            f"There is no set {', '.join(map(repr, unknown))} in an audit. The sets are {', '.join(SETS)}. Either rename it, "
+            "or leave it out."
+        )
     sets = {name: rows for name, rows in given.items() if rows is not None}
+    if not sets and split is not None:
+        raise ValueError(
+            f"You gave a {type(split).__name__} as split, which does not say what its rows are for. Give {{'forget': rows, "
+            "'retain': ..., 'holdout': ...}, or split(rows, request)."
+        )
     for name, rows in sets.items():
         if isinstance(rows, (str, Mapping)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ValueError(
@@ -77,22 +74,6 @@ def sets_of(split) -> dict[str, Any]:
     return sets
 
 
-def check_threats(threats: Sequence[str], models: Sequence[str]) -> None:
-    """Find out before hours of work that a threat model is not known, or lacks a model.
-
-    Raises:
-        ValueError: with the cause and what to do.
-    """
-    for threat in threats:
-        if threat not in THREATS:
-            raise ValueError(f"There is no threat model {threat!r}. There are {', '.join(THREATS)}.")
-    if "both_checkpoints" in threats and "original" not in models:
-        raise ValueError(
-            'You chose the threat model "both_checkpoints", in which an adversary has the original too, but gave no '
-            "original. Either give it, or leave the threat model out."
-        )
-
-
 def check_request(
     models: Mapping[str, Any],
     sets: Mapping[str, Any],
@@ -100,25 +81,23 @@ def check_request(
     config: AuditConfig,
     groups=None,
 ) -> list[str]:
-    """Find out before hours of work that an audit cannot run, or could not mean what it says.
+    """Find out before hours of work that an audit cannot run, or that its result would be misleading.
 
     Args:
         models (`dict`): objects or names by role, as `Models.given`.
         sets (`dict`): rows by name, from [`sets_of`].
         threats (sequence of `str`): from [`threats_of`].
-        config ([`AuditConfig`]): how much of what is tried.
-        groups (*optional*): as for `audit`.
+        config ([`AuditConfig`]): how much is tried.
+        groups (*optional*): as for [`audit`].
 
     Returns:
         `list[str]`: what a reader of the report must know of the request.
 
     Raises:
-        ValueError: with the cause and what to do. No message has the content of a row.
+        ValueError: with the cause and the remedy. No message quotes a row.
     """
     _check_config(config)
-    check_threats(threats, list(models))
-    _check_retrained(models)
-    _check_shadows(models)
+    _check_models(models, threats)
     _check_groups(groups, sets)
     _check_relearning(threats, sets, Groups.of(groups, 0))
     return _check_shared_rows(sets)
@@ -128,31 +107,32 @@ def _check_config(config: AuditConfig) -> None:
     from hf_unlearn.audit.attacks.quantization import WEIGHT_ATTACKS
 
     if not isinstance(config, AuditConfig):
-        raise ValueError(
-            f"You gave a {type(config).__name__} as config. Give an AuditConfig, as in AuditConfig(max_rows=50)."
-        )
+        raise ValueError(f"You gave a {type(config).__name__} as config. Give one such as AuditConfig(max_rows=50).")
     for name in _AT_LEAST_ONE:
         if getattr(config, name) < 1:
             raise ValueError(f"You set {name}={getattr(config, name)}, but it must be at least 1.")
-    unknown = [name for name in config.weight_attacks if name not in WEIGHT_ATTACKS]
-    if isinstance(config.weight_attacks, str) or unknown:
-        unknown = config.weight_attacks if isinstance(config.weight_attacks, str) else ", ".join(map(repr, unknown))
+    attacks = config.weight_attacks
+    unknown = [attacks] if isinstance(attacks, str) else [name for name in attacks if name not in WEIGHT_ATTACKS]
+    if unknown:
         raise ValueError(
-            f"You set weight_attacks to {unknown}. Give a list of the attacks that there are: {', '.join(WEIGHT_ATTACKS)}."
+            f"You set weight_attacks to {', '.join(map(repr, unknown))}. Give a list of the attacks that there are: "
+            f"{', '.join(WEIGHT_ATTACKS)}."
         )
 
 
-def _check_retrained(models: Mapping[str, Any]) -> None:
-    retrained = {role: model for role, model in models.items() if role.startswith("retrained")}
+def _check_models(models: Mapping[str, Any], threats: Sequence[str]) -> None:
+    if "both_checkpoints" in threats and "original" not in models:
+        raise ValueError(
+            'You chose the threat model "both_checkpoints", in which an adversary has the original too, but gave no '
+            "original. Either give it, or leave the threat model out."
+        )
+    retrained = {role: _place(model) for role, model in models.items() if role.startswith("retrained")}
     for (first, a), (second, b) in combinations(retrained.items(), 2):
-        if a is b or (isinstance(a, str) and isinstance(b, str) and _place(a) == _place(b)):
+        if a is b or (isinstance(a, str) and a == b):
             raise ValueError(
-                f"The models {first} and {second} are the same one. Several retrained models show how far other seeds "
-                "differ, and the same twice would show no difference. Either give one of another seed, or leave it out."
+                f"The models {first} and {second} are the same one. Several retrained models show how much seeds differ, and "
+                "the same model twice would show no difference. Either give one of another seed, or leave it out."
             )
-
-
-def _check_shadows(models: Mapping[str, Any]) -> None:
     shadows, others = (sum(role.startswith(prefix) for role in models) for prefix in ("shadow_", "retrained_"))
     if shadows and min(shadows, others) < 2:
         raise ValueError(
@@ -162,9 +142,9 @@ def _check_shadows(models: Mapping[str, Any]) -> None:
         )
 
 
-def _place(name: str) -> str:
-    """A folder by its full path, whatever it was called; a Hub id as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+def _place(model):
+    """A folder by its full path, however it was written; a Hub id or an object as it is."""
+    return str(Path(model).resolve()) if isinstance(model, str) and Path(model).exists() else model
 
 
 def _check_groups(groups, sets: Mapping[str, Any]) -> None:
@@ -177,22 +157,16 @@ def _check_groups(groups, sets: Mapping[str, Any]) -> None:
             "labels for 'forget' and 'holdout'."
         )
     for name, labels in by_set.items():
-        n = len(sets.get(name, ()))
-        if labels is not None:
-            _check_labels(list(labels), n, name)
-
-
-def _check_labels(labels: list, n: int, name: str) -> None:
-    if len(labels) != n:
-        raise ValueError(
-            f"You gave {len(labels)} groups for {n} rows of the {name} set. Give one label a row, in the same order."
-        )
-    missing = sum(label is None or label != label for label in labels)  # NaN is not itself
-    if missing:
-        raise ValueError(
-            f"{missing} of the {n} rows of the {name} set have no group. Either give each its own label, or leave the "
-            "groups out."
-        )
+        labels, n = labels if labels is None else list(labels), len(sets.get(name, ()))
+        if labels is not None and len(labels) != n:
+            raise ValueError(
+                f"You gave {len(labels)} groups for {n} rows of the {name} set. Give one label per row, in the same order."
+            )
+        if missing := sum(label is None or label != label for label in labels or ()):  # NaN is not itself
+            raise ValueError(
+                f"{missing} of the {n} rows of the {name} set have no group. Either give each its own label, or leave the "
+                "groups out."
+            )
 
 
 def _check_relearning(threats: Sequence[str], sets: Mapping[str, Any], groups: Groups | None) -> None:
@@ -208,35 +182,34 @@ def _check_relearning(threats: Sequence[str], sets: Mapping[str, Any], groups: G
 
 
 def _check_shared_rows(sets: Mapping[str, Any]) -> list[str]:
-    """Rows of the forget set that other sets have too: a note, and many of them in the holdout an error."""
-    others = {name: sets[name] for name in ("holdout", "retain") if len(sets.get(name, ()))}
-    if not others:
-        return []
-    forget = _contents(sets["forget"])
-    shared = {name: sum((forget & _contents(rows)).values()) for name, rows in others.items()}
+    """Notes on rows of the forget set that other sets have too; an error where many are in the holdout."""
+    others = {name: _contents(sets[name]) for name in ("holdout", "retain") if len(sets.get(name, ()))}
+    forget = _contents(sets["forget"]) if others else Counter()
+    shared = {name: (forget & contents).total() for name, contents in others.items()}
     notes = []
     if n := shared.get("holdout"):
-        said = f"{n} {'rows are' if n > 1 else 'row is'} in the forget set and in the holdout. The holdout must hold rows never "
-        said += "trained on. Take what was trained on out of it."
-        # Benchmarks have a few duplicates of their own.
+        rows = "rows are" if n > 1 else "row is"
+        notes.append(
+            f"{n} {rows} in the forget set and in the holdout. The holdout must hold rows never trained on. Take what was "
+            "trained on out of it."
+        )
         if n > FEW * len(sets["holdout"]):
-            raise ValueError(said)
-        notes.append(said)
+            raise ValueError(notes[0])
     if n := shared.get("retain"):
         notes.append(
             f"{n} {'rows' if n > 1 else 'row'} of the forget set can be found in the retain set as well. A model trained on "
-            "the retain set has seen this content, so that nothing is shown about it."
+            "the retain set has seen this content, so the comparison with it shows nothing about these rows."
         )
     return notes
 
 
 def _contents(rows: Sequence) -> Counter:
-    """How often each content occurs."""
+    """The digest of each row's content, with its number of rows."""
     from datasets import Dataset, Image
 
     from hf_unlearn.data.images import has_images
 
-    if has_images(rows) and isinstance(rows, Dataset):  # their bytes say enough, and are read without being decoded
+    if has_images(rows) and isinstance(rows, Dataset):  # the bytes of the files are enough, and need no decoding
         rows = rows.cast_column("image", Image(decode=False))
     return Counter(digest for digest in map(_digest, rows) if digest is not None)
 
@@ -253,12 +226,12 @@ def _digest(row) -> bytes | None:
     if kind == "ids":
         contents = np.asarray(contents).tolist()
     if kind == "messages":
-        contents = [[(message.get("role"), message.get("content")) for message in row["messages"]]]
+        contents = [(message.get("role"), message.get("content")) for message in row["messages"]]
     return digest_of_text(kind, *contents)
 
 
 def _pixels(image) -> str:
-    """A hash of the pixels; of an image that is not decoded, of its file."""
+    """A hash of the pixels, or of the file of an image that is not decoded."""
     if isinstance(image, Mapping):
         content = image.get("bytes") or Path(image["path"]).read_bytes()
         return hashlib.blake2b(content).hexdigest()

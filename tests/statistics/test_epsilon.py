@@ -74,7 +74,7 @@ def test_ties_are_broken_by_chance_and_not_by_the_order_of_the_canaries():
 def test_scores_that_say_nothing_and_bad_input():
     with pytest.raises(ValueError, match="1 of 5 canaries"):
         one_run_epsilon([1, 2, np.nan, 3, 4], [True] * 5)
-    with pytest.raises(ValueError, match="one each|Give one each"):
+    with pytest.raises(ValueError, match="one of each per canary"):
         one_run_epsilon([1, 2, 3, 4], [True] * 5)
     with pytest.raises(ValueError, match="no more guesses"):
         one_run_bound(10, 5, 8)
