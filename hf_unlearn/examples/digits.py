@@ -39,10 +39,9 @@ def make_digits(seed: int = 0) -> DatasetDict:
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     order = list(range(len(pixels)))
     random.Random(f"digits {seed}").shuffle(order)
-    splits, start = {}, 0
+    splits = {}
     for name, size in SIZES.items():
-        chosen = order[start : start + size]
-        start += size
+        chosen, order = order[:size], order[size:]
         rows = {"image": [pixels[i] for i in chosen], "label": [int(digits.target[i]) for i in chosen]}
         splits[name] = Dataset.from_dict(rows, features=FEATURES)
     return DatasetDict(splits)

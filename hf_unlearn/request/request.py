@@ -330,8 +330,11 @@ def _check_scope(path: str, scope: Any) -> None:
     if scope["kind"] == "attribute":
         _check_keys(path, selector, ("column", "operator", "value"))
         _require(selector["operator"] in OPERATORS, f"{path}.operator", f"one of {[*OPERATORS]}")
-        several = selector["operator"] in ("in", "not in")
-        _check_values(f"{path}.value", selector["value"] if several else [selector["value"]])
+        if selector["operator"] in ("in", "not in"):
+            _check_values(f"{path}.value", selector["value"])
+        else:
+            rule = "a single text, number or boolean, unless the operator is 'in' or 'not in'"
+            _check_values(f"{path}.value", [selector["value"]], rule)
         if selector["operator"] == "contains":
             _check_text(f"{path}.value", selector["value"])
     else:
@@ -340,8 +343,7 @@ def _check_scope(path: str, scope: Any) -> None:
     _check_text(f"{path}.column", selector["column"])
 
 
-def _check_values(path: str, values: Any) -> None:
-    _require(isinstance(values, list) and len(values) > 0, path, "a list that is not empty")
+def _check_values(path: str, values: Any, rule: str = "a list, not empty, of texts, numbers or booleans") -> None:
+    values = values if isinstance(values, list) else []
     types = {float if type(value) is int else type(value) for value in values}
-    are_plain = len(types) == 1 and types <= {str, float, bool}
-    _require(are_plain, path, "text, numbers or booleans, all of one type (a list only where several are asked for)")
+    _require(len(types) == 1 and types <= {str, float, bool}, path, rule)

@@ -250,8 +250,7 @@ def _content_columns(dataset: Dataset, request: ErasureRequest, chosen: Sequence
             return []
         # An identifier that differs does not make the content differ.
         return [name for name in text if name != request.selector.get("column")] or text
-    unknown = [name for name in chosen if name not in text]
-    if isinstance(chosen, str) or unknown:
+    if isinstance(chosen, str) or not set(chosen) <= set(text):
         raise ValueError(f"`text_columns` must be a list of text columns. Those of the dataset are {text}.")
     return list(chosen)
 

@@ -68,9 +68,8 @@ class Scores:
     @property
     def not_finite(self) -> np.ndarray:
         """Which examples had NaN or infinite logits at a target: `bool (n,)`."""
-        broken = np.zeros(len(self), dtype=bool)
-        broken[np.repeat(np.arange(len(self)), self.lengths)[np.isnan(self.log_prob)]] = True
-        return broken
+        broken = np.repeat(np.arange(len(self)), self.lengths)[np.isnan(self.log_prob)]
+        return np.isin(np.arange(len(self)), broken)
 
     @property
     def valid(self) -> np.ndarray:
@@ -80,8 +79,8 @@ class Scores:
     @property
     def missing(self) -> dict[str, list[int]]:
         """Indices of the examples that cannot be scored, by reason: `"no_target"` and `"not_finite"`."""
-        reasons = {"no_target": self.lengths == 0, "not_finite": self.not_finite}
-        return {reason: np.flatnonzero(examples).tolist() for reason, examples in reasons.items()}
+        unscored = {"no_target": self.lengths == 0, "not_finite": self.not_finite}
+        return {reason: np.flatnonzero(mask).tolist() for reason, mask in unscored.items()}
 
     @property
     def has_target_ids(self) -> bool:
