@@ -111,6 +111,27 @@ def test_the_page_puts_the_verdicts_first(report, tmp_path):
     assert "* **artefacts** (not tested): Files that are published" in page
 
 
+def page_of(report):
+    environment = {"versions": {}, "python": "3", "commit": None}
+    return to_markdown({"audit": report.as_dict(), "run": {}, "environment": environment})
+
+
+def test_the_page_leads_with_counts_where_there_is_a_rate(report):
+    shares = {"original": 1.0, "unlearned": 0.0, "retrained": 1 / 16}
+    counts = report.rows[0] | {role: estimate(value, 0, 1) | {"n": [16]} for role, value in shares.items()}
+    first = "# Result of an unlearning audit\n\n{}## Verdicts"
+    sentence = (
+        "16 of 16 answers came out word for word before; 0 of 16 after; 1 of 16 from a model that never saw them.\n\n"
+    )
+    assert page_of(replace(report, rows=[report.rows[1], counts])).startswith(first.format(sentence))
+    alone = counts | {"original": None, "retrained": estimate(None, None, None)}
+    sentence = "0 of 16 answers came out word for word after.\n\n"
+    assert page_of(replace(report, rows=[alone])).startswith(first.format(sentence))
+    # Neither another measure nor another set says it.
+    for rows in ([report.rows[1]], [counts | {"set": "retain"}]):
+        assert page_of(replace(report, rows=rows)).startswith(first.format(""))
+
+
 def test_the_page_says_what_was_audited(report, tmp_path):
     result = write_result(tmp_path, report.as_dict(), RUN)
     page = (tmp_path / "RESULT.md").read_text()

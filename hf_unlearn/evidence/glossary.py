@@ -1,22 +1,23 @@
-"""What the words of a result mean, for who reads it without knowing machine learning."""
+"""What the words of a result mean, for readers who do not know machine learning."""
 
 VERDICTS = {
-    "residual": "Something was found: the attack tells the model from one that never saw the records, by more than the margin.",
+    "residual": "Something was found: the attack tells the model apart from one that never saw the records, by more than the "
+    "margin.",
     "over_forgotten": "Something was found: the records score lower than in a model that never saw them, which can show which "
     "records they were.",
     "no_trace_found": "As far as this test can see, the model is like one that never saw the records: the difference lies "
     "within the margin. This is evidence, and no proof.",
-    "inconclusive": "Neither was shown, mostly because there are too few records. Nothing is attested.",
-    "no_baseline": "There is nothing to hold the number against: the attack did not see the records in the original model "
+    "inconclusive": "Neither a trace nor its absence was shown, mostly because there are too few records. Nothing is attested.",
+    "no_baseline": "There is nothing to compare the number with: the attack did not see the records in the original model "
     "either, or a model to compare with is missing. Nothing is attested.",
-    "not_tested": "Nothing is said.",
+    "not_tested": "Nothing was tested, and nothing is said.",
 }
 MODELS = {
     "original": "the model before the erasure; it shows that an attack sees the records where they are",
-    "unlearned": "the model that is judged",
+    "unlearned": "the model after the erasure, which is judged",
     "retrained": "trained in the same way without the records: the goal of every number, since what it gives away can be guessed",
 }
-#: How much of a difference still counts as equal, with the place of the number.
+#: What each margin says; a difference within the margin counts as equal.
 MARGINS = {
     "auc": "{:g} of an AUC",
     "share": "{:g} of rates and shares",

@@ -1,4 +1,4 @@
-"""RESULT.md, from the plain dictionaries of result.json: verdicts first, then what the words mean, then the numbers."""
+"""RESULT.md, from the plain dictionaries of result.json: counts and verdicts, what the words mean, and the numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_unlearn.evidence.glossary import EXIT_CODES, MARGINS, MODELS, VERDICTS
 from hf_unlearn.evidence.tables import markdown_table
 
 
-# Of the options, those that say what was done; result.json has them all.
+# The options that say what was done; result.json has all options.
 _CHOICES = (
     "model_name_or_path learning_rate lr_scheduler_type forget_weight retain_weight retain_loss update_rule beta delta "
     "trainable trainable_layers use_peft load_in_4bit per_device_train_batch_size stop_when_forgotten"
@@ -53,7 +53,7 @@ def _signed(x: float) -> str:
 def to_markdown(result: dict[str, Any]) -> str:
     """The result as a page of Markdown."""
     audit = result["audit"]
-    lines = ["# Result of an unlearning audit", ""]
+    lines = ["# Result of an unlearning audit", "", *_counts(audit)]
     lines += _summary(audit) + _about(result) + _meanings(audit) + _why(audit) + _numbers(audit)
     lines += _curves(audit) + _worst(audit) + _cost(audit) + _reading(audit) + _made_with(result["environment"])
     return "\n".join(lines)
@@ -61,6 +61,20 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 def _said(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _counts(audit: dict[str, Any]) -> list[str]:
+    """How many answers each model gives word for word, in a sentence; nothing where this was not measured."""
+    rows = [row for row in audit["rows"] if (row["measure"], row["set"]) == ("verbatim_extraction", "forget")]
+    models = {"original": "before", "unlearned": "after", "retrained": "from a model that never saw them"}
+    counts = []
+    for role, where in models.items():
+        estimate = rows[0].get(role) if rows else None
+        if estimate and estimate["value"] is not None:
+            n = estimate["n"][0]
+            said = "" if counts else " answers came out word for word"
+            counts.append(f"{round(estimate['value'] * n)} of {n}{said} {where}")
+    return [f"{'; '.join(counts)}.", ""] if counts else []
 
 
 def _tested(audit: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -84,36 +98,32 @@ def _has_difference(row: dict[str, Any]) -> bool:
 
 
 def _summary(audit: dict[str, Any]) -> list[str]:
-    """The verdicts, one line a surface, what they do not say, and what must be known beside them."""
-    tested, untested = _tested(audit), [name for name in audit.get("surfaces", {}) if name not in _tested(audit)]
+    """The verdicts, one line per surface, what they do not say, and what must be known with them."""
+    tested = _tested(audit)
+    untested = [name for name in audit.get("surfaces", {}) if name not in tested]
     lines = ["## Verdicts", ""]
     if audit.get("exit_code") in EXIT_CODES:
         lines += [EXIT_CODES[audit["exit_code"]], ""]
     if tested:
-        header = [
-            "surface",
-            "verdict",
-            "decided by",
-            f"difference to retrained, {_levels(audit)[1]} interval",
-            "margin",
-        ]
+        difference = f"difference to retrained, {_levels(audit)[1]} interval"
+        header = ["surface", "verdict", "decided by", difference, "margin"]
         lines += [markdown_table([header, *(_line(audit, surface) for surface in tested.values())]), ""]
     if untested:
         lines += [f"**Not tested:** {', '.join(untested)}. Nothing is said about these.", ""]
     if audit.get("not_run"):
-        lines += ["**Could not be run**, so that nothing is attested where it looks:", ""]
+        lines += ["**Could not be run**, so nothing is attested about what it would have tested:", ""]
         lines += [f"* {_said(a['attack'])}, on the {_said(a['model'])} model: {a['reason']}" for a in audit["not_run"]]
         lines += [""]
     lines += [audit["caveat"], ""] if audit.get("caveat") else []
     if audit["notes"]:
-        lines += ["To be known beside them:", "", *(f"* {note}" for note in audit["notes"]), ""]
+        lines += ["To be known with the verdicts:", "", *(f"* {note}" for note in audit["notes"]), ""]
     return lines
 
 
 def _line(audit: dict[str, Any], surface: dict[str, Any]) -> list[str]:
     rows = [row for row in audit["rows"] if row["measure"] == surface["worst"] and _has_difference(row)]
     verdict = next((r["verdict"] for r in rows if r["verdict"].get("surface") == surface["surface"]), {})
-    # Without a retrained model the number under a verdict is another one, and stands under Why.
+    # Without a retrained model the number behind a verdict is another one, and is given under Why.
     compared = verdict.get("unlearned") if verdict.get("n_retrained") else None
     margin = verdict.get("margin")
     said = f"**{_said(surface['verdict'])}**" + (f" ({_said(surface['reason'])})" if surface.get("reason") else "")
@@ -122,12 +132,12 @@ def _line(audit: dict[str, Any], surface: dict[str, Any]) -> list[str]:
 
 
 def _about(result: dict[str, Any]) -> list[str]:
-    """What was audited against what, on which rows, when, and with what margins: as far as it is known."""
+    """What was audited against what, on which rows, when, and with what margins, as far as this is known."""
     audit, run = result["audit"], result["run"]
-    facts = [*_of_models(audit, run), *_of_data(audit, run), *_of_request(run.get("request"))]
+    facts = [*_models(audit, run), *_data(audit, run), *_request(run.get("request"))]
     facts += [("date (UTC)", result["date"])] if result.get("date") else []
-    facts += [("tested against", _said(", ".join(audit.get("threats", []))))] if audit.get("threats") else []
-    facts += _of_margins(audit)
+    facts += [("tested against", _said(", ".join(audit["threats"])))] if audit.get("threats") else []
+    facts += _margins(audit)
     known = ("model", "models", "data", "request", "config")
     facts += [(_said(key), value) for key, value in run.items() if key not in known and not isinstance(value, dict)]
     config = run.get("config", {})
@@ -136,13 +146,10 @@ def _about(result: dict[str, Any]) -> list[str]:
     return ["## What was audited", "", markdown_table([["", ""], *([key, str(value)] for key, value in facts)]), ""]
 
 
-def _of_models(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
+def _models(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
     names = {"unlearned": run.get("model")} | run.get("models", {})
-    retrained = names.get("retrained")
-    retrained = retrained if isinstance(retrained, (list, tuple)) else [retrained]
-    names |= dict(
-        zip(("retrained", *(f"retrained_{i}" for i in range(2, len(retrained) + 1))), retrained, strict=True)
-    )
+    if isinstance(retrained := names.get("retrained"), (list, tuple)):
+        names |= {f"retrained_{i}" if i > 1 else "retrained": name for i, name in enumerate(retrained, 1)}
     facts = []
     for role in dict.fromkeys(("unlearned", "original", "retrained", *audit["models"])):
         what = "audited model" if role == "unlearned" else f"{_said(role)} model"
@@ -151,7 +158,7 @@ def _of_models(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, st
     return facts
 
 
-def _of_data(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
+def _data(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
     facts = []
     if data := run.get("data"):
         config = f" ({data['config']})" if data.get("config") else ""
@@ -161,15 +168,15 @@ def _of_data(audit: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]
     return [*facts, ("rows", ", ".join(f"{n} {_said(name)}" for name, n in audit["sets"].items()))]
 
 
-def _of_request(request: dict[str, Any] | str | None) -> list[tuple[str, str]]:
-    """The request by its number and scope; whom it is about is in the request file alone."""
+def _request(request: dict[str, Any] | str | None) -> list[tuple[str, str]]:
+    """The request by its number and scope. Only the request file says whom it is about."""
     if request is None:
         return []
     facts = {"id": request} if isinstance(request, str) else request
     return [("request" if key == "id" else f"request, {_said(key)}", value) for key, value in facts.items() if value]
 
 
-def _of_margins(audit: dict[str, Any]) -> list[tuple[str, str]]:
+def _margins(audit: dict[str, Any]) -> list[tuple[str, str]]:
     margins = audit.get("margins") or {}
     facts = []
     said = [text.format(margins[key]) for key, text in MARGINS.items() if key in margins]
@@ -183,35 +190,30 @@ def _of_margins(audit: dict[str, Any]) -> list[tuple[str, str]]:
     return facts + ([("tests corrected for (Holm)", str(family))] if family else [])
 
 
-def _meaning(surface: str) -> str:
-    found = SURFACES.get(surface)
-    return "" if found is None else found.meaning
-
-
 def _meanings(audit: dict[str, Any]) -> list[str]:
     tested = _tested(audit)
     lines = ["## What the words mean", "", "Models:", ""]
     lines += [f"* **{name}**: {text}." for name, text in MODELS.items()]
-    surfaces = audit.get("surfaces", {})
-    if surfaces:
+    if audit.get("surfaces"):
         lines += ["", "Surfaces, where erased records may show:", ""]
-        lines += [f"* **{name}**{'' if name in tested else ' (not tested)'}: {_meaning(name)}" for name in surfaces]
+        meanings = {name: SURFACES[name].meaning if name in SURFACES else "" for name in audit["surfaces"]}
+        lines += [f"* **{name}**{'' if name in tested else ' (not tested)'}: {m}" for name, m in meanings.items()]
         lines += ["", "Verdicts:", "", *(f"* **{_said(name)}**: {text}" for name, text in VERDICTS.items())]
         lines += ["", "A surface has the worst verdict of the statistics that were tested on it."]
     return [*lines, ""]
 
 
 def _why(audit: dict[str, Any]) -> list[str]:
-    """The sentences under each verdict; what several surfaces have in common is said once."""
+    """The sentences behind each verdict; what several surfaces have in common is said once."""
     tested = _tested(audit)
     if not tested:
         return []
-    sentences = {name: _sentences(surface.get("wording", "")) for name, surface in tested.items()}
+    sentences = {name: re.split(r"(?<=\.) (?=[A-Z])", s.get("wording", "")) for name, s in tested.items()}
     where: dict[str, list[str]] = {}
     for name, said in sentences.items():
         for sentence in dict.fromkeys(said):
             where.setdefault(sentence, []).append(name)
-    # A sentence with numbers is about one surface, even where those of another are the same.
+    # A sentence with numbers is about one surface, even where another has the same numbers.
     shared = {s: names for s, names in where.items() if len(names) > 1 and not re.search(r"\d", s)}
     lines = ["## Why", "", f"Intervals here are {_levels(audit)[1]} intervals, on which the verdicts rest.", ""]
     for name, said in sentences.items():
@@ -223,12 +225,8 @@ def _why(audit: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _sentences(wording: str) -> list[str]:
-    return re.split(r"(?<=\.) (?=[A-Z])", wording)
-
-
 def _numbers(audit: dict[str, Any]) -> list[str]:
-    """A table for each way to read a number."""
+    """One table for each direction in which numbers are read."""
     directions: dict[str, list[dict[str, Any]]] = {}
     for row in audit["rows"]:
         directions.setdefault(row["direction"], []).append(row)
@@ -250,11 +248,11 @@ def _curves(audit: dict[str, Any]) -> list[str]:
 
 
 def curve_table(curve: dict[str, Any]) -> list[list[str]]:
-    """A curve as cells of text, the header first: a row a point of the axis, a column a model, with intervals."""
+    """A curve as cells of text, the header first: one row per point of the axis, one column per model, with intervals."""
     roles = [name for name in curve if name not in ("name", "set", "axis", "x", "direction")]
     roles.sort(key=lambda role: _COLUMNS.index(role) if role in _COLUMNS else len(_COLUMNS))
     points = zip(curve["x"], *(curve[role] for role in roles), strict=True)
-    return [[curve["axis"], *map(_said, roles)], *([f"{x:g}", *map(_cell, of_roles)] for x, *of_roles in points)]
+    return [[curve["axis"], *map(_said, roles)], *([f"{x:g}", *map(_cell, estimates)] for x, *estimates in points)]
 
 
 def _worst(audit: dict[str, Any]) -> list[str]:
@@ -262,7 +260,7 @@ def _worst(audit: dict[str, Any]) -> list[str]:
     if not found:
         return []
     lines = ["## Records that show most", ""]
-    lines += ["Positions in the forget set, and by how much more than under retraining.", ""]
+    lines += ["Positions in the forget set, and by how much the value exceeds that under retraining.", ""]
     for worst in found:
         records = ", ".join(f"{i} ({_signed(x)})" for i, x in zip(worst["records"], worst["excess"], strict=True))
         lines.append(f"* {_said(worst['measure'])}: {records}")
@@ -276,39 +274,32 @@ def _cost(audit: dict[str, Any]) -> list[str]:
     table = [["", "unlearning", "retraining", "ratio"]]
     for name, ratio in cost["ratios"].items():
         if ratio is not None:
-            table.append(
-                [_said(name), *(f"{x:.4g}" for x in (cost["unlearning"][name], cost["retraining"][name], ratio))]
-            )
+            numbers = (cost["unlearning"][name], cost["retraining"][name], ratio)
+            table.append([_said(name), *(f"{x:.4g}" for x in numbers)])
     return ["## Cost", "", markdown_table(table), "", *(f"* {note}" for note in cost["notes"]), ""]
 
 
 def _reading(audit: dict[str, Any]) -> list[str]:
     tables, verdicts = _levels(audit)
     lines = [
-        "## How to read the numbers",
-        "",
-        "* The goal is the retrained model, not 0: what it gets right without ever having seen the forget set can be guessed. "
+        "The goal is the retrained model, not 0: what it gets right without ever having seen the forget set can be guessed. "
         "Lower than retrained is a failure too, because it shows which records were meant.",
-        "* *No difference found* means none at this number of records. It is evidence, not proof.",
-        f"* Brackets in tables and curves are {tables} intervals, one number at a time: of twenty readings about one is off by "
-        "chance. Verdicts are corrected for their number.",
+        "*No difference found* means that none was found with this number of records. It is evidence, not proof.",
+        f"Brackets in tables and curves are {tables} intervals for one number at a time: about one of twenty readings is off "
+        "by chance. Verdicts are corrected for their number.",
     ]
     if verdicts != "–":
         lines.append(
-            f"* Verdicts rest on {verdicts} intervals: that a number is equal is shown by two one-sided tests, each at half of "
-            "what the interval leaves out."
+            f"Verdicts rest on {verdicts} intervals: two one-sided tests show that a number is equal, each at half of what the "
+            "interval leaves out."
         )
-    if audit.get("grouped"):
-        lines.append(
-            "* Intervals of the forget set draw persons (groups), and not their rows one by one. Those of other sets take the "
-            "rows as independent."
-        )
-    else:
-        lines.append(
-            "* Intervals take the rows as independent. Where several rows are about one person or author they are not, and the "
-            "true intervals are wider: audit with groups (`--group_column`)."
-        )
-    return [*lines, ""]
+    lines.append(
+        "Intervals of the forget set draw persons (groups), not single rows. Those of other sets take the rows as independent."
+        if audit.get("grouped")
+        else "Intervals take the rows as independent. Where several rows are about one person or author they are not, and the "
+        "true intervals are wider: audit with groups (`--group_column`)."
+    )
+    return ["## How to read the numbers", "", *(f"* {line}" for line in lines), ""]
 
 
 def _made_with(environment: dict[str, Any]) -> list[str]:

@@ -31,11 +31,11 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(
-            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        return subprocess.check_output(
+            describe, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -45,16 +45,15 @@ def write_result(folder: str | os.PathLike, audit: dict[str, Any], run: dict[str
 
     Args:
         audit (`dict`): `AuditReport.as_dict()`.
-        run (`dict`): what was run. `models` (names by role, those of `retrained` in a list), `data` (`name`, `config`,
-            `splits`) and `request` (`id` and what it is about, never whom) are shown as what they are, numbers and texts
-            beside them by their key, and of `config` those options that say what was done.
+        run (`dict`): what was run. `RESULT.md` shows `models` (names by role, those of `retrained` in a list), `data`
+            (`name`, `config`, `splits`), `request` (`id` and what it is about, never whom), the options in `config` that
+            say what was done, and any other numbers and texts by their key.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     result = {"audit": audit, "run": run, "date": date, "environment": environment()}
-    write_whole(
-        Path(folder) / "result.json", json.dumps(_plain(result), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    )
+    text = json.dumps(_plain(result), indent=1, sort_keys=True, allow_nan=False)
+    write_whole(Path(folder) / "result.json", text + "\n")
     write_whole(Path(folder) / "RESULT.md", to_markdown(result))
     return result
 
@@ -67,7 +66,7 @@ def save_report(report, folder: str | os.PathLike, **run) -> dict[str, Any]:
     Args:
         report (`AuditReport`): from `audit`.
         folder (`str` or `os.PathLike`): made where there is none.
-        run: what the result says of the run, as for [`write_result`]: a report knows numbers, and no names.
+        run: what the result says about the run, as for [`write_result`], since a report has no names.
     """
     return write_result(folder, report.as_dict(), run)
 
