@@ -14,10 +14,10 @@ from hf_unlearn.statistics.estimate import Estimate, plain
 from hf_unlearn.statistics.paired_rates import PairedRates
 
 
-#: From the worst to the best; `not_tested` stands apart.
+#: From the worst to the best, and `not_tested`, which has no rank.
 VERDICTS = ("residual", "over_forgotten", "inconclusive", "no_baseline", "no_trace_found", "not_tested")
 
-# Intervals from the spread of fewer records or groups than this are too narrow to show equality.
+# The spread of fewer records or groups than this gives intervals that are too narrow to show equality.
 MIN_UNITS = 10
 
 PairedTest = Difference | PairedRates | DistributionDifference
@@ -25,7 +25,7 @@ PairedTest = Difference | PairedRates | DistributionDifference
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a verdict is made from, before the correction for other tests."""
+    """What a verdict rests on, before the correction for other tests."""
 
     original: PairedTest | None
     unlearned: PairedTest | None
@@ -37,7 +37,7 @@ class Evidence:
     reference_auc: Estimate | None
     same_as_original: bool | None
     margins: Margins
-    beside_original: bool = False
+    beside_original: bool
 
     @property
     def has_reference(self) -> bool:
@@ -50,10 +50,10 @@ class Evidence:
 
     @property
     def signal(self) -> float:
-        """What the original must exceed to have shown something: the margin, or what retrained models differ in.
+        """What the original must exceed to show a signal: the margin, or the largest difference of retrained models.
 
-        Not the alarm. With two retrained models that is a bound on what is not known about a third, and as wide as any
-        signal: what the original memorized would count as no signal.
+        The alarm would be too much. With two retrained models it bounds a third that is unknown, and is so wide that what
+        the original memorized would count as no signal.
         """
         return max(self.margin or 0.0, 0.0 if self.band is None else self.band.largest)
 
@@ -64,28 +64,28 @@ class Verdict:
 
     Attributes:
         statistic, kind, surface (`str`): what was measured.
-        verdict (`str` or `None`): one of [`VERDICTS`]; `None` where the statistic has no margin and only informs.
-        reason (`str` or `None`): `no_reference`, `not_exchangeable`, `no_signal_before`, `signal_unclear` (there may have
-            been one, but there are too few records to tell), `same_as_original` (original and retrained model are equal),
-            `no_original`, `underpowered`, `seed_noise` (not beyond what other seeds of retraining do),
-            `not_after_correction` (beyond the margin, but not after the correction for the number of tests), `near_margin`,
-            `not_measurable`, `no_records`, `no_margin`.
-        flags (`tuple[str, ...]`): `created_by_edit` and `over` (without a signal before, the edit made one, up or down;
-            `over` also where an AUC is below that of the retrained model, whatever the verdict), `leans_residual` and
-            `leans_over` (no verdict, but the difference is not 0), `beside_original` (an attack on both checkpoints, where less
-            than under retraining is no harm), `not_exchangeable`, `no_reference`, `one_retrained` (the
-            noise of seeds is unknown), `less_holdout` (differences are those of the forget set less those of the holdout).
+        verdict (`str` or `None`): one of [`VERDICTS`]; `None` for a statistic without a margin, which only informs.
+        reason (`str` or `None`): `no_reference`, `not_exchangeable`, `no_signal_before`, `signal_unclear` (too few records to
+            tell whether there was a signal), `same_as_original` (original and retrained model are equal), `no_original`,
+            `underpowered`, `seed_noise` (not beyond the differences between seeds of retraining), `not_after_correction`
+            (beyond the margin, but not after the correction for the number of tests), `near_margin`, `not_measurable`,
+            `no_records`, `no_margin`.
+        flags (`tuple[str, ...]`): `created_by_edit` and `over` (the edit made a signal that was not there before, up or down;
+            `over` also for an AUC below that of the retrained model, whatever the verdict), `leans_residual` and
+            `leans_over` (no verdict, but the difference is not 0), `beside_original` (an attack on both checkpoints, where
+            less than under retraining does no harm), `not_exchangeable`, `no_reference`, `one_retrained` (how much the seed
+            matters is unknown), `less_holdout` (differences of the forget set minus those of the holdout).
         margin (`float`): the equivalence margin; NaN if there is none.
-        seed_band (`float`): what a further retrained model exceeds by chance; NaN with fewer than two.
+        seed_band (`float`): see [`SeedBand`]; NaN with fewer than two retrained models.
         unlearned (`Estimate` or `None`): unlearned minus retrained with its 90 % interval (1 - 2 alpha). Without a
             retrained model: AUC minus one half.
         original (`Estimate` or `None`): original minus retrained, likewise.
-        share_left (`float`): share of the original signal that is left, the first over the second; NaN without a signal.
+        share_left (`float`): `unlearned` divided by `original`, the share of the signal that is left; NaN without a signal.
         p_residual, p_over_forgotten (`float`): one-sided p-values beyond the margin, corrected by Holm in [`adjust`].
-        family (`int`): how many tests they were corrected for.
-        detectable (`float`): the true difference that would have been found with 80 % power in that family.
-        records_needed (`float`): how many records (groups) a side would show equivalence with 80 % power.
-        n_retrained (`int`): retrained models that were compared with.
+        family (`int`): number of tests in that correction.
+        detectable (`float`): the true difference that the test would find with 80 % power in that family.
+        records_needed (`float`): records (groups) per side that would show equivalence with 80 % power.
+        n_retrained (`int`): number of retrained models in the comparison.
     """
 
     statistic: str
@@ -116,16 +116,16 @@ class Verdict:
 
 
 def p_values(e: Evidence) -> tuple[float, float, float, float]:
-    """Beyond the margin above and below, and beyond 0 above and below; NaN where there is no such test."""
-    if e.unlearned is None or (e.has_reference and e.margin is None):
+    """One-sided p-values above and below the margin, and above and below 0; NaN if there is no such test."""
+    test = e.unlearned
+    if test is None or (e.has_reference and e.margin is None):
         return (math.nan,) * 4
     alarm = e.alarm if e.has_reference else 0.0
-    test = e.unlearned
     return test.p_greater(alarm), test.p_less(-alarm), test.p_greater(), test.p_less()
 
 
 def decide(names, e: Evidence, p: Sequence[float], family: int) -> Verdict:
-    """The verdict on a statistic (name, kind, surface) from its evidence and its p-values, corrected for the family."""
+    """The verdict on a statistic (name, kind, surface) from its evidence and its p-values corrected for the family."""
     statistic, kind, surface = names
     alpha, level = e.margins.alpha, 1 - 2 * e.margins.alpha
     after = None if e.unlearned is None else e.unlearned.estimate(level)
@@ -165,7 +165,7 @@ def decide(names, e: Evidence, p: Sequence[float], family: int) -> Verdict:
 def _rules(
     kind: str, e: Evidence, p: Sequence[float], after: Estimate | None, before: Estimate | None
 ) -> tuple[str | None, str | None, list[str]]:
-    """The rows of the decision table, tried in order: verdict, reason, flags."""
+    """Verdict, reason and flags: the first row of the decision table that applies."""
     alpha = e.margins.alpha
     if not e.has_reference:
         return _without_reference(e, p)
@@ -185,7 +185,8 @@ def _rules(
     below = after.high < -e.alarm and p[1] < alpha
     if before is not None and before.low <= e.signal:
         flags += ["created_by_edit"] * above + ["over"] * (below and not lower)
-        return "no_baseline", _why_no_signal(e, before), flags
+        reason = "signal_unclear" if before.high > e.signal else "no_signal_before"
+        return "no_baseline", "same_as_original" if e.same_as_original else reason, flags
     if inside and e.unlearned.n_units < MIN_UNITS:
         return "inconclusive", "underpowered", flags
     if inside:
@@ -202,12 +203,6 @@ def _rules(
         return "inconclusive", "underpowered", flags
     beyond = after.low > e.margin or after.high < -e.margin
     return "inconclusive", "seed_noise" if beyond and e.alarm > e.margin else "near_margin", flags
-
-
-def _why_no_signal(e: Evidence, before: Estimate) -> str:
-    if e.same_as_original:
-        return "same_as_original"
-    return "signal_unclear" if before.high > e.signal else "no_signal_before"
 
 
 def _needed(e: Evidence) -> float:

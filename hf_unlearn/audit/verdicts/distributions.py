@@ -1,4 +1,4 @@
-"""The difference of two distributions of a number, such as the truth ratio, with a sign."""
+"""The signed difference between two distributions of a number, such as the truth ratio."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ class DistributionDifference:
     """Largest distance between two distribution functions (Kolmogorov-Smirnov); it is used like a `Difference`.
 
     Attributes:
-        above (`float`): largest distance on the side that says that the first model gives larger values, in [0, 1].
-        below (`float`): the same on the other side.
+        above, below (`float`): largest distance, in [0, 1], where the first model gives larger and smaller values.
         n (`tuple[int]`): number of records scored under both models.
-        n_missing (`int`): records that are not.
+        n_missing (`int`): number of the other records.
     """
 
     above: float
@@ -40,7 +39,7 @@ class DistributionDifference:
         return self.above if self.above >= self.below else -self.below
 
     def estimate(self, level: float = 0.95) -> Estimate:
-        """The difference plus and minus the critical distance; that both models share their records makes it wide."""
+        """The difference plus and minus the critical distance. It is wide, as it ignores that the models share records."""
         if self.n_units == 0:
             return Estimate(np.nan, np.nan, np.nan, self.n, "kolmogorov-smirnov", level, self.n_missing, "no records")
         width = math.sqrt(-math.log((1 - level) / 2) / self.n_units)
@@ -49,21 +48,20 @@ class DistributionDifference:
 
     def p_greater(self, margin: float = 0.0) -> float:
         """One-sided p-value against "the first model gives larger values by at most `margin`"."""
-        return self._p(self.above, margin, self.below)
+        return self._p(self.value - margin)
 
     def p_less(self, margin: float = 0.0) -> float:
         """One-sided p-value against "the first model gives smaller values by at most `-margin`"."""
-        return self._p(self.below, -margin, self.above)
+        return self._p((self.below if self.below >= self.above else -self.above) + margin)
 
-    def _p(self, distance: float, margin: float, other: float) -> float:
+    def _p(self, beyond: float) -> float:
         if self.n_units == 0:
             return float("nan")
-        beyond = (distance if distance >= other else -other) - margin
         return math.exp(-self.n_units * beyond**2) if beyond > 0 else 1.0
 
 
 def distribution_difference(first, second) -> DistributionDifference:
-    """Compare the distributions of a number of the same records, `float (n,)`, under two models.
+    """Compare the distributions of values `float (n,)` of the same records under two models.
 
     Raises:
         ValueError: the models have different numbers of values.
@@ -82,7 +80,7 @@ def distribution_difference(first, second) -> DistributionDifference:
 def distance_band(models: Sequence) -> SeedBand | None:
     """The largest distance between two of several retrained models; `None` with fewer than two.
 
-    Distances do not add up along a line, so there is no spread to extrapolate to a further model.
+    Unlike values, distances have no spread from which a bound for a further model could follow.
     """
     if len(models) < 2:
         return None

@@ -1,4 +1,4 @@
-"""How large a difference must be to matter: the constants behind every verdict."""
+"""How large a difference must be to matter: the constants of every verdict."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ import numpy as np
 from scipy.stats import t as student_t
 
 
-#: What a statistic is: an AUC; yes or no a record (`"rate"`); a number in [0, 1] a record (`"share"`); a point of a
-#: relearning curve; the distribution of a number over records; or a number without a scale of its own (`"unbounded"`),
-#: such as minus the loss or a divergence.
+#: Kinds of statistics: an AUC; yes or no per record (`"rate"`); a number in [0, 1] per record (`"share"`); a share after
+#: relearning; the distribution of a number over records; or a number without bounds (`"unbounded"`), such as minus the loss.
 KINDS = ("auc", "rate", "share", "relearn", "distribution", "unbounded")
 
 
 @dataclass(frozen=True)
 class Margins:
-    """Margins and levels of the verdicts. Fix them before the results are seen, and print them beside these.
+    """Margins and levels of the verdicts. Fix them before you see the results, and print them beside these.
 
-    They are the choices of this project, not of a paper, but for `alpha` and `power`, which are the usual ones.
+    They are choices of this project and not of a paper, except `alpha` and `power`, which have their usual values.
 
     Attributes:
-        auc (`float`): of an AUC.
-        share (`float`): of rates (yes or no a record: verbatim extraction) and of means of shares (a number in [0, 1] a
-            record: extraction strength, exact memorization, probability).
-        share_records (`float`): they may also differ by this many records, which is more in a small forget set;
-        rate_most (`float`): but a rate never by more than this: a handful of records would show anything;
-        share_most (`float`): and a mean never by more than this: it has more to show than yes or no.
-        relearn (`float`): at a point of a relearning curve, as a share of the value of the original model.
-        distribution (`float`): of the distance between two distribution functions.
+        auc (`float`): for an AUC.
+        share (`float`): for rates (yes or no per record, such as verbatim extraction) and for means of shares (a number in
+            [0, 1] per record, such as extraction strength, exact memorization or a probability).
+        share_records (`float`): rates and means may also differ by so many records, which is more in a small forget set;
+        rate_most (`float`): but a rate by no more than this, or a handful of records would show equality;
+        share_most (`float`): and a mean by no more than this: a share tells more than yes or no.
+        relearn (`float`): for relearning, as a share of the value of the original model.
+        distribution (`float`): for the distance between two distribution functions.
         alpha (`float`): one-sided level of the tests. At most this share of families has a false `residual`, and at most
             this share a false `over_forgotten`.
-        power (`float`): with which the smallest detectable difference would be found.
+        power (`float`): of the test that finds the smallest detectable difference.
     """
 
     auc: float = 0.05
@@ -48,7 +47,7 @@ class Margins:
     power: float = 0.8
 
     def of(self, kind: str, n_units: int, original: float | None = None) -> float | None:
-        """The margin of a kind of statistic, with `n_units` records or groups; `None` where there is none.
+        """The margin for a kind of statistic with `n_units` records or groups; `None` if there is none.
 
         Raises:
             ValueError: there is no such kind.
@@ -70,13 +69,13 @@ DEFAULT_MARGINS = Margins()
 
 @dataclass(frozen=True)
 class SeedBand:
-    """How far models that were retrained with other seeds lie from each other.
+    """How much models that were retrained with different seeds differ from each other.
 
     Attributes:
-        largest (`float`): the largest difference seen between two of them.
-        band (`float`): what a further one exceeds by chance with probability alpha, on one side. With few seeds it is
-            much wider than `largest`, because their spread is hardly known.
-        n (`int`): how many there are.
+        largest (`float`): the largest difference between two of them.
+        band (`float`): the difference that a further one exceeds by chance with probability alpha, on one side. With few
+            seeds it is much wider than `largest`, because their spread is hardly known.
+        n (`int`): number of models.
     """
 
     largest: float
@@ -85,10 +84,10 @@ class SeedBand:
 
 
 def seed_band(values: Sequence[float], alpha: float = 0.05) -> SeedBand | None:
-    """The spread of a statistic over retrained models, from one value each; `None` with fewer than two.
+    """The spread of a statistic over retrained models, from one value per model; `None` with fewer than two.
 
-    The band is the prediction bound for the difference of two normal values, Student's t with as many degrees of freedom
-    as there are models, less one. A plain percentile of the differences between two or three models is far too narrow.
+    The band is the prediction bound for the difference of two normal values: Student's t with one degree of freedom less
+    than there are models. A plain percentile of the differences between two or three models is far too narrow.
     """
     known = [value for value in values if not math.isnan(value)]
     if len(known) < 2:

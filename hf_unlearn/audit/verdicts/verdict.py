@@ -1,8 +1,8 @@
-"""One verdict for what was measured, relative to a model that never saw the records.
+"""The verdict on a statistic, relative to a model that never saw the records.
 
-A statistic is judged by two paired differences, both oriented **higher = more memorized**: the original minus the
-retrained model (was there anything to forget?) and the unlearned minus the retrained model (is it gone?). Tests that
-belong to one claim are corrected for their number, a surface takes its worst row, and what cannot be told is said so.
+It rests on two paired differences, both oriented **higher = more memorized**: the original minus the retrained model (was
+there anything to forget?) and the unlearned minus the retrained model (is it gone?). The tests of one claim are corrected
+for their number.
 """
 
 from __future__ import annotations
@@ -39,32 +39,31 @@ def judge(
     margins: Margins = DEFAULT_MARGINS,
     seed: int = 0,
 ) -> Verdict:
-    """Judge one statistic of the forget set, under the original, the unlearned and the retrained model.
+    """Judge one statistic of the forget set under the original, the unlearned and the retrained model.
 
-    Without a retrained model only an AUC can be judged: above one half it is `residual` where `exchangeable` is `True`;
-    else the two sets may differ in kind.
+    Without a retrained model only an AUC gets a verdict: above one half it is `residual` if `exchangeable` is `True`;
+    otherwise the two sets may differ in kind.
 
     Args:
         statistic (`str`): its name.
-        kind (`str`): `"auc"`, `"rate"` (0 or 1 per record), `"share"` (in [0, 1]), `"relearn"`, `"distribution"` or
-            `"unbounded"`, see [`KINDS`][hf_unlearn.audit.verdicts.margins.KINDS].
+        kind (`str`): one of [`KINDS`][hf_unlearn.audit.verdicts.margins.KINDS].
         original, unlearned, retrained (`float (n,)`): values of the same records in the same order, **higher = more
-            memorized** (give minus the loss); NaN where a record can't be scored; `None` where there is no such model.
+            memorized** (give minus the loss); NaN for a record that can't be scored; `None` if there is no such model.
             For an AUC a tuple of the scores of the forget set `(n,)` and of the holdout `(m,)`. For other kinds such a
-            tuple, given for every model, compares the difference between the two sets: so what one model does better on
-            all unseen records does not count. With one retrained model this is what holds the level, as long as the two
-            sets are exchangeable. It widens the interval, so leave the holdout away for a rate that is 0 on unseen
-            records, such as that of verbatim extraction.
+            tuple, given for every model, compares the difference between the two sets, so that it does not count if a model
+            is better on all unseen records. With a single retrained model this holds the level, if the two sets are
+            exchangeable. It widens the interval, so give no holdout for a rate that is 0 on unseen records, such as that of
+            verbatim extraction.
         further_retrained (sequence, *optional*): the same for models retrained with other seeds.
-        surface (`str`, *optional*): one of `SURFACES`. Where the adversary has the original too (`beside_original`), nothing
-            else has to show that the attack sees the records, and less than under retraining is no harm.
-        exchangeable (`bool`, *optional*): what the blind baseline says of forget set and holdout; `None` if not known.
-        groups (*optional*): a label per record, or a tuple of labels for each of the two sets; groups are resampled.
-        margins ([`Margins`], *optional*): what matters, and at what level.
+        surface (`str`, *optional*): one of `SURFACES`. If the adversary has the original as well (`beside_original`), the
+            verdict needs no signal in the original model, and less than under retraining does no harm.
+        exchangeable (`bool`, *optional*): what the blind baseline says about forget set and holdout; `None` if unknown.
+        groups (*optional*): a label per record, or a tuple of labels for each of the two sets, to resample groups.
+        margins ([`Margins`], *optional*): margins and levels.
         seed (`int`, *optional*, defaults to `0`): seed of the bootstrap.
 
     Returns:
-        [`Verdict`] of this test alone. Correct it for the others with [`adjust`].
+        [`Verdict`] of this test alone; [`adjust`] corrects it for the others.
 
     Raises:
         ValueError: a kind or surface is unknown, the models have different numbers of values, or a rate is not 0 or 1.
@@ -93,7 +92,7 @@ def judge(
     aucs = [auc(*model, seed=seed, groups=groups) for model in references] if kind == "auc" else []
     after = compare(unlearned, references[0]) if references else None
     if kind == "auc" and not references:
-        # The AUC of a model without any opinion is one half, and its difference to it has an interval and a p-value.
+        # A model that scores all records equally has an AUC of one half.
         after = compare(unlearned, tuple(np.zeros(len(side)) for side in unlearned))
     before = compare(original, references[0]) if references and original is not None else None
     if kind == "distribution":
@@ -103,7 +102,7 @@ def judge(
     level = None if original is None else _mean(original[0] if isinstance(original, tuple) else original)
     margin = margins.of(kind, 0 if after is None else after.n_units, level)
     if kind == "unbounded" and band is not None and band.largest > 0:
-        # Without a scale of its own, what retrained models do among themselves is all that can be called harmless.
+        # Without a scale, only differences between retrained models can be called harmless.
         margin = band.largest
     evidence = Evidence(
         original=before,
@@ -113,7 +112,7 @@ def judge(
         n_retrained=len(references),
         cancels_seeds=with_holdout,
         exchangeable=exchangeable,
-        # Beside the original, or in what its layers hold, the retrained model may tell the sets apart by right.
+        # Elsewhere (beside the original, or in its layers) a sound retrained model may tell the two sets apart.
         reference_auc=aucs[0] if aucs and place is not None and place.tells_apart else None,
         same_as_original=_same(original, references[0]) if references and original is not None else None,
         margins=margins,
@@ -123,9 +122,9 @@ def judge(
 
 
 def adjust(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Judge again with p-values corrected for all tests of the family (Holm); the order is kept.
+    """Judge again, in the same order, with p-values corrected for all tests of the family (Holm).
 
-    Declare the family before the results are seen: all statistics of the audit, or all of a surface.
+    Declare the family before you see the results: all statistics of the audit, or all of a surface.
     """
     tests = [verdict.evidence for verdict in verdicts]
     raw = np.array([p_values(test) for test in tests], dtype=np.float64).reshape(len(tests), 4)
@@ -138,10 +137,10 @@ def adjust(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def reference_warning(verdicts: Iterable[Verdict]) -> str | None:
-    """`"reference_saw_forget_set"` where the retrained model looks as if it had been trained on the forget set.
+    """`"reference_saw_forget_set"` if the retrained model looks as if it had been trained on the forget set.
 
-    That is: an attack finds its members with an AUC above 0.9, or beyond doubt and the margin although the blind baseline
-    calls the two sets exchangeable; or every statistic of every record equals that of the original model.
+    That is: its membership attack has an AUC above 0.9, or one beyond doubt and the margin although the blind baseline calls
+    the two sets exchangeable; or every statistic of every record equals that of the original model.
     """
     tests = [verdict.evidence for verdict in verdicts]
     for test in tests:
@@ -155,12 +154,12 @@ def reference_warning(verdicts: Iterable[Verdict]) -> str | None:
 
 
 def _mean(values) -> float:
-    """Mean of the forget set, less that of the holdout where there is one; NaN without values."""
+    """Mean of the forget set, minus that of the holdout if there is one; NaN without values."""
     return known_mean(values[0]) - known_mean(values[1]) if isinstance(values, tuple) else known_mean(values)
 
 
 def _same(original, retrained) -> bool | None:
-    """Whether two models give the same values up to rounding; `None` if the values do not vary and hence tell nothing."""
+    """Whether two models give the same values up to rounding; `None` if all values are equal, which tells nothing."""
     first, second = (
         np.asarray(np.concatenate([*v]) if isinstance(v, tuple) else v, dtype=np.float64).ravel()
         for v in (original, retrained)

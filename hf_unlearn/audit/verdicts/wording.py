@@ -1,6 +1,6 @@
-"""What may be said: a sentence for each verdict, which claims no more than was tested.
+"""A sentence for each verdict, which claims no more than was tested.
 
-Testing finds traces; it does not prove their absence. So no sentence says that records are gone from the weights.
+Testing finds traces and does not prove their absence, so no sentence says that records are gone from the weights.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from hf_unlearn.audit.verdicts.decision import Verdict
 from hf_unlearn.audit.verdicts.of_surfaces import SurfaceVerdict
 
 
-#: Belongs beside the verdicts of every report, with the list of what was not tested.
+#: Stands beside the verdicts of every report, with the list of what was not tested.
 CAVEAT = (
     "Testing by attack is fragile: a model can be made to pass known attacks (arXiv 2408.00929), and membership inference "
-    "alone is weak evidence (arXiv 2601.12937). Another attack, or more of the same data, may find what these did not."
+    "alone is weak evidence (arXiv 2601.12937). Another attack, or more of the same data, may find what these did not find."
 )
 REASONS = {
     "no_reference": "there is no model retrained without the records to compare with",
     "not_exchangeable": "forget set and holdout differ in kind, and there is no retrained model to compare with",
-    "no_signal_before": "the attack saw nothing in the original model either, so that it shows nothing now",
+    "no_signal_before": "the attack saw nothing in the original model either, so it shows nothing now",
     "signal_unclear": "there are too few records to tell whether the attack saw anything in the original model",
     "same_as_original": "original and retrained model give the same values: one of them is not what it is called",
     "no_original": "there is no original model to show that the attack sees the records where they are",
     "underpowered": "there are too few records to tell",
-    "seed_noise": "the difference is not beyond what other seeds of retraining explain",
+    "seed_noise": "the difference is no larger than other seeds of retraining can explain",
     "not_after_correction": "the difference is beyond the margin, but not after the correction for all tests of the audit",
     "near_margin": "the difference is too close to the margin to tell",
     "not_measurable": "the difference has no interval",
@@ -38,10 +38,10 @@ FLAGS = {
     "leans_residual": "The difference leans towards residual memory.",
     "leans_over": "The difference leans towards over-forgetting.",
     "not_exchangeable": "Forget set and holdout differ in kind: only the comparison with the retrained model counts.",
-    "beside_original": "Held against the retrained model beside the original, which betrays the records as well.",
-    "less_holdout": "Differences are those of the forget set less those of the holdout.",
+    "beside_original": "The comparison is with the retrained model beside the original, which reveals the records as well.",
+    "less_holdout": "Each difference is that of the forget set minus that of the holdout.",
     "no_reference": "There is no retrained model; forget set and holdout look exchangeable.",
-    "one_retrained": "There is one retrained model, so that the noise of its seed is unknown.",
+    "one_retrained": "There is only one retrained model, so how much its seed matters is unknown.",
 }
 
 
@@ -49,10 +49,9 @@ def wording(verdict: Verdict | SurfaceVerdict) -> str:
     """The sentences for a verdict: what was tested, on how many records, and what may be concluded at what power."""
     if isinstance(verdict, SurfaceVerdict):
         return _of_surface(verdict)
-    said = [_sentence(verdict)]
-    # A verdict of over-forgetting says already what the flag would repeat.
-    said += [FLAGS[flag] for flag in verdict.flags if (verdict.verdict, flag) != ("over_forgotten", "over")]
-    return " ".join(said)
+    # The sentence for over-forgetting says what its flag would repeat.
+    flags = [flag for flag in verdict.flags if (verdict.verdict, flag) != ("over_forgotten", "over")]
+    return " ".join([_sentence(verdict), *(FLAGS[flag] for flag in flags)])
 
 
 def _of_surface(surface: SurfaceVerdict) -> str:
@@ -67,7 +66,17 @@ def _of_surface(surface: SurfaceVerdict) -> str:
 
 def _sentence(v: Verdict) -> str:
     if v.verdict == "no_trace_found":
-        return f"{_equivalence(v)} at this power: {_power(v)}. This is evidence, not proof."
+        shown = "shows no more than" if "beside_original" in v.flags else "is statistically equivalent to"
+        # An interval that excludes 0 is a trace, also within the margin.
+        trace = (
+            "There is a trace, smaller than that margin; no evidence of more"
+            if v.unlearned.low > 0
+            else "No evidence of"
+        )
+        return (
+            f"On this test the model {shown} one retrained without the records within the margin ({_difference(v)}, margin "
+            f"{v.margin:.3g}). {trace} residual memory at this power: {_power(v)}. This is evidence, not proof."
+        )
     if v.verdict == "residual":
         left = "" if math.isnan(v.share_left) else f"; {v.share_left:.0%} of the original signal is left"
         return f"The attack distinguishes the model from one that never saw the records ({_difference(v)}){left}."
@@ -79,16 +88,6 @@ def _sentence(v: Verdict) -> str:
     margin = "" if math.isnan(v.margin) else f", margin {v.margin:.3g}"
     shown = "" if math.isnan(v.detectable) else f" ({_difference(v)}{margin}; {_power(v)})"
     return f"Nothing is attested here: {REASONS.get(v.reason, 'there is no verdict')}{shown}."
-
-
-def _equivalence(v: Verdict) -> str:
-    """What equality within the margin means; where the interval excludes 0 a trace was found, and is called one."""
-    shown = "shows no more than" if "beside_original" in v.flags else "is statistically equivalent to"
-    said = f"On this test the model {shown} one retrained without the records within the margin ({_difference(v)}, margin "
-    said += f"{v.margin:.3g}). "
-    if v.unlearned.low > 0:
-        return said + "There is a trace, smaller than that margin; no evidence of more residual memory"
-    return said + "No evidence of residual memory"
 
 
 def _difference(v: Verdict) -> str:
@@ -103,6 +102,6 @@ def _power(v: Verdict) -> str:
 
 
 def not_run_wording(surface: str, missing: Sequence[Mapping]) -> str:
-    """The sentence for a surface of which a part of the test could not be run."""
+    """The sentence for a surface if a part of its test could not be run."""
     why = "; ".join(f"{attack['attack']} on the {attack['model']} model: {attack['reason']}" for attack in missing)
     return f"{surface}: nothing is attested here: an attack on it could not be run ({why})."
