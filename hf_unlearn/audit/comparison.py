@@ -1,4 +1,4 @@
-"""From tables and findings to the report: no model is run here."""
+"""From tables and findings to the report, without running a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compare(
     not_run: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
 ) -> AuditReport:
-    """Compare models from their tables, and from what attacks found: no model is run here.
+    """Compare models by their tables and by what attacks found, without running a model.
 
     Args:
         tables (`dict[str, dict[str, Scores]]`): what [`score_sets`] returned for `"unlearned"` and, where there are
@@ -37,9 +37,9 @@ def compare(
         seed (`int`, *optional*, defaults to `0`): of the bootstrap intervals.
         found (`dict[str, Found]`, *optional*): values and curves of each model.
         groups (*optional*): as for [`audit`].
-        threats (sequence of `str`, *optional*): the threat models that are judged; without one there is no verdict.
+        threats (sequence of `str`, *optional*): the threat models that are judged; without any there is no verdict.
         sets (`dict`, *optional*): the rows themselves, by set, for the blind baseline of the verdicts.
-        margins ([`Margins`], *optional*): of the verdicts.
+        margins ([`Margins`], *optional*): margins of the verdicts.
         not_run (sequence of `dict`, *optional*): attacks that could not be run, see [`AuditReport`].
         notes (sequence of `str`, *optional*): what else a reader must know.
     """
@@ -64,12 +64,12 @@ def compare(
         "retrained" in tables,
         not_run,
     )
-    for of_row in rows:
-        verdict = verdicts.get((of_row["measure"], of_row.get("surface")))
+    for table_row in rows:
+        verdict = verdicts.get((table_row["measure"], table_row.get("surface")))
         if verdict is not None:
-            of_row["verdict"] = verdict.as_dict()
+            table_row["verdict"] = verdict.as_dict()
     checks = []
-    audits = {role: of_role.reconstruction for role, of_role in found.items() if of_role.reconstruction is not None}
+    audits = {role: part.reconstruction for role, part in found.items() if part.reconstruction is not None}
     if "unlearned" in audits:
         surfaces["inversion"], check = reconstruction_surface(audits, len(verdicts) + 1)
         checks.append(check)
@@ -88,14 +88,14 @@ def compare(
 
 
 def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:
-    """Each curve with a mean and its interval a point, for each model."""
+    """Each curve, with a mean and its interval per point and model."""
     curves: dict[Curve, dict[str, Any]] = {}
-    for role, of_role in found.items():
-        for curve, values in of_role.curves.items():
+    for role, part in found.items():
+        for curve, values in part.curves.items():
             statistic = Statistic(curve.name, curve.set, curve.direction, kind=curve.kind)
             points = [statistic.estimate(v, seed).as_dict() for v in values]
             curves.setdefault(curve, {})[role] = points
     return [
-        {"name": c.name, "set": c.set, "axis": c.axis, "x": list(c.x), "direction": c.direction} | of_roles
-        for c, of_roles in curves.items()
+        {"name": c.name, "set": c.set, "axis": c.axis, "x": list(c.x), "direction": c.direction} | estimates
+        for c, estimates in curves.items()
     ]

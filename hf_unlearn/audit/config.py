@@ -1,4 +1,4 @@
-"""How much of what an audit tries."""
+"""How much an audit tries."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How much of what is tried. Every field is an option of `hf-unlearn audit` and of the recipes too.
+    """How much an audit tries. Every field is an option of `hf-unlearn audit` and of the recipes too.
 
         AuditConfig(max_rows=50, relearning_steps=(0, 1, 5))
 
     Args:
         batch_size (`int`, *optional*, defaults to `32`): examples per forward pass.
         max_rows (`int`, *optional*, defaults to `200`): records per set for the attacks that generate, train or look into
-            the layers, evenly spread over the set. The likelihoods are those of all records.
-        max_new_tokens (`int`, *optional*, defaults to `200`): of a generated answer, as in TOFU, and never more than twice
-            the longest true one.
+            the layers, evenly spread over the set. Likelihoods are computed for all records.
+        max_new_tokens (`int`, *optional*, defaults to `200`): length of a generated answer, as in TOFU, and never more than
+            twice that of the longest true one.
         relearning_steps (sequence of `int`, *optional*): steps of relearning after which the model is scored.
-        relearning_rates (sequence of `float`, *optional*): learning rates; one is no attack. For each model the one that
-            brings back most counts.
+        relearning_rates (sequence of `float`, *optional*): learning rates. For each model the one that brings back most
+            counts, so give several.
         relearning_batch_size (`int`, *optional*, defaults to `8`): examples per step of relearning.
         weight_attacks (sequence of `str`, *optional*): names of `WEIGHT_ATTACKS`: quantization, pruning, noise.
         guidance_weights (sequence of `float`, *optional*): how far an adversary who has both checkpoints goes from the
@@ -34,8 +34,8 @@ class AuditConfig:
             alternatives to look for.
         stability (`bool`, *optional*, defaults to `True`): measure the distance of the predictions to those of the
             retrained model, for which both are in memory.
-        seed (`int`, *optional*, defaults to `0`): of everything that is drawn.
-        max_length, truncate (*optional*): of texts, as for [`score`].
+        seed (`int`, *optional*, defaults to `0`): seed of everything that is drawn.
+        max_length, truncate (*optional*): how texts are cut, as for [`score`].
     """
 
     batch_size: int = _option(32, "Examples per forward pass of the audit.")

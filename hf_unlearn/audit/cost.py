@@ -1,4 +1,4 @@
-"""What an erasure cost beside what retraining would have cost."""
+"""The cost of an erasure compared with the cost of retraining."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORK = (
     "tokens_no_gradient",
     "flops_estimate",
 )
-#: How it went on the machine it ran on.
+#: What the run took of its machine.
 MACHINE = (
     "wall_seconds",
     "cpu_seconds",
@@ -34,11 +34,13 @@ def cost_ratios(cost: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[
         cost, retraining (`dict`): the `result` of a [`~hf_unlearn.training.cost.CostCallback`] each, or its file.
 
     Returns:
-        `dict` for JSON: `ratios`, by part, `None` where a part is not known or retraining had none of it; and `notes`, what
-        must be read with them. Times, memory and energy of unlike machines can't be compared: there the note says so.
+        `dict` for JSON: `ratios`, by part, `None` where a part is not known or retraining had none of it; and `notes`, which
+        must be read with them. Times, memory and energy of unlike machines can't be compared, and then a note says so.
     """
-    ratios = {name: _ratio(cost.get(name), retraining.get(name)) for name in (*WORK, *MACHINE)}
-    notes = []
+    ratios, notes = dict.fromkeys((*WORK, *MACHINE)), []
+    for name in ratios:
+        if cost.get(name) is not None and retraining.get(name):
+            ratios[name] = cost[name] / retraining[name]
     ours, theirs = (_machines(side) for side in (cost, retraining))
     if not ours or not theirs:
         notes.append("It is not known what one of the runs ran on, so time, memory and energy may not be comparable.")
@@ -60,12 +62,8 @@ def cost_ratios(cost: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[
     return {"ratios": ratios, "notes": notes}
 
 
-def _ratio(value: float | None, of: float | None) -> float | None:
-    return None if value is None or not of else value / of
-
-
 def _machines(cost: Mapping[str, Any]) -> list[str]:
-    """What it ran on, in words."""
+    """The machines of a run, in words."""
     found = []
     for machine in cost.get("hardware", ()):
         words = f"{machine['cpu']}, {machine['threads']} threads"

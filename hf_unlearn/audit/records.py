@@ -1,4 +1,4 @@
-"""What an audit works on and what it finds: the records with their limits, and values per record."""
+"""What attacks work on and what they find: the records with their limits, and values per record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hf_unlearn.data.text import EmptyTargetError, context_length, encode
 
 @dataclass(frozen=True)
 class Curve:
-    """Values of records along an axis, such as steps of relearning; of `kind` `"share"`, or `"rate"` of yes and no."""
+    """Values of records along an axis, such as steps of relearning; `kind` is `"share"`, or `"rate"` for yes and no."""
 
     name: str
     set: str
@@ -46,28 +46,28 @@ class Found:
     reconstruction: Any = None
 
     def add(self, more: Found) -> None:
-        """Take up what another attack found of the same model."""
+        """Add what another attack found of the same model."""
         self.values |= more.values
         self.curves |= more.curves
         self.reconstruction = more.reconstruction or self.reconstruction
 
 
 def by_statistic(found: Mapping[str, Found]) -> dict[Statistic, dict[str, Any]]:
-    """The same the other way round: a statistic, and its values by model."""
-    values: dict[Statistic, dict[str, Any]] = {}
-    for role, of_role in found.items():
-        for statistic, of_records in of_role.values.items():
-            values.setdefault(statistic, {})[role] = of_records
-    return values
+    """The values of each statistic by model, from what was found of each model."""
+    by_role: dict[Statistic, dict[str, Any]] = {}
+    for role, part in found.items():
+        for statistic, values in part.values.items():
+            by_role.setdefault(statistic, {})[role] = values
+    return by_role
 
 
 class AuditRecords:
     """The sets of an audit as attacks need them: cut to `max_rows`, with a way to score them and to name what is found.
 
     Attributes:
-        sets (`dict[str, Dataset]`): all rows by set; those that are not empty.
+        sets (`dict[str, Dataset]`): all rows of the sets that are not empty.
         kind (`str`): `"text"` or `"image"`.
-        tables (`dict[str, Scores]`): of every set under the model that is attacked now.
+        tables (`dict[str, Scores]`): the table of every set under the model that is attacked now.
     """
 
     def __init__(self, sets: Mapping[str, Any], processing_class, config: AuditConfig, groups=None):
@@ -78,7 +78,7 @@ class AuditRecords:
         self.tables: Mapping[str, Scores] = {}
 
     def rows(self, name: str) -> Any:
-        """Rows of a set, at most `max_rows`, evenly spread; none where there is no such set."""
+        """At most `max_rows` rows of a set, evenly spread; none where there is no such set."""
         return picked(self.sets.get(name, []), self.chosen(name))
 
     def chosen(self, name: str) -> list[int]:
@@ -87,7 +87,7 @@ class AuditRecords:
         return list(range(n)) if n <= limit else [i * n // limit for i in range(limit)]
 
     def positions(self, places: Sequence[int] | None = None, name: str = "forget") -> tuple[int, ...] | None:
-        """Positions in the whole set of [`rows`], or of those at these places among them; `None` for all of the set."""
+        """Positions in the whole set of [`rows`], or of those of them at `places`; `None` where this is all of the set."""
         chosen = self.chosen(name)
         chosen = chosen if places is None else [chosen[i] for i in places]
         return None if len(chosen) == len(self.sets[name]) else tuple(chosen)
@@ -95,29 +95,30 @@ class AuditRecords:
     def statistic(
         self, name: str, surface: str, kind: str = "share", places: Sequence[int] | None = None
     ) -> Statistic:
-        """A statistic of the chosen forget rows, or of those at these places among them; higher = more memorized."""
+        """A statistic of the chosen forget rows, or of those of them at `places`; higher = more memorized."""
         return Statistic(name, "forget", MEMORY, surface, kind, self.positions(places))
 
     @property
     def groups(self) -> Groups | None:
-        """The person that each of the chosen rows is about."""
+        """The person each of the chosen rows is about."""
         if self.all_groups is None:
             return None
         return Groups(*([labels[i] for i in self.chosen(name)] for name, labels in vars(self.all_groups).items()))
 
     def has_column(self, name: str) -> bool:
-        """Whether the forget rows are texts with such a column."""
+        """Whether the forget rows are texts and have this column."""
         return self.kind == "text" and name in column_names(self.sets["forget"])
 
     @property
     def measures(self) -> dict[str, Callable[[Scores], np.ndarray]]:
-        """What is read from a table of the forget set after an attack: for a label its probability and whether it is right."""
-        if self.kind == "image":
-            return {"accuracy": exact_memorization, "answer_probability": answer_probability}
-        return {"extraction_strength": extraction_strength, "answer_probability": answer_probability}
+        """The measures that are read from a table of the forget set after an attack."""
+        first = (
+            {"accuracy": exact_memorization} if self.kind == "image" else {"extraction_strength": extraction_strength}
+        )
+        return first | {"answer_probability": answer_probability}
 
     def longest_answer(self, rows: list) -> int:
-        """How many tokens to generate: twice those of the longest true answer, which leaves room to say it in other words."""
+        """How many tokens to generate: twice those of the longest true answer, which leaves room for other words."""
         answers = [row["completion"] for row in rows]
         lengths = [len(ids) for ids in self.processing_class(answers, add_special_tokens=False)["input_ids"]]
         return min(self.config.max_new_tokens, 2 * max(lengths))
@@ -125,38 +126,32 @@ class AuditRecords:
     @property
     def lengths(self) -> dict[str, Any]:
         """How texts are cut, for whatever encodes them."""
-        if self.kind == "image":
-            return {}
-        return {"max_length": self.config.max_length, "truncate": self.config.truncate}
+        limits = {"max_length": self.config.max_length, "truncate": self.config.truncate}
+        return limits if self.kind == "text" else {}
 
     def fits(self, model, row: Mapping | None) -> bool:
-        """Whether there is a row, and the model can read it as a whole."""
-        if row is None:
-            return False
-        try:
-            encode(row, self.processing_class, self.config.max_length or context_length(model))
-        except ValueError:
-            return False
-        return True
+        """Whether there is a row, and the model can read it whole."""
+        limit = self.config.max_length or context_length(model)
+        return row is not None and self._can_encode(row, ValueError, max_length=limit)
 
     def trainable(self, rows) -> Any:
-        """The rows that have anything to train on: one without an answer is missing everywhere, and no reason to stop."""
+        """The rows that have a target to train on: a row without an answer is missing everywhere, but stops nothing."""
         if self.kind == "image":
             return rows
-        return picked(rows, [i for i, row in enumerate(rows) if self._has_target(row)])
+        return picked(rows, [i for i, row in enumerate(rows) if self._can_encode(row, EmptyTargetError)])
 
-    def _has_target(self, row) -> bool:
+    def _can_encode(self, row, error: type[ValueError], **limits) -> bool:
         try:
-            encode(row, self.processing_class)
-        except EmptyTargetError:
+            encode(row, self.processing_class, **limits)
+        except error:
             return False
         return True
 
     def score(self, model, rows) -> Scores:
-        """The table of some rows under a model, as [`~hf_unlearn.audit.score`] makes it."""
+        """The table of these rows under a model, see [`~hf_unlearn.audit.score`]."""
         return score(model, self.processing_class, rows, self.config.batch_size, sampling=(), **self.lengths)
 
 
 def picked(rows, places: Sequence[int]) -> Any:
-    """The rows at these places, of the kind that was given."""
+    """The rows at these places, as a `Dataset` if they are one, otherwise as a list."""
     return rows.select(places) if hasattr(rows, "select") else [rows[i] for i in places]

@@ -17,23 +17,22 @@ class AuditReport:
     """What was measured, and what it shows.
 
     Attributes:
-        rows (`list[dict]`): one a measure: `measure`, `set`, `direction`, for each model in `models` an estimate
+        rows (`list[dict]`): one per measure: `measure`, `set`, `direction`, for each model in `models` an estimate
             (`value`, `low`, `high`, `n`, `method`, ...) and, with a retrained model, `difference_to_retrained` and its
-            `reading`. One with a `surface` has a `verdict` too.
+            `reading`. A row with a `surface` has a `verdict` too.
         models (`list[str]`): which of original, unlearned, retrained (and retrained_2, ...) were audited.
         sets (`dict[str, int]`): number of examples of each set.
         surfaces (`dict[str, dict]`): for every surface its `verdict`, what it rests on, and a sentence.
         curves (`list[dict]`): values along an axis, such as accuracy by steps of relearning: `name`, `axis`, `x`, and for
             each model a list of estimates.
-        checks (`list[dict]`): of the audit itself: whether forget set and holdout can be compared, whether the retrained
-            model has seen the forget set.
-        worst (`list[dict]`): for every statistic of records the positions in the forget set of those that show most,
-            against the retrained model, and the share of records above what retrained models reach: averages hide
-            single leaks.
+        checks (`list[dict]`): checks of the audit itself: whether forget set and holdout can be compared, whether the
+            retrained model has seen the forget set.
+        worst (`list[dict]`): for every statistic of records, the positions in the forget set of those that exceed the
+            retrained model most, and the share of records above what retrained models reach: averages hide single leaks.
         notes (`list[str]`): what a reader must know.
-        threats (`list[str]`): against whom it was tested.
-        caveat (`str`): what no test of this kind can show; belongs beside the verdicts.
-        cost (`dict`): what the edit cost beside retraining, where both are known.
+        threats (`list[str]`): the threat models that were tested.
+        caveat (`str`): what no test of this kind can show; belongs with the verdicts.
+        cost (`dict`): the cost of the edit compared with that of retraining, where both are known.
         margins (`dict`): margins and levels of the verdicts, the fields of `Margins`.
         grouped (`bool`): whether the intervals of the forget set take the rows of one person as one.
         not_run (`list[dict]`): attacks that could not be run, with `attack`, `surface`, `model` and `reason`. Where nothing
@@ -60,7 +59,7 @@ class AuditReport:
 
         Args:
             measure (`str`): as in the rows.
-            set (`str`, *optional*): of which records, e.g. `"retain"` or `"forget against holdout"`; by default the
+            set (`str`, *optional*): the set of records, e.g. `"retain"` or `"forget against holdout"`; by default the
                 forget set, or the only set that the measure has.
             model (`str`, *optional*, defaults to `"unlearned"`): one of `models`.
 
@@ -92,7 +91,8 @@ class AuditReport:
         * 0: every surface of the chosen threat models that any statistic could test is `no_trace_found`, and every threat
           model has one;
         * 3: anything else. Nothing was found and nothing is shown: `inconclusive`, `no_baseline`, records that could not be
-          scored, an attack that could not be run, a threat model that could not be tested, a retrained model that looks as if it had seen the forget set.
+          scored, an attack that could not be run, a threat model that could not be tested, or a retrained model that looks
+          as if it had seen the forget set.
         """
         if any(surface["verdict"] in ("residual", "over_forgotten") for surface in self.surfaces.values()):
             return FOUND
@@ -100,16 +100,15 @@ class AuditReport:
             return NOT_SHOWN
         for threat in self.threats:
             surfaces = [self.surfaces[name] for name in surfaces_of(threat) if name in self.surfaces]
-            # What lacks data that need not be there (prompts to put in other words, a second retrained model) has no statistic.
-            tested = [surface["verdict"] for surface in surfaces if surface.get("tested")]
-            if any(attack["surface"] in surfaces_of(threat) for attack in self.not_run):
-                return NOT_SHOWN
-            if not tested or any(verdict != "no_trace_found" for verdict in tested):
+            # A surface that lacks optional data (prompts to rephrase, a second retrained model) has no statistic.
+            tested = {surface["verdict"] for surface in surfaces if surface.get("tested")}
+            stopped = any(attack["surface"] in surfaces_of(threat) for attack in self.not_run)
+            if stopped or tested != {"no_trace_found"}:
                 return NOT_SHOWN
         return NO_TRACE
 
     def __str__(self) -> str:
-        """The verdicts, one a line, and what must be known beside them."""
+        """The verdicts, one per line, and what must be known with them."""
         against = ", ".join(self.threats).replace("_", " ") or "no threat model"
         lines = [f"Audit of {self.sets.get('forget', 0)} records, tested against: {against}."]
         tested = {name: surface for name, surface in self.surfaces.items() if surface["verdict"] != "not_tested"}
@@ -119,7 +118,7 @@ class AuditReport:
         lines += [f"  Could not be run: {a['attack']} ({a['model']} model): {a['reason']}" for a in self.not_run]
         return "\n".join([*lines, *(f"* {note}" for note in self.notes), *([self.caveat] if self.caveat else [])])
 
-    __repr__ = __str__  # that of a dataclass would be all rows
+    __repr__ = __str__  # that of a dataclass would print all rows
 
     def _line(self, surface: dict[str, Any]) -> str:
         """Verdict and reason of a surface, and the difference that decided, with its interval and margin."""

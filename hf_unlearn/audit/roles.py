@@ -1,4 +1,4 @@
-"""The models of an audit, by what they are to it: original, unlearned, retrained."""
+"""The models of an audit by their roles: original, unlearned, retrained."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def further_retrained(roles: Iterable[str]) -> list[str]:
 
 
 class Models:
-    """Models by role, each an object or a name. A name is loaded when its turn comes and let go after it.
+    """Models by role, each an object or a name. A name is loaded when its turn comes and released afterwards.
 
-    So there is never a second model in memory but where a measure compares two of them, and then there are two.
+    So a second model is in memory only where a measure compares two of them.
 
     Args:
-        unlearned (`PreTrainedModel`, `str` or `os.PathLike`): what is audited.
+        unlearned (`PreTrainedModel`, `str` or `os.PathLike`): the audited model.
         original (*optional*): the model before the edit.
         retrained (*optional*): trained without the forget set; several, of different seeds, as a list: the first is the
-            reference, and the others show how far retrained models differ from each other.
+            reference, and the others show how much retrained models differ from each other.
         shadows (sequence, *optional*): models trained on the forget set with other seeds, for LiRA; they are not audited.
         load (`Callable[[str], PreTrainedModel]`, *optional*): how a name becomes a model; by default from the Hub or a
             folder, in float32.
@@ -45,23 +45,25 @@ class Models:
         device=None,
         shadows: Sequence = (),
     ):
-        first, *others = retrained_of(retrained) or [None]
-        named = {"original": original, "unlearned": unlearned, "retrained": first}
-        named |= {f"retrained_{i}": other for i, other in enumerate(others, 2)}
-        self.given = {role: _named(model) for role, model in named.items() if model is not None}
-        self.roles = list(self.given)
+        retrained = retrained if isinstance(retrained, (list, tuple)) else [retrained]
+        retrained = [model for model in retrained if model is not None]
+        given = {"original": original, "unlearned": unlearned}
+        given |= {f"retrained_{i}" if i > 1 else "retrained": model for i, model in enumerate(retrained, 1)}
+        self.roles = [role for role, model in given.items() if model is not None]
         self.shadows = [f"shadow_{i}" for i, _ in enumerate(shadows, 1)]
-        self.given |= dict(zip(self.shadows, map(_named, shadows), strict=True))
+        given |= dict(zip(self.shadows, shadows, strict=True))
+        given = {role: given[role] for role in (*self.roles, *self.shadows)}
+        self.given = {role: os.fspath(m) if isinstance(m, os.PathLike) else m for role, m in given.items()}
         self.device = device
         self._load = load or load_model
 
     def name(self, role: str) -> str | None:
-        """The name a model was given by, `None` where it is an object."""
+        """The name by which a model was given, `None` where it is an object."""
         return self.given[role] if isinstance(self.given[role], str) else None
 
     @contextmanager
     def use(self, role: str) -> Iterator[Any]:
-        """The model, in memory for as long as it is used."""
+        """The model, in memory only while it is used."""
         model = self.given[role]
         if not isinstance(model, str):
             yield model
@@ -72,14 +74,3 @@ class Models:
         yield model.eval()
         del model
         gc.collect()
-
-
-def retrained_of(retrained) -> list:
-    """The retrained models as a list, from none, one or several of them."""
-    given = retrained if isinstance(retrained, (list, tuple)) else [retrained]
-    return [_named(model) for model in given if model is not None]
-
-
-def _named(model):
-    """A path is a name."""
-    return os.fspath(model) if isinstance(model, os.PathLike) else model

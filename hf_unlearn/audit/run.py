@@ -1,4 +1,4 @@
-"""The audit: every measure of a model, beside the same measure of the original and of the retrained model."""
+"""The audit: every measure of a model, next to the same measure of the original and of the retrained model."""
 
 from __future__ import annotations
 
@@ -43,41 +43,41 @@ def audit(
     canaries=None,
     shadows: Sequence = (),
 ) -> AuditReport:
-    """Audit an unlearned model: what an adversary finds in it, beside the original and a retrained model.
+    """Audit an unlearned model: what an adversary finds in it, compared with the original and a retrained model.
 
         report = audit("unlearned", original="original", retrained="retrained", split=split(rows, request))
         report.verdict("verbatim")
 
     Args:
-        model (`PreTrainedModel` or `str`): what is audited, or its name.
+        model (`PreTrainedModel` or `str`): the audited model, or its name.
         original (`PreTrainedModel` or `str`, *optional*): the model before the edit. Without it nothing shows that there
             was something to forget.
-        retrained (*optional*): trained without the forget set, the goal of every measure. Several, of different seeds, in
-            a list: the first is the reference, and how far the others are from it is the noise that a verdict allows.
-            Without one there is no verdict but where something is found.
-        split (`Split` or `dict`): sets of rows: `forget`, and where there are such, `retain` and `holdout`, `test` and
-            `siblings` for a class, `unrelated` to relearn from.
-        threat_model (`str` or sequence of `str`, *optional*, defaults to `("extraction", "membership")`): what the adversary can do:
-            `"extraction"` (asks), `"membership"` (sees likelihoods), `"latent"` (has the weights: looks into the layers,
-            quantizes, prunes), `"relearning"` (trains it further), `"both_checkpoints"` (has the original too).
+        retrained (*optional*): a model trained without the forget set, the goal of every measure. Several, of different
+            seeds, go in a list: the first is the reference, and the distance of the others from it is the noise that a
+            verdict allows. Without one there is a verdict only where something is found.
+        split (`Split` or `dict`): sets of rows: `forget`, and optionally `retain` and `holdout`, `test` and `siblings` for a
+            class, and `unrelated` to relearn from.
+        threat_model (`str` or sequence of `str`, *optional*, defaults to `("extraction", "membership")`): what the adversary
+            can do: `"extraction"` (asks), `"membership"` (sees likelihoods), `"latent"` (has the weights: looks into the
+            layers, quantizes, prunes), `"relearning"` (trains it further), `"both_checkpoints"` (has the original too).
         processing_class (*optional*): tokenizer or image processor; by default that of the model, if it is a name.
-        config ([`AuditConfig`], *optional*): how much of what is tried.
-        margins ([`~hf_unlearn.audit.verdicts.verdict.Margins`], *optional*): how far from the retrained model still counts as equal.
+        config ([`AuditConfig`], *optional*): how much is tried.
+        margins ([`Margins`], *optional*): how far from the retrained model still counts as equal.
         cache ([`ScoreCache`], *optional*): keeps the tables of models that were scored before.
         load, device (*optional*): how a name becomes a model, and where it runs; see [`Models`].
-        groups (`(n,)`, *optional*): whose a forget row is; rows of one person are not independent. A dictionary of
-            `"forget"` and `"holdout"` has the labels of both.
-        canaries ([`~hf_unlearn.audit.measures.exposure.Canaries`], *optional*): what was planted in the training data of the
-            original, from `make_canaries`: their exposure, and a lower bound of epsilon.
+        groups (`(n,)`, *optional*): the person each forget row is about; rows of one person are not independent. A
+            dictionary with `"forget"` and `"holdout"` has the labels of both sets.
+        canaries ([`Canaries`], *optional*): what was planted in the training data of the original, from `make_canaries`:
+            gives their exposure, and a lower bound of epsilon.
         shadows (sequence, *optional*): at least two models or names, trained on the forget set with other seeds and then
-            unlearned like the audited one (U-LiRA), or not (LiRA). They are compared with the retrained models but the
-            first, of which there must be at least three in all.
+            unlearned like the audited one (U-LiRA), or not (LiRA). They are compared with all retrained models but the
+            first, so that at least three retrained models are needed.
 
     Returns:
         [`AuditReport`]
 
     Raises:
-        ValueError: there is no forget set, or a threat model lacks what it needs. Before anything is computed.
+        ValueError: there is no forget set, or a threat model lacks what it needs; raised before anything is computed.
     """
     config = AuditConfig() if config is None else config
     models = Models(model, original, retrained, load, device, shadows)
@@ -94,7 +94,7 @@ def audit(
 
 
 class _Run:
-    """One model after the other, then each beside those that an attack needs as well.
+    """Audits one model after the other, then each together with the models that an attack needs as well.
 
     Attributes:
         tables (`dict[str, dict[str, Scores]]`): by role and set.
@@ -110,37 +110,32 @@ class _Run:
         self.not_run: list[dict[str, Any]] = []
 
     def score_and_attack(self, cache, canaries) -> None:
-        """The tables of every model, and what is found by an adversary who has nothing but it."""
+        """The tables of every model, and what an adversary finds who has only this model."""
         records = self.records
-        options = {"max_length": records.config.max_length, "truncate": records.config.truncate, "cache": cache}
+        options = {"batch_size": records.config.batch_size, "max_length": records.config.max_length}
+        options |= {"truncate": records.config.truncate, "cache": cache}
         scored = {name: rows for name, rows in records.sets.items() if name != "unrelated"}
         scored |= {} if canaries is None else canary_sets(canaries)
-        batch_size = records.config.batch_size
         for role in self.models.roles:
             with self.models.use(role) as model:
                 name = f"{role.replace('_', ' ')} model"
-                table = score_sets(model, records.processing_class, scored, batch_size, name=name, **options)
+                table = score_sets(model, records.processing_class, scored, name=name, **options)
                 if canaries is not None:
                     table["canaries"] = with_coins(table["canaries"], canaries)
                 self.tables[role] = records.tables = table
                 for attack in self.attacks:
                     if not attack.beside and role in (attack.roles or self.models.roles):
                         self._attack(attack, role, model)
-        if self.models.shadows:
-            self._against_shadows(batch_size, options)
-
-    def _against_shadows(self, batch_size: int, options: dict[str, Any]) -> None:
         shadows = []
         for role in self.models.shadows:
             with self.models.use(role) as model:
-                rows = self.records.sets["forget"]
-                shadows.append(score(model, self.records.processing_class, rows, batch_size, **options))
-        for statistic, values in lira_finding(self.tables, shadows).items():
-            for role, of_role in values.items():
-                self.found[role].values[statistic] = of_role
+                shadows.append(score(model, records.processing_class, records.sets["forget"], **options))
+        for statistic, by_role in (lira_finding(self.tables, shadows) if shadows else {}).items():
+            for role, values in by_role.items():
+                self.found[role].values[statistic] = values
 
     def attack_beside(self) -> None:
-        """What is found by an adversary who has other models too. They are in memory together, one attack after the other."""
+        """What an adversary finds who has other models too. The models of one attack are in memory together."""
         for attack in self.attacks:
             if not attack.beside or not set(attack.beside) <= set(self.models.roles):
                 continue
@@ -150,11 +145,11 @@ class _Run:
                     with self.models.use(role) as model:
                         found = self._attack(attack, role, model, **others)
                     if role == "retrained_2" and "retrained" in attack.beside:
-                        # What retraining with another seed gives is the yardstick.
+                        # The reference is what retraining with another seed gives.
                         self.found["retrained"].add(found)
 
     def _attack(self, attack: Attack, role: str, model, **others) -> Found:
-        """Add what an attack finds. Where it can't go on, what it found before stands, and so does all the rest."""
+        """Add what an attack finds. If it stops with an error, what it and the others found before is kept."""
         found, reason = Found(), attack.obstacle(model)
         if reason is None:
             try:
@@ -165,14 +160,12 @@ class _Run:
         self.found[role].add(found)
         if reason is not None:
             logger.warning(f"{attack.name} could not be run on the {role} model: {reason}")
-            why = {"attack": attack.name, "surface": attack.surface, "model": role, "reason": reason}
-            self.not_run.append(why)
+            self.not_run.append({"attack": attack.name, "surface": attack.surface, "model": role, "reason": reason})
         return found
 
 
 def _reason(error: Exception) -> str:
-    """Why an attack stopped. Errors of this package quote no record; those of others may, so of these only the place is
-    named."""
+    """Why an attack stopped. Errors of other packages may quote a record, so only their place is named."""
     package = Path(__file__).parents[1]
     frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     ours = [(path, line) for path, line in frames if package in path.parents]
