@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 
+from hf_unlearn.plugins import load_plugin
+
 
 #: Entry points by which an installed package adds methods: `name = "package.module:Trainer"`.
 GROUP = "hf_unlearn.methods"
@@ -71,14 +73,7 @@ class Methods(Mapping):
             return getattr(importlib.import_module(f"{__package__}.{file}"), trainer)
         if name in self.registered:
             return self.registered[name]
-        entry = self.installed[name]
-        try:
-            return _checked(entry.load())
-        except Exception as error:
-            raise ImportError(
-                f"The method {name!r} of an installed package ({entry.value}) cannot be used: {error} Either repair that "
-                "package, or uninstall it."
-            ) from error
+        return load_plugin(self.installed[name], _checked)
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self.files, **self.registered, **self.installed})
