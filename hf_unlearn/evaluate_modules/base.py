@@ -1,4 +1,4 @@
-"""The package's `evaluate` modules and suites by name, and what the modules have in common."""
+"""The package's `evaluate` modules and suites by name, and the base of the modules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def suite_names(folder: Path = EVAL_SUITES) -> list[str]:
 
 
 def load_metric(name: str, **kwargs) -> evaluate.EvaluationModule:
-    """One of the package's `evaluate` modules. It comes from a file of the package, so no network is needed.
+    """One of the package's `evaluate` modules, from a file of the package, so no network is needed.
 
         load_metric("membership_inference").compute(predictions=scores, references=labels)
 
@@ -63,22 +63,21 @@ def load_suite(name: str) -> evaluate.EvaluationSuite:
     return evaluate.EvaluationSuite.load(str(EVAL_SUITES / f"{name}.py"))
 
 
-# Abstract, so that `evaluate`, which takes the first class it finds in the file of a module, does not take this one.
+# Abstract, because `evaluate` takes the first class in the file of a module that is not.
 class AuditModule(evaluate.Metric, ABC):
-    """Base of the modules in `eval_suites`: results from what models gave before, or from the models themselves.
+    """Base of the modules in `eval_suites`: results from the outputs of models, or from the models themselves.
 
-    A module says how results come from its inputs (`_compute`) and, if it runs models, how from `examples` and a model
-    (`_from_model`). Inputs stay in memory, where `evaluate` would write them to a file, and no error message holds any of
+    A module says how results come from its inputs (`_compute`) and, if it runs models, how they come from `examples` and a
+    model (`_from_model`). `evaluate` would write the inputs to a file; here they stay in memory, and no error message quotes
     them: they may be texts that are to be erased.
     """
 
-    #: Inputs that are given beside `examples`, not instead of them.
+    #: Inputs that are given together with `examples`, not instead of them.
     with_examples: tuple[str, ...] = ()
 
     def __init__(self, *args, keep_in_memory: bool = False, num_process: int = 1, **kwargs):
         # Several processes exchange their inputs in files.
-        keep_in_memory = keep_in_memory or num_process == 1
-        super().__init__(*args, keep_in_memory=keep_in_memory, num_process=num_process, **kwargs)
+        super().__init__(*args, keep_in_memory=keep_in_memory or num_process == 1, num_process=num_process, **kwargs)
 
     @abstractmethod
     def _compute(self, **inputs) -> dict[str, Any]:
@@ -88,14 +87,14 @@ class AuditModule(evaluate.Metric, ABC):
         return loaded(model, processing_class)
 
     def _from_model(self, examples: Sequence, model, processing_class, **kwargs) -> dict[str, Any]:
-        """Results from examples and a model, by passing on to `_compute` what the model gives."""
+        """Results from examples and a model, by passing the outputs of the model on to `_compute`."""
         raise NotImplementedError
 
     def compute(self, *, examples=None, **kwargs):
         """Compute the module from its inputs, or from examples and a model.
 
         Raises:
-            ValueError: inputs are missing or given twice, or an argument is none of this module.
+            ValueError: inputs are missing or given twice, or the module does not have an argument.
         """
         self._check_arguments(kwargs, examples is not None)
         given = [name for name in self._feature_names() if kwargs.get(name) is not None]
@@ -109,7 +108,7 @@ class AuditModule(evaluate.Metric, ABC):
         if twice:
             raise ValueError(f"You gave examples as well as {' and '.join(twice)}. {self._what_to_give()}")
         model, processing_class = self._load(kwargs.pop("model", None), kwargs.pop("processing_class", None))
-        # Not by way of the base class, which would put the examples into a table.
+        # Not through the base class, which would put the examples into a table.
         examples = examples if hasattr(examples, "__getitem__") else list(examples)
         return self._from_model(examples, model, processing_class, **kwargs)
 
@@ -117,30 +116,22 @@ class AuditModule(evaluate.Metric, ABC):
         return type(self)._from_model is not AuditModule._from_model
 
     def _check_arguments(self, given: Mapping, with_examples: bool) -> None:
-        inputs, options = self._feature_names(), self._options()
+        inputs = self._feature_names()
+        with_inputs = [name for name in _arguments(self._compute)[0] if name not in inputs]
+        with_model = []
+        if self._takes_examples():
+            names, passed_on = _arguments(self._from_model)
+            with_model = [name for name in names if name != "examples"]
+            with_model += [name for name in with_inputs if passed_on and name not in names]
         # Inputs that are given twice have a message of their own.
-        known = {*inputs, *(options["with examples"] if with_examples else options["without"])}
-        # What passes arguments on gives the two of the base class in any case.
-        unknown = [
-            n for n in given if n not in known and (n not in ("predictions", "references") or given[n] is not None)
-        ]
-        if unknown:
-            message = f"{self.name} takes no {' and no '.join(unknown)} here. It takes "
-            message += ", ".join([*inputs, *options["without"]])
-            if options["with examples"]:
-                message += f"; or else examples, {', '.join(options['with examples'])}"
-            raise ValueError(f"{message}.")
-
-    def _options(self) -> dict[str, list[str]]:
-        """Names of the arguments beside the inputs, and of those beside the examples."""
-        without = [name for name in _arguments(self._compute)[0] if name not in self._feature_names()]
-        if not self._takes_examples():
-            return {"without": without, "with examples": []}
-        of_model, passed_on = _arguments(self._from_model)
-        of_model = [name for name in of_model if name != "examples"]
-        if passed_on:
-            of_model += [name for name in without if name not in of_model]
-        return {"without": without, "with examples": of_model}
+        known = {*inputs, *(with_model if with_examples else with_inputs)}
+        # Callers that pass arguments on give the two of the base class in any case.
+        known |= {name for name in ("predictions", "references") if given.get(name) is None}
+        if unknown := [name for name in given if name not in known]:
+            message = (
+                f"{self.name} takes no {' and no '.join(unknown)} here. It takes {', '.join([*inputs, *with_inputs])}"
+            )
+            raise ValueError(message + (f"; or else examples, {', '.join(with_model)}." if with_model else "."))
 
     def add_batch(self, **inputs):
         """Add a batch of inputs."""
@@ -157,9 +148,9 @@ class AuditModule(evaluate.Metric, ABC):
                 raise TypeError
             add(**inputs)
         except (ValueError, TypeError, KeyError):
-            if is_first:  # and not half a table for the next call
+            if is_first:  # leave no half of a table to the next call
                 self.writer = self.buf_writer = None
-            # The message of the base class quotes the inputs.
+            # The message of the base class would quote the inputs.
             raise ValueError(self._misfit(inputs)) from None
 
     def _what_to_give(self) -> str:
@@ -172,11 +163,11 @@ class AuditModule(evaluate.Metric, ABC):
         options = self.features if isinstance(self.features, list) else [self.features]
         wanted = ", or ".join(" and ".join(f"{k}: {_kind(v)}" for k, v in option.items()) for option in options)
         found = ", ".join(f"{name}: {_shape(value)}" for name, value in inputs.items() if value is not None)
-        return f"The inputs do not fit. Wanted is {wanted}, the same number of each. You gave {found or 'nothing'}."
+        return f"The inputs do not fit. Give {wanted}, the same number of each. You gave {found or 'nothing'}."
 
 
 def loaded(model, processing_class=None):
-    """A model with its tokenizer or image processor: objects as they are, a name (a folder or Hub id) in float32.
+    """A model with its tokenizer or image processor; a name (a folder or Hub id) is loaded in float32.
 
     Raises:
         ValueError: there is no model, or a model object without its tokenizer or image processor.
@@ -187,18 +178,16 @@ def loaded(model, processing_class=None):
         name = str(model)
         return load_model(name).eval(), processing_class or load_processing_class(name)
     if processing_class is None:
-        raise ValueError(
-            "You gave a model object but no processing_class. Pass its tokenizer or image processor as well."
-        )
+        raise ValueError("You gave a model object but no processing_class. Pass its tokenizer or image processor too.")
     return model, processing_class
 
 
 def flat(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """Estimates as the flat dictionary that `evaluate` expects, ends of the interval beside the value.
+    """Estimates as the flat dictionary that `evaluate` expects.
 
     Returns:
-        `dict`: for each name `name`, `name_low` and `name_high`; and `reason`, why values or intervals are missing or
-        degenerate, `None` where there is nothing to say.
+        `dict`: for each name `name`, `name_low` and `name_high`, the value and the ends of its interval; and `reason`, why
+        values or intervals are missing or degenerate, or `None`.
     """
     results: dict[str, Any] = {}
     for name, estimate in estimates.items():
@@ -208,7 +197,7 @@ def flat(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
 
 
 def _arguments(function) -> tuple[list[str], bool]:
-    """Names of the arguments of a function, and whether it takes others, to pass them on."""
+    """Names of the arguments of a function, and whether it takes others to pass them on."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     return names, len(names) < len(parameters)
@@ -222,7 +211,6 @@ def _kind(feature) -> str:
 def _shape(value) -> str:
     if isinstance(value, str) or not hasattr(value, "__len__"):
         return f"one {type(value).__name__}"
-    kinds = (
-        sorted({type(item).__name__ for item in value}) if not isinstance(value, np.ndarray) else [value.dtype.name]
-    )
+    is_array = isinstance(value, np.ndarray)
+    kinds = [value.dtype.name] if is_array else sorted({type(item).__name__ for item in value})
     return f"{len(value)} of {' or '.join(kinds) or 'nothing'}"

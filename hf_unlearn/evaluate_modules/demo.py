@@ -12,15 +12,15 @@ from evaluate.utils.gradio import parse_readme
 
 
 def demo(file: str | Path, example: Mapping[str, Any]):
-    """The page of a module: its inputs as JSON on the left, its results on the right, its card below.
+    """The page of a module: its inputs as JSON on the left, its results on the right, and its card below them.
 
     Args:
         file (`str` or `Path`): the module, with its card, `README.md`, beside it.
-        example (`dict`): inputs that the page begins with. Others than these cannot be given, so that a page on the
-            internet does not load whatever model somebody names.
+        example (`dict`): the inputs that the page begins with. No other inputs can be given, so that a public page does not
+            load whatever model somebody names.
 
     Returns:
-        `gradio.Interface`: `launch()` serves it; under `/compute` it has an API.
+        `gradio.Interface`: `launch()` serves it, with an API at `/compute`.
     """
     gr = _gradio()
 
@@ -35,11 +35,12 @@ def demo(file: str | Path, example: Mapping[str, Any]):
 
 
 def page(file: str | Path, compute: Callable[..., dict], inputs: list):
-    """A page with inputs of another kind than JSON.
+    """A page whose inputs are not JSON.
 
     Args:
         file: as for [`demo`].
-        compute (`Callable`): from the module and the values of the inputs to results. A `ValueError` is shown to the user.
+        compute (`Callable`): gives the results from the module and the values of the inputs. A `ValueError` is shown to the
+            user.
         inputs (`list`): components of gradio.
     """
     gr, module = _gradio(), evaluate.load(str(file))
@@ -48,7 +49,7 @@ def page(file: str | Path, compute: Callable[..., dict], inputs: list):
         try:
             return compute(module, *values)
         except (ValueError, TypeError) as error:
-            # Without its traceback, which would go to the log of the Space.
+            # Without the traceback, which would be written to the log of the Space.
             raise gr.Error(str(error), print_exception=False) from None
 
     return gr.Interface(

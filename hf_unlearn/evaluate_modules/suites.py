@@ -1,7 +1,7 @@
-"""What the evaluation suites in `eval_suites` have in common: the rows of a benchmark, and results with their intervals.
+"""What the evaluation suites in `eval_suites` share: the rows of a benchmark, and results with their intervals.
 
-A suite measures a model once and gets a number for each record; everything it reports is computed from these. So it costs
-one pass of the model, whatever the number of measures, and a retrained model is compared record by record.
+A suite runs a model once and computes all it reports from one table of numbers per record. So every further measure is
+free, and a retrained model is compared record by record.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ def score_once(
     """Score several sets of rows in one pass, sorted by length across the sets; each gets its own table.
 
     Args:
-        model, processing_class, batch_size: as for [`~hf_unlearn.audit.score`].
+        model, processing_class, batch_size, options: as for [`~hf_unlearn.audit.score`].
         sets (`dict[str, list]`): rows by the name of their set.
-        options: passed to [`~hf_unlearn.audit.score`].
 
     Raises:
         ValueError: a row that can't be encoded; the message names its set and its index in it, and no text.
@@ -50,13 +49,13 @@ def score_once(
 def results(
     found: Mapping[Statistic, Any], retrained: Mapping[Statistic, Any] | None = None, seed: int = 0
 ) -> list[dict]:
-    """The results of a suite, one [`result`] a statistic, compared with a retrained model where there is one.
+    """The results of a suite, one [`result`] per statistic, compared with a retrained model where there is one.
 
     Args:
-        found (`dict`): statistic -> its values under the model, a number a record, as [`Statistic`] takes them. The `set` of
-            a statistic is the name of the task.
-        retrained (`dict`, *optional*): the same of a model retrained without the forget set. Adds `retrained`, its value,
-            and `difference`, model minus retrained with records paired, with `difference_low` and `difference_high`.
+        found (`dict`): statistic -> its values under the model, one per record, as [`Statistic`] takes them. The `set` of a
+            statistic is the name of the task.
+        retrained (`dict`, *optional*): the same under a model retrained without the forget set. Adds its value `retrained`,
+            and the paired `difference`, model minus retrained, with `difference_low` and `difference_high`.
         seed (`int`, *optional*, defaults to `0`): of the bootstrap intervals.
     """
     rows = []
@@ -72,18 +71,10 @@ def results(
 
 def result(task: str, measure: str, orientation: str, estimate: Estimate) -> dict[str, Any]:
     """One result of a suite: plain numbers, all in 64 bit, and how to read them."""
-    return {
-        "task_name": task,
-        "measure": measure,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "n": estimate.n[0] if len(estimate.n) == 1 else list(estimate.n),
-        "n_missing": estimate.n_missing,
-        "orientation": orientation,
-        "method": estimate.method,
-        "reason": estimate.reason,
-    }
+    names = ("value", "low", "high", "n_missing", "method", "reason")
+    n = estimate.n[0] if len(estimate.n) == 1 else list(estimate.n)
+    described = {"task_name": task, "measure": measure, "n": n, "orientation": orientation}
+    return described | {name: getattr(estimate, name) for name in names}
 
 
 #: How to read the mean of [`folded_truth_ratio`], and of `max(0, 1 - R)`.
@@ -91,7 +82,7 @@ FOLDED, TRUE_BETTER = "as retrained is best, mean of min(R, 1 / R)", "higher = b
 
 
 def of_test(task: str, measure: str, test: KolmogorovSmirnov) -> dict[str, Any]:
-    """The [`result`] of a test against the retrained model: `value` is its p-value, which goes with `d` and `n`."""
+    """The [`result`] of a test against the retrained model: `value` is its p-value, to be read with `d` and `n`."""
     estimate = Estimate(test.p, np.nan, np.nan, test.n, "two-sample Kolmogorov-Smirnov", n_missing=test.n_missing)
     row = result(task, measure, "p-value, high = not told apart from retrained; it falls with n, compare d", estimate)
     return row | {"d": test.d, "critical_d": test.critical_d, "log10": test.log10_p}
@@ -104,7 +95,7 @@ def read_rows(data: str | Path, config: str, split: str = "train", limit: int | 
         data (`str` or `Path`): Hub id, a folder that was downloaded from there, or one with a JSON or JSON Lines file for
             each configuration, such as `forget10.json`, or for each split of it, such as `knowmem/forget_qa.json`.
         config, split (`str`): which rows. Strings become rows of `{"text"}`.
-        limit (`int`, *optional*): no more than the first so many.
+        limit (`int`, *optional*): at most this many rows, from the first on.
 
     Raises:
         FileNotFoundError: a folder without such a file.
@@ -119,7 +110,6 @@ def read_rows(data: str | Path, config: str, split: str = "train", limit: int | 
             raise FileNotFoundError(f"The folder has none of {', '.join(str(f.relative_to(data)) for f in files)}.")
         return list(load_rows(str(data), split if limit is None else f"{split}[:{limit}]", config))
     text = file.read_text(encoding="utf-8")
-    rows = (
-        json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line]
-    )
+    is_list = text.lstrip().startswith("[")
+    rows = json.loads(text) if is_list else [json.loads(line) for line in text.splitlines() if line]
     return [row if isinstance(row, Mapping) else {"text": row} for row in rows[:limit]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from hf_unlearn.audit.verdicts.surfaces import SURFACES
@@ -27,19 +28,9 @@ def to_table(audit: dict[str, Any]) -> list[list[str]]:
     for row in audit["rows"]:
         n = next((row[name]["n"] for name in reversed(columns) if row.get(name)), [])
         cells = [_said(row["measure"]), row["set"], "/".join(str(x) for x in n)]
-        cells += [_cell(row.get(name), signed=name.startswith("difference")) for name in columns]
+        cells += [_cell(row.get(name), _signed if name.startswith("difference") else _number) for name in columns]
         table.append(cells + [row.get("reading", "")] * reading)
     return table
-
-
-def _cell(estimate: dict | None, signed: bool = False) -> str:
-    if estimate is None or estimate.get("value") is None:
-        return "–"
-    number = _signed if signed else _number
-    text = number(estimate["value"])
-    if estimate.get("low") is not None and estimate.get("high") is not None:
-        text += f" [{number(estimate['low'])}, {number(estimate['high'])}]"
-    return text
 
 
 def _number(x: float) -> str:
@@ -48,6 +39,15 @@ def _number(x: float) -> str:
 
 def _signed(x: float) -> str:
     return f"{x:+.3f}"
+
+
+def _cell(estimate: dict | None, number: Callable[[float], str] = _number) -> str:
+    if estimate is None or estimate.get("value") is None:
+        return "–"
+    text = number(estimate["value"])
+    if estimate.get("low") is not None and estimate.get("high") is not None:
+        text += f" [{number(estimate['low'])}, {number(estimate['high'])}]"
+    return text
 
 
 def to_markdown(result: dict[str, Any]) -> str:
@@ -128,7 +128,7 @@ def _line(audit: dict[str, Any], surface: dict[str, Any]) -> list[str]:
     margin = verdict.get("margin")
     said = f"**{_said(surface['verdict'])}**" + (f" ({_said(surface['reason'])})" if surface.get("reason") else "")
     shown = "–" if margin is None else f"{margin:.3g}"
-    return [surface["surface"], said, _said(surface["worst"]), _cell(compared, signed=True), shown]
+    return [surface["surface"], said, _said(surface["worst"]), _cell(compared, _signed), shown]
 
 
 def _about(result: dict[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ def smallest_detectable(difference: Difference | PairedRates, power: float = 0.8
 def records_needed(
     difference: Difference | PairedRates, margin: float, power: float = 0.8, alpha: float = 0.05
 ) -> float:
-    """Records a side (groups, where these were resampled) that show equivalence with that power, if there is no difference.
+    """Records (groups, where these were resampled) per side that show equivalence with that power if there is no difference.
 
     By default the margin must be 2.93 standard errors. NaN where the standard error is unknown.
     """
@@ -32,7 +32,7 @@ def records_needed(
 
 
 def standard_error(difference: Difference | PairedRates) -> float:
-    """From the width of the 90 % interval, which is there even where the bootstrap has no spread."""
+    """The standard error, from the width of the 90 % interval, which exists even where the bootstrap has no spread."""
     interval = difference.estimate(0.90)
     return (interval.high - interval.low) / (2 * _z(0.95))
 

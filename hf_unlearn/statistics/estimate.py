@@ -1,4 +1,4 @@
-"""A number and how sure it is: what every statistic returns."""
+"""A number with its uncertainty: what every statistic returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class AsDict:
-    """What a dataclass of numbers is written to a file as."""
+    """A dataclass of numbers that can be written to a file."""
 
     def as_dict(self) -> dict:
         """Plain types for JSON; NaN becomes `None`."""
@@ -21,7 +21,7 @@ class Estimate(AsDict):
     """A value with its confidence interval.
 
     Attributes:
-        value, low, high (`float`): the point estimate and the ends of the interval; NaN if it can't be measured.
+        value, low, high (`float`): the point estimate and the ends of the interval; NaN if they can't be measured.
         n (`tuple[int, ...]`): number of records used, `(n,)` or `(n_members, n_non_members)`.
         method (`str`): how the interval was made.
         level (`float`): confidence level.
@@ -61,5 +61,5 @@ def known_mean(values) -> float:
 
 
 def of_groups(groups) -> str:
-    """How a method that resampled groups is told from one that resampled records."""
+    """The end of a method's name, by which one that resampled groups is told from one that resampled records."""
     return "" if groups is None else ", groups"

@@ -12,7 +12,7 @@ def holm(p_values) -> np.ndarray:
     tests depend on each other. Declare the family before the results are seen: all attacks, not those that found something.
 
     Args:
-        p_values (`float (k,)`): one a test of the family; NaN for a test that could not be run, which does not count.
+        p_values (`float (k,)`): one per test of the family; NaN for a test that could not be run, which does not count.
 
     Returns:
         `float64 (k,)`: adjusted values in the same order; NaN where there was none.

@@ -1,7 +1,7 @@
 """Yes or no under two models: exact where a bootstrap has nothing to resample.
 
-Where a model extracts three records of 400 and the other none, a bootstrap sees little and claims much. What counts are
-the discordant records, those that only one of the two models gives away.
+Where one model gives away three records of 400 and the other none, a bootstrap sees little and claims much. What counts
+are the discordant records, those that only one of the two models gives away.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class PairedRates:
     """Difference of two rates on the same records, first minus second; it is used like a `Difference`.
 
     Attributes:
-        first_only, second_only (`int`): discordant records: hits of the first, or of the second model alone.
+        first_only, second_only (`int`): number of discordant records: hits of only the first, or only the second model.
         records (`int`): number of records scored under both models.
-        n_missing (`int`): records that are not.
-        holdout (`PairedRates` or `None`): the same of unseen records, whose difference is subtracted.
+        n_missing (`int`): number of other records.
+        holdout (`PairedRates` or `None`): the same for unseen records, whose difference is subtracted.
     """
 
     first_only: int
@@ -53,19 +53,18 @@ class PairedRates:
         """The difference with its interval; without any discordant record it is about +-3/n at the level 0.90.
 
         Clopper-Pearson limits of both discordant rates are combined by their squares, with their correlation (Tang et al.,
-        2010, 10.1002/sim.3790). By enumeration each end errs in at most 1.5 points more than it should at n = 5, and
-        in no more than it should from n = 20 on.
+        2010, 10.1002/sim.3790). By enumeration each end errs at most 1.5 points more often than it should at n = 5, and
+        not more often from n = 20 on.
         """
         missing = self.n_missing + (self.holdout.n_missing if self.holdout else 0)
         if self.n_units == 0:
             return Estimate(np.nan, np.nan, np.nan, self.n, "discordant pairs", level, missing, "no records")
-        tail = (1 - level) / 2
-        low, high = self._limit(tail, lower=True), self._limit(tail, lower=False)
+        low, high = (self._limit((1 - level) / 2, lower) for lower in (True, False))
         reason = None if self.first_only + self.second_only else "no discordant records"
         return Estimate(self.value, low, high, self.n, "discordant pairs", level, missing, reason)
 
     def p_greater(self, margin: float = 0.0) -> float:
-        """One-sided p-value against "the difference is at most `margin`": the tail at which the interval reaches it."""
+        """One-sided p-value against "the difference is at most `margin`": the tail where the interval reaches the margin."""
         return self._p(lambda tail: self._limit(tail, lower=True) - margin)
 
     def p_less(self, margin: float = 0.0) -> float:
@@ -88,11 +87,11 @@ class PairedRates:
         s, t = ((hits + 0.5) / (self.records + 1.5) for hits in (self.first_only, self.second_only))
         overlap = math.sqrt(s * t / ((1 - s) * (1 - t)))
         width = math.sqrt(out**2 + into**2 + 2 * overlap * out * into)
-        centre, sign = p - q, -1 if lower else 1
+        center, sign = p - q, -1 if lower else 1
         if self.holdout is not None:
-            centre -= self.holdout.value
+            center -= self.holdout.value
             width = math.hypot(width, self.holdout._limit(tail, not lower) - self.holdout.value)
-        return centre + sign * width
+        return center + sign * width
 
 
 def paired_rates(first, second) -> PairedRates:
@@ -114,6 +113,6 @@ def paired_rates(first, second) -> PairedRates:
     first, second = first[kept], second[kept]
     if not np.isin(np.concatenate([first, second]), (0, 1)).all():
         raise ValueError(
-            "Rates compare hits, 0 or 1, but there are other values. Use paired_difference for their means."
+            "Rates compare hits, 0 or 1, but you gave other values. Use paired_difference for their means."
         )
     return PairedRates(int((first > second).sum()), int((second > first).sum()), len(first), int((~kept).sum()))

@@ -28,8 +28,8 @@ class Ranking:
 
     def delong_std(self) -> float:
         n, m = len(self.members), len(self.order)
-        of_members = (self.below + self.up_to) / (2 * m)
+        members = (self.below + self.up_to) / (2 * m)
         ordered = np.sort(self.members)
         left, right = (np.searchsorted(ordered, self.non_members, side=side) for side in ("left", "right"))
-        of_non_members = 1 - (left + right) / (2 * n)
-        return math.sqrt(of_members.var(ddof=1) / n + of_non_members.var(ddof=1) / m)
+        non_members = 1 - (left + right) / (2 * n)
+        return math.sqrt(members.var(ddof=1) / n + non_members.var(ddof=1) / m)

@@ -1,4 +1,4 @@
-"""The bootstrap: resampled records or groups of records, and the intervals and p-values that are read from the draws.
+"""The bootstrap: resampled records or groups of records, and the intervals and p-values that are computed from the draws.
 
 Rows of one person, or of one author, are not independent. Where `groups` name them, whole groups are drawn, and the
 number of groups is the size of the sample.
@@ -23,7 +23,7 @@ def group_codes(groups, kept: np.ndarray) -> np.ndarray | None:
     """The groups of the records that are kept, numbered from 0: `int64 (n,)`; `None` where there are no groups.
 
     Raises:
-        ValueError: there is not one label a record.
+        ValueError: there is not one label per record.
     """
     if groups is None:
         return None
@@ -37,16 +37,16 @@ def group_codes(groups, kept: np.ndarray) -> np.ndarray | None:
 
 
 def n_units(n: int, codes: np.ndarray | None) -> int:
-    """How many independent units there are: groups, or else records."""
+    """The number of independent units: groups where there are groups, otherwise records."""
     return n if codes is None else int(codes.max(initial=-1)) + 1
 
 
 def resampled_counts(
     n: Sequence[int], codes: Sequence[np.ndarray | None], seed: int
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """How often each record of each side is drawn: a chunk of resamples at a time, `int64 (draws, n)` a side."""
+    """How often each record of each side is drawn: one chunk of resamples at a time, `int64 (draws, n)` per side."""
     rng = np.random.default_rng(seed)
-    units = [n_units(*side) for side in zip(n, codes, strict=True)]
+    units = list(map(n_units, n, codes))
     for size in chunks(sum(n)):
         drawn = [_counts(rng, side, size) for side in units]
         yield tuple(d if c is None else d[:, c] for d, c in zip(drawn, codes, strict=True))
@@ -82,14 +82,14 @@ def interval(
 ):
     """Ends of the interval of a statistic with bootstrap `draws` from `n` units, its method, and a caveat.
 
-    From 10 units on these are percentiles of the draws, taken a little further out as the sample is small (Hesterberg,
-    2015, 10.1080/00031305.2015.1089789); below, Student's t with the standard error of the bootstrap. No end lies beyond
-    the `bounds` of the statistic, where they are known; one of them may be infinite.
+    From 10 units on the ends are percentiles of the draws, taken a little further out because the sample is small
+    (Hesterberg, 2015, 10.1080/00031305.2015.1089789); below, Student's t with the standard error of the bootstrap. No end
+    lies beyond the `bounds` of the statistic, where they are known; one of them may be infinite.
 
-    Without spread the draws say nothing of records that were not drawn. Between finite bounds (a mean of values in [0, 1],
-    or differences of such) the exact bound for "none of n is different" does, where a record can differ by `reach` from
-    the others. Where one of the bounds is infinite nothing does, and there is no interval. Without `bounds` the interval is
-    then the value itself: of a difference between two models that agree on every record.
+    Draws without spread say nothing about other records. With finite bounds (a mean of values in [0, 1], or differences of
+    such means) the interval is then the exact one for "none of n is different", where a record can differ by `reach` from
+    the others. With an infinite bound there is none. Without `bounds` it is the value itself, as for the difference between
+    two models that agree on every record.
     """
     tail = (1 - level) / 2
     if not np.isfinite(draws).all():

@@ -1,4 +1,4 @@
-"""Digests of contents: what is equal has the same one, in every process."""
+"""Digests of contents: equal contents have the same digest, in every process."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Any
 
 
 def digest_of_text(*parts: Any) -> bytes | None:
-    """16 bytes that are the same for texts which differ in whitespace or in the form of their letters (Unicode NFC) only.
+    """16 bytes, the same for texts that differ only in whitespace or in the form of their letters (Unicode NFC).
 
-    Args:
-        parts: texts, or what is written as one; `None` counts as an empty text.
-
-    Returns:
-        `bytes`, or `None` where all parts are empty.
+    `None` counts as an empty text, and anything else as the text it is written as. Where all parts are empty there is no
+    digest but `None`.
     """
     plain = ["" if part is None else " ".join(unicodedata.normalize("NFC", str(part)).split()) for part in parts]
     if not any(plain):
@@ -24,14 +21,14 @@ def digest_of_text(*parts: Any) -> bytes | None:
 
 
 def add_texts(digest, *texts: str) -> None:
-    """Add texts to a digest of `hashlib`, each after its length, so that no two sequences of texts are taken for one."""
+    """Add texts to a digest of `hashlib`, each after its length, so that different sequences give different digests."""
     for text in texts:
         data = text.encode()
         digest.update(len(data).to_bytes(8, "little") + data)
 
 
 def add_tensor(digest, tensor) -> None:
-    """Add a tensor of torch to a digest of `hashlib`: its type, its shape and its values, wherever they are."""
+    """Add a tensor to a digest of `hashlib`: its type, its shape and its values, on whatever device."""
     import torch
 
     add_texts(digest, str(tensor.dtype), str(tuple(tensor.shape)))

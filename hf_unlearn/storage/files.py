@@ -10,18 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-# Of what is not finished yet. No part of the final name: that may be somebody's.
+# Names of unfinished files. They have no part of the final name, which may be somebody's.
 _UNFINISHED = {"prefix": ".", "suffix": ".incomplete"}
 
 
 def write_whole(path: str | os.PathLike, content: str | bytes | Iterable[bytes], mode: int = 0o644) -> None:
-    """Write a file beside its final place and then rename it, so that a reader finds all of it, or what was there before.
+    """Write a file next to its final place and then rename it, so that a reader finds all of it, or what was there before.
 
     Args:
         path (`str` or `os.PathLike`): its folder must exist.
-        content (`str`, `bytes` or parts of `bytes`): a text is written as UTF-8.
-        mode (`int`, *optional*, defaults to `0o644`): permissions of the file. Only its owner can read it before it is
-            finished.
+        content (`str`, `bytes` or an iterable of `bytes`): a text is written as UTF-8.
+        mode (`int`, *optional*, defaults to `0o644`): permissions of the finished file. Before, only its owner can read it.
 
     Raises:
         OSError: it cannot be written. An older file stays as it was, and nothing else is left.
@@ -45,7 +44,7 @@ def write_whole(path: str | os.PathLike, content: str | bytes | Iterable[bytes],
 def replaced_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A new folder to be filled, which takes the place of `path` when the block ends without an error.
 
-    Until then an older folder stays as it was, and after an error it stays for good.
+    Until then, and after an error, an older folder stays as it was.
 
         with replaced_folder("outputs/model") as folder:
             model.save_pretrained(folder)
