@@ -7,6 +7,7 @@ not expected here fails, too.
 """
 
 import re
+import string
 import warnings
 import zlib
 from copy import deepcopy
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sacrebleu
 import torch
 from rouge_score import rouge_scorer
 from scipy.integrate import trapezoid
@@ -169,6 +171,18 @@ def case():
 
 
 # What single texts give.
+
+
+def shared_words(said: str, true: str) -> float:
+    """F1 of the words of two texts, from precision and recall, without punctuation and articles."""
+    bags = []
+    for text in (said, true):
+        words = "".join(c for c in text.lower() if c not in string.punctuation).split()
+        bags.append([word for word in words if word not in ("a", "an", "the")])
+    shared = sum(min(bags[0].count(word), bags[1].count(word)) for word in set(bags[1]))
+    if not bags[1]:
+        return np.nan
+    return 0.0 if shared == 0 else hmean([shared / len(bags[0]), shared / len(bags[1])])
 
 
 class Plain:
@@ -531,14 +545,19 @@ class Expected:
                     ids = torch.tensor([TOKENIZER(row["prompt"])["input_ids"]])
                     unread = role == "unlearned" and row is self.sets["forget"][UNREADABLE]
                     if unread or not row["completion"]:
-                        values.append(np.nan)
+                        values.append([np.nan] * 3)
                         continue
                     new = self.case.models[role].generate(
                         input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
                     )[0, ids.shape[1] :]
                     said = TOKENIZER.decode(new, skip_special_tokens=True)
-                    values.append(scorer.score(row["completion"], said)["rougeL"].recall)
-                found.setdefault(("rouge_l_recall", name), {})[role] = np.array(values)
+                    bleu = sacrebleu.sentence_bleu(said, [row["completion"]], use_effective_order=True).score
+                    rouge = scorer.score(row["completion"], said)["rougeL"].recall
+                    values.append([rouge, shared_words(said, row["completion"]), bleu])
+                for measure, column in zip(
+                    ("rouge_l_recall", "answer_f1", "answer_bleu"), np.transpose(values), strict=True
+                ):
+                    found.setdefault((measure, name), {})[role] = column
         return found
 
     @cached_property
