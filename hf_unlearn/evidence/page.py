@@ -41,6 +41,10 @@ def _signed(x: float) -> str:
     return f"{x:+.3f}"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def _cell(estimate: dict | None, number: Callable[[float], str] = _number) -> str:
     if estimate is None or estimate.get("value") is None:
         return "–"
@@ -87,10 +91,6 @@ def _levels(audit: dict[str, Any]) -> tuple[str, str]:
     tables = {e["level"] for row in audit["rows"] for e in map(row.get, _COLUMNS) if e and e.get("level")}
     verdicts = {row["verdict"]["unlearned"]["level"] for row in audit["rows"] if _has_difference(row)}
     return tuple(" or ".join(map(_percent, sorted(levels))) or "–" for levels in (tables, verdicts))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _has_difference(row: dict[str, Any]) -> bool:
@@ -180,12 +180,10 @@ def _margins(audit: dict[str, Any]) -> list[tuple[str, str]]:
     margins = audit.get("margins") or {}
     facts = []
     said = [text.format(margins[key]) for key, text in MARGINS.items() if key in margins]
-    said += [f"{_said(key)} {value}" for key, value in margins.items() if key not in (*MARGINS, "alpha", "power")]
     if said:
         facts.append(("margins, chosen before", ", ".join(said)))
-    if "alpha" in margins:
-        power = f", power {_percent(margins['power'])}" if "power" in margins else ""
-        facts.append(("level", f"{_percent(margins['alpha'])}, one-sided{power}"))
+        level = f"{_percent(margins['alpha'])}, one-sided, power {_percent(margins['power'])}"
+        facts.append(("level", level))
     family = max((row["verdict"].get("family") or 0 for row in audit["rows"] if row.get("verdict")), default=0)
     return facts + ([("tests corrected for (Holm)", str(family))] if family else [])
 

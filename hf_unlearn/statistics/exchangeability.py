@@ -17,6 +17,7 @@ from scipy import sparse
 
 from hf_unlearn.statistics.estimate import Estimate, plain
 from hf_unlearn.statistics.intervals import auc
+from hf_unlearn.statistics.resampling import group_codes, n_units
 
 
 N_HASHES = 2**12
@@ -79,7 +80,7 @@ def blind_baseline(
         [`BlindBaseline`]. Below 10 records (groups) a side it has no value.
 
     Raises:
-        ValueError: a record holds neither text nor an image.
+        ValueError: a record holds neither text nor an image, or there is not one label per record.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
@@ -87,15 +88,10 @@ def blind_baseline(
     from sklearn.preprocessing import MaxAbsScaler
 
     n = (len(forget), len(holdout))
-    labels = [np.arange(size) for size in n] if groups is None else [np.asarray(side) for side in groups]
-    if (len(labels[0]), len(labels[1])) != n:
-        raise ValueError(
-            f"You gave groups for {len(labels[0])} and {len(labels[1])} records, but there are {n[0]} and {n[1]} records. "
-            "Give one label for each record of both sets."
-        )
+    labels = map(np.arange, n) if groups is None else groups
     # Equal labels in both sets are different groups: no record is in both.
-    codes = [np.unique(side, return_inverse=True)[1] for side in labels]
-    sizes = [int(side.max(initial=-1)) + 1 for side in codes]
+    codes = [group_codes(side, np.ones(size, bool)) for side, size in zip(labels, n, strict=True)]
+    sizes = list(map(n_units, n, codes))
     kind = "image" if n[0] and _is_image(content(forget[0])) else "text"
     if min(sizes) < MIN_RECORDS:
         what = "records" if groups is None else "groups"

@@ -48,14 +48,13 @@ def resampled_counts(
     rng = np.random.default_rng(seed)
     units = list(map(n_units, n, codes))
     for size in chunks(sum(n)):
-        drawn = [_counts(rng, side, size) for side in units]
-        yield tuple(d if c is None else d[:, c] for d, c in zip(drawn, codes, strict=True))
-
-
-def _counts(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
-    """`size` draws of a multinomial with `n` equal chances: five times as fast as numpy's own."""
-    drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-    return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        counts = []
+        for unit, code in zip(units, codes, strict=True):
+            # Draws of a multinomial with equal chances, five times as fast as numpy's own.
+            drawn = rng.integers(unit, size=(size, unit)) + unit * np.arange(size)[:, None]
+            drawn = np.bincount(drawn.ravel(), minlength=size * unit).reshape(size, unit)
+            counts.append(drawn if code is None else drawn[:, code])
+        yield tuple(counts)
 
 
 def bootstrap_means(values: np.ndarray, seed: int, codes: np.ndarray | None = None) -> np.ndarray:
