@@ -14,7 +14,14 @@ def print_methods(name: str | None, form: str) -> int:
     if name is not None and name not in METHODS:
         print(f"There is no method {name!r}. There are {', '.join(sorted(METHODS))}.", file=sys.stderr)
         return 2
-    found = [describe(key).as_dict() for key in ([name] if name else sorted(METHODS))]
+    found = []
+    for key in [name] if name else sorted(METHODS):
+        try:
+            found.append(describe(key).as_dict())
+        except ImportError as error:
+            if name:
+                raise
+            print(f"{key} is left out: {error}", file=sys.stderr)  # a package that is broken does not hide the others
     if form == "json":
         print(json.dumps(found, indent=1))
     elif form == "markdown":

@@ -106,3 +106,9 @@ def test_a_package_that_is_broken_is_named(plugin, entry, code, reason):
     assert done.returncode != 0
     assert f"mine adds {entry} to hf_unlearn.methods, which cannot be used" in done.stderr
     assert reason in done.stderr and "Either repair that package" in done.stderr
+
+
+def test_a_package_that_is_broken_does_not_hide_the_other_methods(plugin):
+    done = run(plugin(code="import not_there"), "-m", "hf_unlearn.cli", "methods")
+    assert done.returncode == 0 and {line.split()[0] for line in done.stdout.splitlines() if line} > set(METHODS)
+    assert done.stderr.startswith("mine is left out: mine adds mine = mine:MineTrainer to hf_unlearn.methods")
