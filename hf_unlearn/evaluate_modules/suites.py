@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_unlearn.audit import Scores, score
 from hf_unlearn.audit.measures.statistic import Statistic
+from hf_unlearn.audit.table.score import score
+from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.statistics.estimate import Estimate
 from hf_unlearn.statistics.intervals import KolmogorovSmirnov
 
