@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_unlearn.models import load
 from hf_unlearn.storage.files import replaced_folder
 
 
@@ -22,16 +23,12 @@ def loading(arguments: ModelArguments, name: str) -> dict[str, Any]:
 
 def load_config(arguments: ModelArguments, name: str | None = None):
     """The config of `model_name_or_path`, or of `name`; see [`~hf_unlearn.models.load.load_config`]."""
-    from hf_unlearn.models import load
-
     name = name or arguments.model_name_or_path
     return load.load_config(name, **loading(arguments, name))
 
 
 def load_processing_class(arguments: ModelArguments):
     """The tokenizer or image processor of `model_name_or_path`."""
-    from hf_unlearn.models import load
-
     name = arguments.model_name_or_path
     return load.load_processing_class(name, **loading(arguments, name))
 
@@ -39,8 +36,6 @@ def load_processing_class(arguments: ModelArguments):
 def load_model(arguments: ModelArguments, name: str | None = None):
     """`model_name_or_path`, or `name` with the other options the same; see [`~hf_unlearn.models.load.load_model`]."""
     from trl import get_quantization_config
-
-    from hf_unlearn.models import load
 
     name = name or arguments.model_name_or_path
     return load.load_model(
@@ -58,13 +53,11 @@ def require_models(arguments: ModelArguments, *names: str | None) -> None:
     Raises:
         ValueError: no model was given, or see [`~hf_unlearn.models.load.require_model`].
     """
-    from hf_unlearn.models.load import require_model
-
     if arguments.model_name_or_path is None:
         raise ValueError("No model was given. Set model_name_or_path, in the recipe or on the command line.")
     for name in (arguments.model_name_or_path, *names):
         if name is not None:
-            require_model(name, **loading(arguments, name))
+            load.require_model(name, **loading(arguments, name))
 
 
 def require_writable(folder: str, *inputs: str | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_unlearn.data.rows import format_of
+from hf_unlearn.models.load import architecture_of, names_image_classifier
 
 
 # What reads rows is imported where it is used: `--help` and a mistyped option should not take seconds.
@@ -93,7 +94,7 @@ def require_encodable(
 ) -> None:
     """Find out before hours of work that a row of the audit cannot be scored. An empty answer can: it is missing.
 
-    Of images the labels are looked at, and not the pixels.
+    Only the labels of images are checked, not the pixels.
 
     Args:
         config (`PretrainedConfig`): of the model, which says how long a text and how high a label may be.
@@ -122,9 +123,8 @@ def require_encodable(
 
 
 def say_what_cannot_run(config, threats: Sequence[str]) -> None:
-    """Say before hours of work which attacks have not what they need in such a model, and so will not be run."""
+    """Say before hours of work which attacks such a model lacks the parts for, so that they will not be run."""
     from hf_unlearn.audit.attacks.table import obstacles
-    from hf_unlearn.models.load import architecture_of, names_image_classifier
 
     kind = "image" if names_image_classifier(config) else "text"
     for attack, reason in obstacles(architecture_of(config), kind, threats).items():
