@@ -43,7 +43,7 @@ class _Read:
 
 
 class Passes:
-    """The passes of one model over encoded rows, and what they leave: a few numbers a target.
+    """The passes of one model over encoded rows, and what they leave: a few numbers per target.
 
     The rows are cut into pieces of work that do not depend on how many processes do them.
 
@@ -55,23 +55,23 @@ class Passes:
     Args:
         model (`PreTrainedModel` or `PeftModel`): in evaluation mode.
         rows (sequence of encoded rows): of text or of images, each with at least one target.
-        batch_size (`int`): rows a pass.
+        batch_size (`int`): most rows per pass.
         sampling (sequence of [`Sampling`]): schemes to keep the log-probability of.
 
     Attributes:
         lengths (`int64 (rows,)`): number of targets of each row.
-        columns (`dict[str, list]`): what was computed so far: arrays `(targets,)`, and `class_log_probs` of images
-            `(targets, classes)`.
-        places (`dict[int, Places]`): where in them the targets of a row are.
+        columns (`dict[str, list]`): the arrays computed so far: `(targets,)`, or `(targets, classes)` for the
+            `class_log_probs` of images.
+        places (`dict[int, Places]`): where the targets of each row are in them.
     """
 
     def __init__(self, model, rows: Sequence[dict], batch_size: int, sampling=()):
         self.model, self.rows, self.batch_size, self.sampling = model, rows, batch_size, sampling
-        self.of_images = isinstance(rows, ImageRows) or (len(rows) > 0 and "pixel_values" in rows[0])
+        self.has_images = isinstance(rows, ImageRows) or (len(rows) > 0 and "pixel_values" in rows[0])
         self.columns: dict[str, list[np.ndarray]] = defaultdict(list)
         self.places: dict[int, Places] = {}
         self._n_computed = 0
-        if self.of_images:
+        if self.has_images:
             self.lengths = np.ones(len(rows), dtype=np.int64)
             self.max_targets = batch_size
             return
@@ -86,7 +86,7 @@ class Passes:
 
     def batches(self) -> list[Batch]:
         """The pieces of work."""
-        if self.of_images:  # all of one size, so there is no order to prefer
+        if self.has_images:  # all of one size, so there is no order to prefer
             every = [Span(i, 0, 0) for i in range(len(self.rows))]
             return [Batch([every[k : k + self.batch_size]]) for k in range(0, len(every), self.batch_size)]
         return batching.plan(self._symbols, self.batch_size, self.max_targets, self._max_depth)
@@ -121,7 +121,7 @@ class Passes:
     def _run_whole(self, rows: list[int]) -> None:
         """Run rows that share nothing."""
         encoded = [self.rows[i] for i in rows]
-        if self.of_images:
+        if self.has_images:
             inputs = on_device(UnlearningCollator()(encoded), self.model.device)
         else:
             inputs = self._padded([row["input_ids"][:-1] for row in encoded], [row["labels"] for row in encoded])
@@ -172,9 +172,9 @@ class Passes:
     def _keep(self, logits: Tensor, targets: Tensor, lengths: list[int]) -> Places:
         """Reduce the logits of several rows, one after the other, and say where the values are."""
         table = target_statistics(logits, targets, self.sampling)
-        kept = {name: getattr(table, name) for name in ("log_prob", "hit", "rank", "mean", "std", "margin")}
-        kept |= {f"sampled/{key}": values for key, values in table.sampled.items()}
-        if self.of_images:
+        kept = vars(table) | {f"sampled/{key}": values for key, values in table.sampled.items()}
+        del kept["sampled"]
+        if self.has_images:
             broken = table.log_prob.isnan()[:, None]
             kept["class_log_probs"] = logits.log_softmax(-1).masked_fill(broken, torch.nan)
         for name, values in kept.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_unlearn.audit.table.scores import TARGET_COLUMNS, Scores
+from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.data.rows import scored_text
 from hf_unlearn.models.sampling import DEFAULT_SAMPLING, Sampling
 
@@ -30,7 +29,7 @@ def score(
     description: str | None = None,
     cache: ScoreCache | None = None,
 ) -> Scores:
-    """Run the model once over the examples and keep a few numbers a target, see [`Scores`].
+    """Run the model once over the examples and keep a few numbers per target, see [`Scores`].
 
     Equal examples are computed once, and what precedes the answers to one question (or the texts after one prefix) is
     read once for all of them. Memory depends neither on the number of examples nor, beyond a bound, on the batch size
@@ -49,8 +48,8 @@ def score(
             evaluation mode, and left in the mode it was in.
         processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`, *optional*): needed for text, and for images.
         examples (iterable): strings, rows of `{"prompt", "completion"}`, `{"messages"}`, `{"text"}` or
-            `{"image", "label"}`, or encoded rows. Of a `Dataset` of images no more than a batch is in memory at once.
-        batch_size (`int`, *optional*, defaults to `8`): examples a forward pass, at most; they are sorted by length.
+            `{"image", "label"}`, or encoded rows. At most one batch of a `Dataset` of images is in memory at once.
+        batch_size (`int`, *optional*, defaults to `8`): most examples per forward pass; they are sorted by length.
         sampling (sequence of [`Sampling`], *optional*): schemes for probabilistic extraction.
         max_length (`int`, *optional*): longest example in tokens; defaults to the context of the model.
         truncate (`bool`, *optional*, defaults to `False`): cut longer examples instead of raising an error.
@@ -62,12 +61,17 @@ def score(
         ValueError: an example that cannot be encoded; the message has its index, and no text. Or the processes were
             given different examples.
     """
+    from hf_unlearn.audit.table.streaming import encode_examples, warn_of_broken
+    from hf_unlearn.data.images import CACHE_BYTES, ImageRows
     from hf_unlearn.models.modes import unwrapped
     from hf_unlearn.models.processes import of_the_first
 
-    model = unwrapped(model)
-    rows, zlib_size = _encoded(model, processing_class, examples, max_length, truncate, in_memory=cache is not None)
-    sampling = tuple(sampling)
+    model, sampling = unwrapped(model), tuple(sampling)
+    examples = examples if hasattr(examples, "__getitem__") else list(examples)
+    # A score cache has to look at images before their batch is due, so some are kept.
+    room = CACHE_BYTES if cache is not None else 0
+    rows = encode_examples([model], processing_class, examples, max_length, truncate, room)
+    zlib_size = [0] * len(rows) if isinstance(rows, ImageRows) else [_zlib_size(example) for example in examples]
     table = key = None
     if cache is not None:
         key = cache.key(model, rows, zlib_size, sampling)
@@ -79,22 +83,8 @@ def score(
             of_the_first(lambda: cache.save(key, table))
     else:  # the ids of the targets are in no file
         table = replace(table, target_ids=_target_ids(rows))
-    _warn_of_broken(table)
+    warn_of_broken(np.where(table.not_finite, np.nan, 0.0), rows)
     return table
-
-
-def _encoded(
-    model, processing_class, examples, max_length, truncate, in_memory
-) -> tuple[Sequence[dict | None], list[int]]:
-    """Encoded examples, `None` for one without a target, and the compressed sizes of their texts."""
-    from hf_unlearn.audit.table.streaming import encode_examples
-    from hf_unlearn.data.images import CACHE_BYTES, ImageRows
-
-    examples = examples if hasattr(examples, "__getitem__") else list(examples)
-    # A score cache has to look at images before their batch is due, so some are kept.
-    room = CACHE_BYTES if in_memory else 0
-    rows = encode_examples([model], processing_class, examples, max_length, truncate, room)
-    return rows, [0] * len(rows) if isinstance(rows, ImageRows) else [_zlib_size(example) for example in examples]
 
 
 def _zlib_size(example: str | Mapping[str, Any]) -> int:
@@ -107,34 +97,30 @@ def _computed(
     model, rows: Sequence[dict | None], batch_size: int, sampling: Sequence[Sampling], description
 ) -> Scores:
     """The table, computed by all processes together."""
-    import torch
-    from tqdm.auto import tqdm
-
     from hf_unlearn.audit.table.cache import digest_of_rows
     from hf_unlearn.audit.table.passes import Passes
-    from hf_unlearn.models.modes import evaluating
+    from hf_unlearn.audit.table.streaming import own_share
     from hf_unlearn.models.processes import gathered, is_divided, rank_and_world
 
     distinct, index = _distinct(rows)
     passes = Passes(model, distinct, batch_size, sampling)
     batches = passes.batches()
-    rank, world = rank_and_world()
-    divided = is_divided(model)  # then every process has a part in every pass
 
     def work() -> tuple:
-        mine = batches if divided else batches[rank::world]
-        with evaluating(model), torch.inference_mode():
-            for batch in tqdm(mine, desc=description or "Scoring", disable=rank > 0 or len(mine) < 20):
+        with own_share([model], batches, description or "Scoring") as share:
+            for batch in share:
                 passes.run(batch)
         columns = {name: np.concatenate(parts) for name, parts in passes.columns.items()}
-        return digest_of_rows(rows, with_pixels=False) if world > 1 else None, passes.places, columns
+        digest = digest_of_rows(rows, with_pixels=False) if rank_and_world()[1] > 1 else None
+        return digest, passes.places, columns
 
     shares = gathered(work)
     if len({digest for digest, _, _ in shares}) > 1:
         raise ValueError(
             "The processes were given different examples. Give every process all of them: score shares out the work."
         )
-    return _table(model, rows, index, passes, shares[:1] if divided else shares, sampling, len(batches))
+    shares = shares[:1] if is_divided(model) else shares  # every process had a part in every pass
+    return _table(model, rows, index, passes, shares, sampling, len(batches))
 
 
 def _distinct(rows: Sequence[dict | None]) -> tuple[Sequence[dict], np.ndarray]:
@@ -154,15 +140,17 @@ def _distinct(rows: Sequence[dict | None]) -> tuple[Sequence[dict], np.ndarray]:
 
 def _table(model, rows, index, passes, shares, sampling, n_batches) -> Scores:
     """From the order in which values were computed to that of the examples."""
+    from hf_unlearn.audit.table.streaming import n_end_of
+
     places, start = {}, 0
-    for _, of_rows, columns in shares:
-        places |= {i: [(start + at, n) for at, n in of_row] for i, of_row in of_rows.items()}
+    for _, share, columns in shares:
+        places |= {i: [(start + at, n) for at, n in parts] for i, parts in share.items()}
         start += len(next(iter(columns.values()), ()))
     scored = index >= 0
     lengths = np.zeros(len(index), dtype=np.int64)
     lengths[scored] = passes.lengths[index[scored]]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    # Of each target of the table, the place where it was computed; texts that begin alike have some in common.
+    # The place where each target of the table was computed; texts that begin alike have some in common.
     parts = np.array([part for i in index[scored] for part in places[i]], dtype=np.int64).reshape(-1, 2)
     first = np.cumsum(parts[:, 1]) - parts[:, 1]
     place = np.repeat(parts[:, 0] - first, parts[:, 1]) + np.arange(offsets[-1])
@@ -173,9 +161,7 @@ def _table(model, rows, index, passes, shares, sampling, n_batches) -> Scores:
         return values.astype(dtype, copy=False) if dtype else values
 
     is_end = np.zeros(offsets[-1], dtype=bool)
-    if not passes.of_images:
-        ends = [i for i, row in enumerate(rows) if row and row.get("n_end")]
-        is_end[offsets[1:][ends] - 1] = True
+    is_end[offsets[1:][n_end_of(rows) > 0] - 1] = True
     scores = Scores(
         offsets=offsets,
         target_ids=_target_ids(rows),
@@ -188,28 +174,20 @@ def _table(model, rows, index, passes, shares, sampling, n_batches) -> Scores:
         is_end=is_end,
         zlib_size=np.zeros(len(index), dtype=np.int32),
         sampled={s.key: column(f"sampled/{s.key}") for s in sampling},
-        class_log_probs=column("class_log_probs") if passes.of_images and len(rows) else None,
+        class_log_probs=column("class_log_probs") if passes.has_images and len(rows) else None,
         meta={
             "model_dtype": str(getattr(model, "dtype", "")).removeprefix("torch."),
             "n_batches": str(n_batches),
-            "targets": "label" if passes.of_images else "tokens",
+            "targets": "label" if passes.has_images else "tokens",
         },
     )
     return _without_broken(scores)
 
 
 def _target_ids(rows: Sequence[dict | None]) -> np.ndarray:
-    from hf_unlearn.data.images import ImageRows
-    from hf_unlearn.data.rows import IGNORE_INDEX
+    from hf_unlearn.audit.table.streaming import targets_of
 
-    if isinstance(rows, ImageRows):
-        return np.array(rows.labels, dtype=np.int32)
-    labels = [np.atleast_1d(row["labels"]) for row in rows if row is not None]
-    if not labels:
-        return np.zeros(0, dtype=np.int32)
-    if "pixel_values" not in next(row for row in rows if row):
-        labels = [of_row[1:][of_row[1:] != IGNORE_INDEX] for of_row in labels]
-    return np.concatenate(labels).astype(np.int32)
+    return np.concatenate([np.zeros(0, dtype=np.int32), *targets_of(rows)]).astype(np.int32)
 
 
 def _without_broken(scores: Scores) -> Scores:
@@ -217,23 +195,10 @@ def _without_broken(scores: Scores) -> Scores:
     if not scores.not_finite.any():
         return scores
     broken = np.repeat(scores.not_finite, scores.lengths)
-    changed: dict[str, Any] = {name: getattr(scores, name).copy() for name in TARGET_COLUMNS}
-    changed["sampled"] = {key: values.copy() for key, values in scores.sampled.items()}
-    for values in [changed[name] for name in ("log_prob", "mean", "std", "margin")] + list(
-        changed["sampled"].values()
-    ):
-        values[broken] = np.nan
-    changed["hit"][broken] = False
-    changed["rank"][broken] = scores.rank.max()
-    return replace(scores, **changed)
-
-
-def _warn_of_broken(scores: Scores) -> None:
-    broken = np.flatnonzero(scores.not_finite)
-    if len(broken):
-        named = ", ".join(map(str, broken[:10])) + (", ..." if len(broken) > 10 else "")
-        warnings.warn(
-            f"The logits of {len(broken)} of {len(scores)} examples are NaN or infinite (example {named}). They count as "
-            "missing in every metric. Look for weights that are not finite, or for an overflow in 16 bit.",
-            stacklevel=3,
-        )
+    return replace(
+        scores,
+        **{name: np.where(broken, np.nan, getattr(scores, name)) for name in ("log_prob", "mean", "std", "margin")},
+        sampled={key: np.where(broken, np.nan, values) for key, values in scores.sampled.items()},
+        hit=scores.hit & ~broken,
+        rank=np.where(broken, scores.rank.max(), scores.rank),
+    )

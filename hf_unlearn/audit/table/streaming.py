@@ -1,6 +1,6 @@
-"""Models over the same examples, batch by batch: a batch is reduced at once to what is kept of its records.
+"""Models over the same examples, batch by batch: each batch is reduced at once to what is kept of its records.
 
-For what needs all logits of two models, or the states of all layers. Of a data set they would fill any memory.
+For audits that need all logits of two models, or the states of all layers, which would fill any memory for a data set.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_unlearn.audit.table.batching import passes
 from hf_unlearn.data.images import ImageRows, has_images
 from hf_unlearn.data.pairing import UnlearningCollator, on_device
 from hf_unlearn.data.rows import IGNORE_INDEX
@@ -33,15 +35,13 @@ from hf_unlearn.models.modes import evaluating, unwrapped
 from hf_unlearn.models.processes import gathered, is_divided, rank_and_world
 
 
+T = TypeVar("T")
 Rows = Sequence["dict | None"]
 
 
 @contextmanager
 def in_memory(*models) -> Iterator[list[nn.Module]]:
-    """The models, each given as an object, by its name, or as a function that loads it.
-
-    What was loaded here is let go at the end, what was given as an object stays.
-    """
+    """The models, each given as an object, by its name, or as a function. Those that are loaded here are freed at the end."""
     loaded = [_loaded(model) for model in models]
     try:
         yield loaded
@@ -88,7 +88,7 @@ def encode_examples(
     """Encoded rows, `None` for an empty text or answer; images are encoded when their batch is due.
 
     Args:
-        models (sequence): that will read them; the shortest context counts.
+        models (sequence): the models that will read the rows; the shortest context counts.
         cache_bytes (`int`, *optional*, defaults to `0`): room for images that are kept once they are encoded.
 
     Raises:
@@ -97,8 +97,7 @@ def encode_examples(
     if has_images(examples):
         if isinstance(examples, ImageRows):
             return examples
-        n_classes = n_outputs(models[0])
-        return ImageRows(examples, processing_class, n_classes, name="examples", cache_bytes=cache_bytes)
+        return ImageRows(examples, processing_class, n_outputs(models[0]), name="examples", cache_bytes=cache_bytes)
     lengths = [length for length in map(context_length, models) if length is not None]
     max_length = max_length or min(lengths, default=None)
     rows: list[dict | None] = []
@@ -113,24 +112,23 @@ def encode_examples(
 
 
 def targets_of(rows: Rows) -> list[np.ndarray]:
-    """The target tokens of each row, or its label: one array a row, empty where there is nothing to score."""
+    """The target tokens of each row, or its label: one array per row, empty where there is nothing to score."""
     if isinstance(rows, ImageRows):
         return [np.array([label]) for label in rows.labels]
     labels = [np.atleast_1d(row["labels"] if row else IGNORE_INDEX) for row in rows]
-    of_text = [row is None or "input_ids" in row for row in rows]
-    shifted = [of[1:] if is_text else of for of, is_text in zip(labels, of_text, strict=True)]
-    return [of[of != IGNORE_INDEX].astype(np.int64) for of in shifted]
+    labels = [ids[1:] if row and "input_ids" in row else ids for ids, row in zip(labels, rows, strict=True)]
+    return [ids[ids != IGNORE_INDEX].astype(np.int64) for ids in labels]
 
 
 def n_end_of(rows: Rows) -> np.ndarray:
-    """How many of the targets of each row, the last ones, are an end token: `int64 (n,)`, 0 or 1."""
+    """How many targets at the end of each row are an end token: `int64 (n,)`, 0 or 1."""
     if isinstance(rows, ImageRows):
         return np.zeros(len(rows), dtype=np.int64)
     return np.array([row.get("n_end", 0) if row else 0 for row in rows], dtype=np.int64)
 
 
 def max_targets(models: Sequence[nn.Module]) -> int:
-    """Targets of a pass, so that the logits of all the models together stay within bounds."""
+    """Targets per pass, so that the logits of all the models together stay within bounds."""
     return max(1, max_logits(models[0].device) // (n_outputs(models[0]) * len(models)))
 
 
@@ -138,16 +136,16 @@ def by_record(
     models: Sequence[nn.Module],
     rows: Rows,
     batch_size: int,
-    of_batch: Callable[[dict[str, Tensor]], Sequence[np.ndarray]],
+    reduce: Callable[[dict[str, Tensor]], Sequence[np.ndarray]],
     description: str,
 ) -> list[np.ndarray | None]:
-    """What `of_batch` makes of each row; `None` for a row without targets.
+    """The result of `reduce` for each row; `None` for a row without targets.
 
-    Batches have rows of about the same length. The models are in evaluation mode meanwhile, and left as they were.
-    Several processes share the batches; each must call this with the same rows, and gets the whole.
+    The rows of a batch have about the same length. Several processes share the batches ([`own_share`]); each must call
+    this with the same rows, and returns the results of all.
 
     Args:
-        of_batch (callable): from a padded batch, on the CPU, to one array a row of it.
+        reduce (callable): from a padded batch, on the CPU, to one array per row of it.
     """
     if isinstance(rows, ImageRows):
         order, lengths = list(range(len(rows))), np.ones(len(rows), dtype=np.int64)
@@ -155,35 +153,30 @@ def by_record(
         lengths = np.array([len(targets) for targets in targets_of(rows)], dtype=np.int64)
         order = [i for i, row in enumerate(rows) if row is not None]
         order.sort(key=lambda i: -len(rows[i].get("input_ids", ())))
-    batches = _cut(order, lengths, batch_size, max_targets(models))
-    divided = any(map(is_divided, models))  # then every process has a part in every pass
+    batches = passes(order, lengths[order].tolist(), batch_size, max_targets(models))
 
-    def work() -> dict[int, np.ndarray]:
-        rank, world = rank_and_world()
-        mine, found = batches if divided else batches[rank::world], {}
-        with evaluating(*models), torch.inference_mode():
-            for batch in tqdm(mine, desc=description, disable=rank > 0 or len(mine) < 20):
-                inputs = UnlearningCollator()([rows[i] for i in batch])
-                found |= dict(zip(batch, of_batch(inputs), strict=True))
+    def work() -> list[tuple[int, np.ndarray]]:
+        found = []
+        with own_share(models, batches, description) as share:
+            for batch in share:
+                values = reduce(UnlearningCollator()([rows[i] for i in batch]))
+                found += zip(batch, values, strict=True)
         return found
 
-    together: dict[int, np.ndarray] = {}
-    for share in gathered(work):
-        together |= share
+    together = dict(pair for share in gathered(work) for pair in share)
     return [together.get(i) for i in range(len(rows))]
 
 
-def _cut(order: Sequence[int], lengths: np.ndarray, batch_size: int, limit: int) -> list[list[int]]:
-    """Batches of at most so many rows and targets; a row with more targets is alone."""
-    batches: list[list[int]] = []
-    now = 0
-    for i in order:
-        now += int(lengths[i])
-        if not batches or len(batches[-1]) == batch_size or now > limit:
-            batches.append([])
-            now = int(lengths[i])
-        batches[-1].append(i)
-    return batches
+@contextmanager
+def own_share(models: Sequence[nn.Module], batches: Sequence[T], description: str) -> Iterator[Iterable[T]]:
+    """The batches that this process runs, with the models in evaluation mode and a progress bar from 20 batches on.
+
+    Where a process has only a part of the weights, every process runs every batch.
+    """
+    rank, world = rank_and_world()
+    share = batches if any(map(is_divided, models)) else batches[rank::world]
+    with evaluating(*models), torch.inference_mode():
+        yield tqdm(share, desc=description, disable=rank > 0 or len(share) < 20)
 
 
 def inputs_for(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -212,27 +205,29 @@ def side_by_side(
 
 
 def stacked(found: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> np.ndarray:
-    """What was found of each row, of this shape, as `float64 (*shape, n)`; NaN for a row without targets."""
+    """The arrays of all rows, each of this shape, as `float64 (*shape, n)`; NaN for a row without targets."""
     values = np.full((*shape, len(found)), np.nan)
-    for i, of in enumerate(found):
-        if of is not None:
-            values[..., i] = of
+    for i, array in enumerate(found):
+        if array is not None:
+            values[..., i] = array
     return values
 
 
 def split_by_row(values: np.ndarray, rows: np.ndarray, n_rows: int) -> list[np.ndarray]:
-    """Cut the last axis of `values (..., t)` into the targets of each row: `rows (t,)` are ascending."""
+    """Cut the last axis of `values (..., t)` into the targets of each row; `rows (t,)` is the row of each, ascending."""
     return np.split(values, np.cumsum(np.bincount(rows, minlength=n_rows))[:-1], axis=-1)
 
 
 def warn_of_broken(values: np.ndarray, rows: Rows) -> None:
-    """Name the examples that had targets but no numbers for them: `values (..., n)` with NaN."""
-    with_targets = np.array([len(targets) > 0 for targets in targets_of(rows)], dtype=bool)
-    broken = np.flatnonzero(np.isnan(values).any(axis=tuple(range(values.ndim - 1))) & with_targets)
+    """Warn of the examples that have targets, but NaN somewhere in `values (..., n)`, and name them."""
+    broken = np.flatnonzero(np.isnan(values).any(axis=tuple(range(values.ndim - 1))))
+    if len(broken):
+        targets = targets_of(rows)
+        broken = [i for i in broken if len(targets[i])]
     if len(broken):
         named = ", ".join(map(str, broken[:10])) + (", ..." if len(broken) > 10 else "")
         warnings.warn(
-            f"The outputs of a model for {len(broken)} of {len(rows)} examples are NaN or infinite (example {named}). "
-            "They count as missing. Look for weights that are not finite, or for an overflow in 16 bit.",
+            f"The logits of {len(broken)} of {len(rows)} examples are NaN or infinite (example {named}). They count as "
+            "missing in every metric. Look for weights that are not finite, or for an overflow in 16 bit.",
             stacklevel=3,
         )
