@@ -194,8 +194,9 @@ def _meanings(audit: dict[str, Any]) -> list[str]:
     lines += [f"* **{name}**: {text}." for name, text in MODELS.items()]
     if audit.get("surfaces"):
         lines += ["", "Surfaces, where erased records may show:", ""]
-        meanings = {name: SURFACES[name].meaning if name in SURFACES else "" for name in audit["surfaces"]}
-        lines += [f"* **{name}**{'' if name in tested else ' (not tested)'}: {m}" for name, m in meanings.items()]
+        for surface in (SURFACES[name] for name in audit["surfaces"] if name in SURFACES):
+            untested = "" if surface.name in tested else f" (not tested; needs {surface.needs})"
+            lines.append(f"* **{surface.name}**{untested}: {surface.meaning}")
         lines += ["", "Verdicts:", "", *(f"* **{_said(name)}**: {text}" for name, text in VERDICTS.items())]
         lines += ["", "A surface has the worst verdict of the statistics that were tested on it."]
     return [*lines, ""]
