@@ -442,7 +442,7 @@ def test_same_seed_same_bytes(method, tmp_path):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_documented_with_its_source(method):
     trainer = METHODS[method]
-    assert all(describe(method).sources)
+    assert all(describe(method)["sources"])
     own = trainer.config_class.__dict__.get("__annotations__", {})
     for field in set(own) - {"retain_losses", "retain_loss"}:
         assert f"{field} (`" in trainer.config_class.__doc__, field

@@ -17,7 +17,7 @@ def print_methods(name: str | None, form: str) -> int:
     found = []
     for key in [name] if name else sorted(METHODS):
         try:
-            found.append(describe(key).as_dict())
+            found.append(describe(key))
         except ImportError as error:
             if name:
                 raise

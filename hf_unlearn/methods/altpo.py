@@ -1,8 +1,7 @@
 """AltPO: the model's own other answers preferred to the one that must go."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +25,7 @@ from hf_unlearn.models.modes import evaluating
 from hf_unlearn.training import UnlearningConfig
 
 
-#: How often a row is asked, each time a quarter hotter: a model that knows an answer by heart says little else.
+#: How often a row is asked, each time a quarter hotter: a model that knows an answer by heart gives few others.
 TURNS = 8
 HOTTER = 1.25
 
@@ -38,28 +37,24 @@ class AltPOConfig(UnlearningConfig):
     Parameters:
         beta (`float`, *optional*, defaults to `0.1`): inverse temperature of the loss; the paper (arXiv 2409.13474)
             searches 0.05, 0.1 and 0.5.
-        n_alternates (`int`, *optional*, defaults to `5`): different other answers a row, as in the paper. An image has
+        n_alternates (`int`, *optional*, defaults to `5`): different other answers per row, as in the paper. An image has
             one other class.
-        temperature (`float`, *optional*, defaults to `1.0`): of the sampling. It rises by a quarter each time that a row
-            has to be asked again.
+        temperature (`float`, *optional*, defaults to `1.0`): temperature of the sampling. It rises by a quarter each time
+            that a row is asked again.
         max_new_tokens (`int`, *optional*): longest answer that is sampled. Defaults to the longest forget answer.
         instruction (`str`, *optional*): asked after the true answer, for a chat model that can make up another one, as
             in the paper: "Now answer again, with all facts changed to others that are plausible." Needs
-            `{"messages"}` rows. Defaults to sampling the answer to the question itself.
+            `{"messages"}` rows. By default the question itself is asked again.
     """
 
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature of the loss."})
-    n_alternates: int = field(default=5, metadata={"help": "Different other answers a row."})
+    n_alternates: int = field(default=5, metadata={"help": "Different other answers per row."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampling."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer that is sampled, in tokens."})
     instruction: str | None = field(default=None, metadata={"help": "Asks a chat model for another answer."})
 
-    def __post_init__(self):
-        for name in ("beta", "n_alternates", "temperature", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"You set {name}={value}, but it must be positive.")
-        super().__post_init__()
+    positive = ("beta", "temperature")
+    at_least_one = ("n_alternates", "max_new_tokens")
 
 
 class AltPOTrainer(IdkDPOTrainer):
@@ -67,16 +62,15 @@ class AltPOTrainer(IdkDPOTrainer):
     the winners.
 
     `L_f = -(2 / beta) mean ln sigmoid(beta [r(alternate) - r(answer)])`, `r(y) = ln(p(y|x) / p_ref(y|x))` summed over
-    tokens, where ref is the model at its start. That model is sampled before the training, by the seed; an answer is
-    dropped if it holds the true one or came already. They are kept in memory only. For an image the alternate is the
-    most likely class of the start but its own and those that are to be forgotten whole.
+    tokens, where ref is the model at its start. That model is sampled before the training, by the seed; an answer that
+    contains the true one or came already is dropped. They are kept in memory only. For an image the alternate is the most
+    likely class of the model at its start, except its own and classes that are to be forgotten whole.
 
     Source: Mekala et al., Alternate Preference Optimization, arXiv 2409.13474.
 
     Example:
         >>> from hf_unlearn import AltPOConfig, AltPOTrainer
-        >>> config = AltPOConfig(output_dir="unlearned", n_alternates=5)
-        >>> trainer = AltPOTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = AltPOTrainer("my-model", AltPOConfig("unlearned", n_alternates=5), forget, retain)
         >>> trainer.train()
     """
 
@@ -95,16 +89,14 @@ class AltPOTrainer(IdkDPOTrainer):
                 name = normalised(text)
                 if len(found[i]) == n or name in found[i] or f" {true[i]} " in f" {name} ":
                     continue
-                try:
+                with suppress(ValueError):  # empty, or too long for the context
                     (found[i][name],) = self.encode([with_answer(forget_rows[i], text)], name="other answers")
-                except ValueError:
-                    continue  # empty, or too long for the context
         for i, answers in enumerate(found):
             if len(answers) < n:
                 raise ValueError(
-                    f"n_alternates={n} different other answers a row are needed, but the model gave {len(answers)} to row "
-                    f"{i} of the forget set, asked {TURNS} times for {n}. Either raise temperature or max_new_tokens, "
-                    "lower n_alternates, or choose idk_dpo, which prefers refusals."
+                    f"You set n_alternates={n}, but the model gave {len(answers)} to row {i} of the forget set, asked "
+                    f"{TURNS} times for {n}. Either raise temperature or max_new_tokens, lower n_alternates, or choose "
+                    "idk_dpo, which prefers refusals."
                 )
         return [list(answers.values()) for answers in found]
 
@@ -114,8 +106,7 @@ class AltPOTrainer(IdkDPOTrainer):
             return [list(row["input_ids"][: answer_positions(row)[0]]) for row in self.train_dataset.forget]
         if not all(row.get("messages") for row in forget_rows):
             raise ValueError(
-                'You set instruction, which is asked in a chat, but the forget rows are no chat. Either give {"messages"} '
-                "rows, or leave instruction out."
+                'You set instruction, but the forget rows are no chat. Either give {"messages"} rows, or leave it out.'
             )
         question = {"role": "user", "content": self.args.instruction}
         chats = [[*row["messages"], question] for row in forget_rows]
@@ -123,14 +114,14 @@ class AltPOTrainer(IdkDPOTrainer):
         return [list(template(chat)) for chat in chats]
 
     def _sample(self, prompts, indices, turn: int) -> list[tuple[int, str]]:
-        """`(index, answer)` for the prompts of these indices; every process samples a share of them."""
+        """`(index, answer)` pairs for the prompts of these indices; every process samples a share of them."""
         forget, accelerator = self.train_dataset.forget, self.accelerator
         longest = self.args.max_new_tokens or max(len(answer_positions(row)) for row in forget)
         context = self.args.max_length or context_length(self.model) or 2**30
-        # The token that ends an answer in these rows need not be EOS: chats end a turn with another one.
-        ends = {row["labels"][-1] for row in forget if row.get("n_end")}
-        if self.processing_class.eos_token_id is not None:
-            ends.add(self.processing_class.eos_token_id)
+        # The token that ends an answer need not be EOS: chats may end a turn with another one.
+        ends = {row["labels"][-1] for row in forget if row.get("n_end")} | {self.processing_class.eos_token_id} - {
+            None
+        }
         mine = indices[accelerator.process_index :: accelerator.num_processes]
         limits = [min(longest, context - len(prompts[i])) for i in mine]
         if min(limits, default=1) < 1:
@@ -147,13 +138,11 @@ class AltPOTrainer(IdkDPOTrainer):
                 batch_size=self.args.per_device_eval_batch_size,
                 ends=ends,
             )
-        # Without the end token, which need not be one that decoding leaves out; `None` comes of logits that are NaN.
-        answers = [[ids[:-1] if ids[-1] in ends else ids for ids in of_row if ids] for of_row in drawn]
-        sampled = [
-            (i, text.strip())
-            for i, of_row in zip(mine, answers, strict=True)
-            for text in texts_of(self.processing_class, of_row)
-        ]
+        sampled = []
+        for i, answers in zip(mine, drawn, strict=True):
+            # Without the end token, which decoding may keep. An answer is `None` where logits were NaN.
+            answers = [ids[:-1] if ids[-1] in ends else ids for ids in answers if ids]
+            sampled += [(i, text.strip()) for text in texts_of(self.processing_class, answers)]
         return gather_object(sampled)
 
     def _likeliest_other_classes(self) -> OtherLabels:

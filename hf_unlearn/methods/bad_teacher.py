@@ -1,11 +1,8 @@
 """Bad Teacher: one teacher that knows nothing, and one that knows everything."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
-from hf_unlearn.methods.divergence import kl_divergence, kl_from_uniform
-from hf_unlearn.methods.fresh import fresh_copy
+from hf_unlearn.methods.teachers import fresh_copy, kl_divergence, kl_from_uniform
 from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 from hf_unlearn.training.checks import check_sharding
@@ -24,7 +21,6 @@ class BadTeacherConfig(UnlearningConfig):
             (the paper's); `"uniform"`, all classes equally likely, which needs no second network; `"auto"` is the
             `ref_model` if one is given, else random for image classifiers and uniform for language models.
         temperature (`float`, *optional*, defaults to `1.0`): of the distributions on the forget set.
-        retain_loss (`str`, *optional*, defaults to `"kl"`): the competent teacher is the model at its start.
     """
 
     bad_teacher: str = field(default="auto", metadata={"help": "Teacher on the forget set.", "choices": TEACHERS})
@@ -35,19 +31,16 @@ class BadTeacherConfig(UnlearningConfig):
 
 
 class BadTeacherTrainer(UnlearningTrainer):
-    """Learn from a teacher that knows nothing on the forget set, and from the start on the retain set.
+    """Learn from a teacher that knows nothing on the forget set, and from the model at its start on the retain set.
 
-    `L = gamma mean over forget targets KL(bad || p) + alpha mean over retain targets KL(p_ref || p)`. A `ref_model` is
-    taken as the bad teacher, such as the pretrained model that never saw the forget set; the good one is the start.
+    `L = gamma mean over forget targets KL(bad || p) + alpha mean over retain targets KL(p_ref || p)`. A `ref_model`, such
+    as the pretrained model that never saw the forget set, becomes the bad teacher; p_ref is the model at its start.
 
     Source: Chundawat et al., Can Bad Teaching Induce Forgetting?, arXiv 2205.08096.
 
     Example:
         >>> from hf_unlearn import BadTeacherConfig, BadTeacherTrainer
-        >>> from transformers import AutoModelForCausalLM
-        >>> pretrained = AutoModelForCausalLM.from_pretrained("base-of-my-model")
-        >>> config = BadTeacherConfig(output_dir="unlearned")
-        >>> trainer = BadTeacherTrainer("my-model", config, parts.forget, parts.retain, ref_model=pretrained)
+        >>> trainer = BadTeacherTrainer("my-model", BadTeacherConfig("unlearned", temperature=2.0), forget, retain)
         >>> trainer.train()
     """
 
@@ -61,8 +54,7 @@ class BadTeacherTrainer(UnlearningTrainer):
         if given is not None:
             if kind != "auto":
                 raise ValueError(
-                    f"You set bad_teacher={kind!r} and gave a ref_model, which is a bad teacher too. Either set "
-                    'bad_teacher="auto", or leave ref_model out.'
+                    f"You set bad_teacher={kind!r} and gave a ref_model, which is a bad teacher too. Leave one of them out."
                 )
             if self._reference is not None:
                 self._reference = Reference(self.model)

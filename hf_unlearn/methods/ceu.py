@@ -1,7 +1,5 @@
 """CE-U: cross-entropy to the model's own distribution without the true token."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +14,7 @@ from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 
 def ceu_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """`-sum_v q_v ln p_v` of each position, where q is p without the true class, renormalised and constant."""
+    """`-sum_v q_v ln p_v` of each position, where q is p without the true class, renormalized and constant."""
     others = logits.detach().scatter(1, targets[:, None], -torch.inf).softmax(-1)
     return soft_cross_entropy(others, logits)
 
@@ -27,17 +25,13 @@ class CEUConfig(UnlearningConfig):
 
     Parameters:
         n_skip (`int`, *optional*, defaults to `1`): how many tokens at the start of a forget answer are left out, which
-            keeps the model from losing the way it begins an answer. Always 0 for an image classifier.
-        retain_loss (`str`, *optional*, defaults to `"none"`): `"nll"`, `"kl"` or `"none"`.
+            keeps the way the model begins an answer. An image classifier ignores it.
     """
 
     n_skip: int = field(default=1, metadata={"help": "Tokens left out at the start of a forget answer."})
     retain_loss: str = field(default="none", metadata={"help": "Loss on the retain set: none, nll or kl."})
 
-    def __post_init__(self):
-        if not self.n_skip >= 0:
-            raise ValueError(f"You set n_skip={self.n_skip}, but it is a number of tokens: 0 or more.")
-        super().__post_init__()
+    not_negative = ("n_skip",)
 
 
 class CEUTrainer(UnlearningTrainer):
@@ -48,14 +42,14 @@ class CEUTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import CEUConfig, CEUTrainer
-        >>> trainer = CEUTrainer("my-model", CEUConfig(output_dir="unlearned", n_skip=1), parts.forget)
+        >>> trainer = CEUTrainer("my-model", CEUConfig("unlearned", n_skip=1), forget)
         >>> trainer.train()
     """
 
     config_class = CEUConfig
 
     def adapt(self, model: nn.Module, args: CEUConfig, data: PairedDataset, collate) -> nn.Module:
-        # Where the data are, so that tokens left out count nowhere, and their logits are not computed.
+        # In the data, so that skipped tokens count nowhere and their logits are not computed.
         if args.n_skip and not is_image_classifier(model):
             data.forget = [skip_tokens(row, args.n_skip, index) for index, row in enumerate(data.forget)]
         return super().adapt(model, args, data, collate)
@@ -73,8 +67,8 @@ def skip_tokens(row: dict, n: int, index: int = 0) -> dict:
     scored = answer_positions(row)
     if len(scored) <= n:
         raise ValueError(
-            f"You set n_skip={n}, but the answer of row {index} of the forget set has {len(scored)} tokens, so that none "
-            "is left. Either set n_skip=0, or remove the row."
+            f"You set n_skip={n}, but the answer of row {index} of the forget set has only {len(scored)} tokens. Either "
+            "set n_skip=0, or remove the row."
         )
     labels = list(row["labels"])
     labels[: scored[n]] = [IGNORE_INDEX] * scored[n]

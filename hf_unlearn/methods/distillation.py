@@ -1,13 +1,10 @@
 """Distillation from a teacher that has been cleaned of the forget set."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
 
-from hf_unlearn.methods.divergence import kl_divergence, kl_from_uniform, without_target
-from hf_unlearn.methods.fresh import fresh_copy
+from hf_unlearn.methods.teachers import fresh_copy, kl_divergence, kl_from_uniform, without_target
 from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 from hf_unlearn.training.constraints import constraints_of
@@ -21,14 +18,12 @@ class DistillationConfig(UnlearningConfig):
     """Options of [`DistillationTrainer`].
 
     Parameters:
-        on_forget (`str`, *optional*, defaults to `"suppressed"`): what the teacher says on the forget set: `"suppressed"`,
+        on_forget (`str`, *optional*, defaults to `"suppressed"`): the teacher's answer on the forget set: `"suppressed"`,
             its own distribution with the true target ruled out and the rest in proportion; `"uniform"`, all classes
-            equally likely; `"random"`, what a network with new weights says; or `"none"`: the student never sees the
-            forget set, and an epoch is one over the retain set.
-        fresh_student (`bool`, *optional*, defaults to `False`): start the student from new weights, drawn from the seed,
-            not from the teacher's.
+            equally likely; `"random"`, the answer of a network with new weights; or `"none"`: the student never sees the
+            forget set, and an epoch is one pass over the retain set.
+        fresh_student (`bool`, *optional*, defaults to `False`): start the student from new weights, drawn from the seed.
         temperature (`float`, *optional*, defaults to `1.0`): of teacher and student.
-        retain_loss (`str`, *optional*, defaults to `"kl"`): the teacher on the retain set is the model at its start.
     """
 
     on_forget: str = field(default="suppressed", metadata={"help": "The teacher on forget.", "choices": CLEANED})
@@ -46,37 +41,33 @@ class DistillationConfig(UnlearningConfig):
                 f'You set update_rule={self.update_rule!r} with on_forget="none", where there is one loss, and so no two '
                 'gradients. Set update_rule="add".'
             )
-        if self.fresh_student:
-            self._check_fresh()
-        super().__post_init__()
-
-    def _check_fresh(self):
-        if held := constraints_of(self):
+        if self.fresh_student and (held := constraints_of(self)):
             raise ValueError(
                 f"You set fresh_student=True with {' and '.join(held)}, which keeps weights near those of the teacher. "
                 "Leave it out, or set fresh_student=False."
             )
-        if self.stop_when_forgotten and self.eval_strategy != "no":
+        if self.fresh_student and self.stop_when_forgotten and self.eval_strategy != "no":
             raise ValueError(
                 "You set fresh_student=True and eval_strategy with stop_when_forgotten, but a student from new weights has "
                 "nothing to forget and would stop at once. Set stop_when_forgotten=False."
             )
+        super().__post_init__()
 
 
 class DistillationTrainer(UnlearningTrainer):
-    """Teach a student what the model says, except on the forget set.
+    """Teach a student the answers of the model, except on the forget set.
 
     `L = gamma mean over forget targets KL(cleaned teacher || p) + alpha mean over retain targets KL(teacher || p)`; the
-    teacher is the model at its start. Even a fresh student that never sees the forget set may inherit something of it,
-    through what the teacher says on the retain set: this is approximate.
+    teacher is the model at its start. Even a fresh student that never sees the forget set may inherit some of it through
+    the teacher's answers on the retain set: the forgetting is approximate.
 
-    Source: Hinton et al., arXiv 1503.02531; with suppressed targets, in the manner of Dong et al., UNDIAL, arXiv
-    2402.10052, and Yang, CE-U, arXiv 2503.01224.
+    Source: Hinton et al., arXiv 1503.02531; with suppressed targets as in Dong et al., UNDIAL, arXiv 2402.10052, and
+    Yang, CE-U, arXiv 2503.01224.
 
     Example:
         >>> from hf_unlearn import DistillationConfig, DistillationTrainer
-        >>> config = DistillationConfig(output_dir="unlearned", on_forget="uniform")
-        >>> trainer = DistillationTrainer("my-model", config, parts.forget, parts.retain)
+        >>> config = DistillationConfig("unlearned", on_forget="uniform")
+        >>> trainer = DistillationTrainer("my-model", config, forget, retain)
         >>> trainer.train()
     """
 
@@ -87,17 +78,16 @@ class DistillationTrainer(UnlearningTrainer):
     def __init__(self, model, args: DistillationConfig | None = None, *positional, **keywords):
         on_forget = getattr(args, "on_forget", "suppressed")
         if on_forget != "suppressed":
-            self.reference = "teacher"  # the start is asked on the retain set alone
+            self.reference = "teacher"  # the model at its start is used on the retain set alone
         self.reads_forget = on_forget != "none"
         super().__init__(model, args, *positional, **keywords)
         if on_forget == "random":
             self.teacher = fresh_copy(self.model, self.args.seed).requires_grad_(False).eval()
         if self.args.fresh_student:
-            self._forget_everything()
+            self._renew_weights()  # not before: the reference has the values of the start by now
 
     @torch.no_grad()
-    def _forget_everything(self):
-        # Not before: the reference has taken the values of the start by now.
+    def _renew_weights(self):
         if not all(p.requires_grad for p in self.model.parameters()):
             raise ValueError(
                 "You set fresh_student=True, but some weights may not move and would stay the teacher's. Leave out "

@@ -1,7 +1,5 @@
 """Fine-tuning on the retain set."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
@@ -18,15 +16,13 @@ class FineTuneConfig(UnlearningConfig):
 class FineTuneTrainer(UnlearningTrainer):
     """Train on the retain set alone: `L = mean over retain tokens of -ln p(y_t)`. Forgetting is left to chance.
 
-    An epoch is one over the retain set. The baseline that any other method must beat; nothing of the forget set is read,
-    and yet what the model knows of it may stay.
+    An epoch is one pass over the retain set. The baseline that any other method must beat.
 
     Source: Golatkar et al., Eternal Sunshine of the Spotless Net, arXiv 1911.04933.
 
     Example:
         >>> from hf_unlearn import FineTuneConfig, FineTuneTrainer
-        >>> config = FineTuneConfig(output_dir="unlearned", num_train_epochs=5)
-        >>> trainer = FineTuneTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = FineTuneTrainer("my-model", FineTuneConfig("unlearned", num_train_epochs=5), forget, retain)
         >>> trainer.train()
     """
 

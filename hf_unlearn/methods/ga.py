@@ -1,7 +1,5 @@
 """Gradient ascent."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from hf_unlearn.models.likelihood import TargetLogits
@@ -25,9 +23,9 @@ class GradientAscentTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import GradientAscentConfig, GradientAscentTrainer
-        >>> watched = {"forget": parts.forget, "holdout": parts.holdout}
-        >>> config = GradientAscentConfig(output_dir="unlearned", eval_strategy="epoch")
-        >>> trainer = GradientAscentTrainer("my-model", config, parts.forget, eval_dataset=watched)
+        >>> watched = {"forget": forget, "holdout": holdout}
+        >>> config = GradientAscentConfig("unlearned", eval_strategy="epoch")
+        >>> trainer = GradientAscentTrainer("my-model", config, forget, eval_dataset=watched)
         >>> trainer.train()
     """
 

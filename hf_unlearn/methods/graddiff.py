@@ -1,11 +1,9 @@
 """Gradient difference."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
-from hf_unlearn.models.likelihood import TargetLogits
-from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
+from hf_unlearn.methods.ga import GradientAscentTrainer
+from hf_unlearn.training import UnlearningConfig
 from hf_unlearn.training.updates import UPDATE_RULES
 
 
@@ -17,7 +15,7 @@ class GradDiffConfig(UnlearningConfig):
     """
 
 
-class GradDiffTrainer(UnlearningTrainer):
+class GradDiffTrainer(GradientAscentTrainer):
     """Ascend on the forget set, descend on the retain set: `L = -gamma NLL(forget) + alpha NLL(retain)`.
 
     With `retain_loss="kl"` the retain term is KL(reference || model), the KL variant of TOFU.
@@ -27,17 +25,13 @@ class GradDiffTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import GradDiffConfig, GradDiffTrainer
-        >>> watched = {"forget": parts.forget, "holdout": parts.holdout}
-        >>> config = GradDiffConfig(output_dir="unlearned", retain_loss="kl", eval_strategy="epoch")
-        >>> trainer = GradDiffTrainer("my-model", config, parts.forget, parts.retain, watched)
+        >>> watched = {"forget": forget, "holdout": holdout}
+        >>> config = GradDiffConfig("unlearned", retain_loss="kl", eval_strategy="epoch")
+        >>> trainer = GradDiffTrainer("my-model", config, forget, retain, watched)
         >>> trainer.train()
     """
 
     config_class = GradDiffConfig
-    bounded = False
-
-    def forget_loss(self, forget: TargetLogits):
-        return forget.token_mean(forget.log_probs)
 
 
 @dataclass
@@ -56,17 +50,16 @@ class GradientProjectionConfig(GradDiffConfig):
 class GradientProjectionTrainer(GradDiffTrainer):
     """Gradient surgery: ascend on the forget set, without the part of the gradient that conflicts with the retain set.
 
-    It is [`GradDiffTrainer`] with `update_rule="project"`; any other rule, and any other method with this rule, is a
-    matter of configuration.
+    It is [`GradDiffTrainer`] with `update_rule="project"`, an option that every method with two losses has.
 
     Source: Yu et al., Gradient Surgery for Multi-Task Learning, arXiv 2001.06782, on the forget side only, as in A-GEM,
     arXiv 1812.00420.
 
     Example:
         >>> from hf_unlearn import GradientProjectionConfig, GradientProjectionTrainer
-        >>> watched = {"forget": parts.forget, "holdout": parts.holdout}
-        >>> config = GradientProjectionConfig(output_dir="unlearned", eval_strategy="epoch")
-        >>> trainer = GradientProjectionTrainer("my-model", config, parts.forget, parts.retain, watched)
+        >>> watched = {"forget": forget, "holdout": holdout}
+        >>> config = GradientProjectionConfig("unlearned", eval_strategy="epoch")
+        >>> trainer = GradientProjectionTrainer("my-model", config, forget, retain, watched)
         >>> trainer.train()
     """
 

@@ -1,7 +1,5 @@
 """Learned masks on attention heads and neurons."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 
@@ -23,17 +21,15 @@ class HeadMaskConfig(UnlearningConfig):
     """Options of [`HeadMaskTrainer`].
 
     Parameters:
-        learning_rate (`float`, *optional*, defaults to `0.2`): of ln alpha, the logits of the gates. Much larger than for
-            weights: a gate moves by about this in a step, and is open at 3 and closed at -3.
+        learning_rate (`float`, *optional*, defaults to `0.2`): step of ln alpha, the logits of the gates. Much larger
+            than for weights: a gate moves by about this in a step, and is open at 3 and closed at -3.
         neurons (`bool`, *optional*, defaults to `False`): gate the neurons of the MLPs as well.
         warm_start (`float`, *optional*, defaults to `0.1`): share of the gates that start undecided instead of open: those
-            with the largest effect on the forget set for the effect that they have on the retain set.
-        warm_start_rows (`int`, *optional*, defaults to `128`): rows of each set that the effects are measured on,
-            evenly spread over it.
-        cap (`float`, *optional*): loss of a token, in nats, beyond which it counts as forgotten. Defaults to the loss of
-            guessing, the logarithm of the number of classes.
-        closed_weight (`float`, *optional*, defaults to `1.0`): weight of the expected share of closed gates above
-            `closed_target`.
+            with the largest ratio of the effect on the forget set to that on the retain set.
+        warm_start_rows (`int`, *optional*, defaults to `128`): rows of each set, evenly spread, to measure effects on.
+        cap (`float`, *optional*): loss of a token, in nats, above which it counts as forgotten. Defaults to the loss of
+            guessing, ln(number of classes).
+        closed_weight (`float`, *optional*, defaults to `1.0`): weight of the share of closed gates above `closed_target`.
         closed_target (`float`, *optional*, defaults to `0.1`): share of gates that may close at no cost.
         purge (`bool`, *optional*, defaults to `True`): also zero the weights that feed closed gates.
     """
@@ -53,8 +49,8 @@ class HeadMaskConfig(UnlearningConfig):
                 raise ValueError(f"You set {name}={getattr(self, name)}, but a share is between 0 and 1.")
         if self.trainable is not None or self.trainable_layers is not None:
             raise ValueError(
-                "You set trainable or trainable_layers, but only gates move here and all weights are frozen. Either "
-                "leave them out, or choose a method that changes weights."
+                "You set trainable or trainable_layers, but only gates move here and all weights are frozen. Leave them out, "
+                "or choose a method that changes weights."
             )
         super().__post_init__()
 
@@ -64,31 +60,29 @@ class HeadMaskTrainer(UnlearningTrainer):
 
     Each gate is sampled from a hard-concrete distribution. `L = alpha L_r - gamma mean over tokens of min(-ln p(y_t), cap)
     + closed_weight max(0, expected share of closed gates - closed_target)`. When the training ends the gates are
-    multiplied into the weights: the checkpoint is plain, and so are those on the way.
+    multiplied into the weights, so that every checkpoint is a plain model.
 
-    A mask hides more than it deletes: what a closed head knew is out of reach, and other parts may know it too. Audit by
+    A mask hides more than it deletes: the knowledge of a closed head stays, and other parts may have it too. Audit by
     relearning.
 
     Source: gates of Louizos et al., arXiv 1712.01312; scores of the warm start of Michel et al., arXiv 1905.10650.
 
     Example:
         >>> from hf_unlearn import HeadMaskConfig, HeadMaskTrainer
-        >>> config = HeadMaskConfig(output_dir="unlearned", closed_target=0.1)
-        >>> trainer = HeadMaskTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = HeadMaskTrainer("my-model", HeadMaskConfig("unlearned", closed_target=0.1), forget, retain)
         >>> trainer.train()
     """
 
     config_class = HeadMaskConfig
     architecture = "specific"
+    needs_whole_weights = True
 
     def adapt(self, model, args, data, collate):
         if getattr(model, "is_quantized", False) or hasattr(model, "peft_config"):
             raise ValueError(
-                f"{type(self).__name__} multiplies gates into the weights, which a quantized model or an adapter does "
-                "not allow. Load the model without quantization, and merge an adapter first (merge_and_unload)."
+                f"{type(self).__name__} multiplies gates into dense weights. Load the model without quantization, and merge "
+                "an adapter first (merge_and_unload)."
             )
-        if args.fsdp or args.deepspeed:
-            raise ValueError(f"{type(self).__name__} needs whole weights, which FSDP and DeepSpeed spread. Use DDP.")
         gates = Gates(find_gate_points(model, args.neurons))
         model.requires_grad_(False)
         model.add_module(NAME, gates)
@@ -107,7 +101,7 @@ class HeadMaskTrainer(UnlearningTrainer):
                 self.gates.log_alpha[chosen] = 0.0
 
     def _effects(self, rows) -> Tensor:
-        """Taylor score of each gate, E |z dloss/dz| at z = 1: how much closing it changes the loss of a row."""
+        """Taylor score of each gate, E |z dloss/dz| at z = 1: by how much closing it changes the loss of a row."""
         gates, n = self.gates, 0
         total = torch.zeros_like(gates.log_alpha)
         with evaluating(self.model):
@@ -139,10 +133,8 @@ class HeadMaskTrainer(UnlearningTrainer):
         self.gates.bake(self.args.purge)
         self.model._modules.pop(NAME)
 
-    # A checkpoint on the way holds the gates baked in, so that it is never the model without them, and the gates.
-
     def _save(self, output_dir=None, state_dict=None):
-        if NAME in self.model._modules:
+        if NAME in self.model._modules:  # a checkpoint on the way: the weights with the gates multiplied in
             new = self.gates.baked(self.args.purge)
             state_dict = {
                 name: new.get(value, value)

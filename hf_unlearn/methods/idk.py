@@ -1,7 +1,5 @@
 """Refusals in place of the answers, other classes in place of those of images: IdkDPO and IdkNLL."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,10 +42,10 @@ class IdkNLLConfig(UnlearningConfig):
     """Options of [`IdkNLLTrainer`].
 
     Parameters:
-        refusals (`str`, *optional*): text file with one refusal a line, in place of the built-in ones.
+        refusals (`str`, *optional*): text file with one refusal per line, instead of the built-in ones.
     """
 
-    refusals: str | None = field(default=None, metadata={"help": "Text file with one refusal a line."})
+    refusals: str | None = field(default=None, metadata={"help": "Text file with one refusal per line."})
 
 
 @dataclass
@@ -64,18 +62,17 @@ class IdkDPOConfig(IdkNLLConfig):
 
 
 class IdkNLLTrainer(UnlearningTrainer):
-    """Train refusals as the answers: `L_f = mean over tokens of -ln p(refusal | x)`. A baseline: it teaches what to
-    say, and lowers the likelihood of the old answer only in passing.
+    """Train refusals as the answers: `L_f = mean over tokens of -ln p(refusal | x)`. A baseline: it lowers the likelihood
+    of the old answer only in passing.
 
     Each forget row has four candidate refusals, drawn by the seed; which one an epoch uses is a function of (seed,
-    epoch, row). An image has no refusal: it gets four other classes in their place.
+    epoch, row). An image gets four other classes instead.
 
     Source: Maini et al., TOFU, arXiv 2401.06121.
 
     Example:
         >>> from hf_unlearn import IdkNLLConfig, IdkNLLTrainer
-        >>> config = IdkNLLConfig(output_dir="unlearned", refusals="refusals.txt")
-        >>> trainer = IdkNLLTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = IdkNLLTrainer("my-model", IdkNLLConfig("unlearned", refusals="refusals.txt"), forget, retain)
         >>> trainer.train()
     """
 
@@ -91,7 +88,7 @@ class IdkNLLTrainer(UnlearningTrainer):
                     "You set refusals, but a classifier answers with a class, not in words. Leave it out."
                 )
             return other_labels(data, self.model.config.num_labels, self.n_alternates)
-        refusals = REFUSALS if path is None else read_refusals(path)
+        refusals = REFUSALS if path is None else _read_refusals(path)
         rng = np.random.default_rng(data.seed)
         n = min(self.n_alternates, len(refusals))
         answers = [[refusals[i] for i in rng.choice(len(refusals), n, replace=False)] for _ in data.forget]
@@ -112,8 +109,7 @@ class IdkDPOTrainer(IdkNLLTrainer):
 
     Example:
         >>> from hf_unlearn import IdkDPOConfig, IdkDPOTrainer
-        >>> config = IdkDPOConfig(output_dir="unlearned", refusals="refusals.txt")
-        >>> trainer = IdkDPOTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = IdkDPOTrainer("my-model", IdkDPOConfig("unlearned", refusals="refusals.txt"), forget, retain)
         >>> trainer.train()
     """
 
@@ -124,23 +120,11 @@ class IdkDPOTrainer(IdkNLLTrainer):
     def forget_loss(
         self, forget: TargetLogits, reference: Tensor, alternate: TargetLogits, alternate_reference: Tensor
     ):
-        return forget.sequence_mean(
-            dpo_loss(
-                alternate.sequence_log_probs,
-                alternate_reference,
-                forget.sequence_log_probs,
-                reference,
-                self.args.beta,
-            )
-        )
+        winner, loser = alternate.sequence_log_probs, forget.sequence_log_probs
+        return forget.sequence_mean(dpo_loss(winner, alternate_reference, loser, reference, self.args.beta))
 
 
-def read_refusals(path: str) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises:
-        ValueError: there is none.
-    """
+def _read_refusals(path: str) -> list[str]:
     refusals = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
     if not refusals:
         raise ValueError(f"You set refusals={path!r}, but the file has no line with text.")

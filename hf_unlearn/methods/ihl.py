@@ -1,7 +1,5 @@
 """Inverted hinge loss."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,16 +25,13 @@ class InvertedHingeTrainer(UnlearningTrainer):
     """Let the next best token overtake the true one: `L_f = mean over tokens of 1 + p(y_t) - max over v != y_t of p(v)`.
 
     Only the logits of these two are moved by much, while gradient ascent raises all the others. The gradient is bounded
-    and vanishes once the runner-up is sure. The loss of LoKU, without the initialisation of its adapter.
+    and vanishes once the runner-up is sure. The loss of LoKU, without the initialization of its adapter.
 
     Source: Cha et al., Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs, arXiv 2408.06621.
 
     Example:
-        >>> from peft import LoraConfig
         >>> from hf_unlearn import InvertedHingeConfig, InvertedHingeTrainer
-        >>> adapter = LoraConfig(r=16, target_modules="all-linear")
-        >>> config = InvertedHingeConfig(output_dir="unlearned")
-        >>> trainer = InvertedHingeTrainer("my-model", config, parts.forget, parts.retain, peft_config=adapter)
+        >>> trainer = InvertedHingeTrainer("my-model", InvertedHingeConfig("unlearned"), forget, retain)
         >>> trainer.train()
     """
 

@@ -1,7 +1,5 @@
 """Fine-tuning on the retain set with a penalty that makes weights sparse."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -23,28 +21,28 @@ class L1SparseConfig(FineTuneConfig):
     Parameters:
         gamma (`float`, *optional*, defaults to `5e-4`): weight of the penalty at the first step; the paper (arXiv
             2304.04934) uses 1e-5 to 5e-4.
-        penalize_vectors (`bool`, *optional*, defaults to `False`): whether the penalty includes parameters with one axis,
-            which are biases and the weights of normalisations.
+        penalize_vectors (`bool`, *optional*, defaults to `False`): penalize parameters with one axis as well, which are
+            biases and the weights of normalization layers.
     """
 
     gamma: float = field(default=5e-4, metadata={"help": "Weight of the penalty at the first step."})
-    penalize_vectors: bool = field(default=False, metadata={"help": "Penalize biases and normalisations as well."})
+    penalize_vectors: bool = field(
+        default=False, metadata={"help": "Penalize biases and normalization weights as well."}
+    )
 
     not_negative = ("gamma",)
 
 
 class L1SparseTrainer(FineTuneTrainer):
     """Train on the retain set with a penalty on the size of the weights: `L = mean over retain tokens of -ln p(y_t) +
-    gamma_t ||theta||_1`, where `gamma_t` falls linearly to 0 at the last step.
-
-    What only the forget set needed is no longer held up by the loss, and shrinks.
+    gamma_t ||theta||_1`, where `gamma_t` falls linearly to 0 at the last step. Weights that only the forget set needs
+    shrink.
 
     Source: Jia et al., Model Sparsity Can Simplify Machine Unlearning, arXiv 2304.04934.
 
     Example:
         >>> from hf_unlearn import L1SparseConfig, L1SparseTrainer
-        >>> config = L1SparseConfig(output_dir="unlearned", gamma=5e-4)
-        >>> trainer = L1SparseTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = L1SparseTrainer("my-model", L1SparseConfig("unlearned", gamma=5e-4), forget, retain)
         >>> trainer.train()
     """
 
@@ -53,22 +51,18 @@ class L1SparseTrainer(FineTuneTrainer):
     def prepare(self):
         if not self.penalized():
             raise ValueError(
-                "No parameter that may move has two axes, so that nothing is penalized. Either select matrices with "
-                "trainable and trainable_layers, or set penalize_vectors=True."
+                "No parameter that may move has two axes, so nothing is penalized. Either select matrices with trainable "
+                "and trainable_layers, or set penalize_vectors=True."
             )
 
     def penalized(self) -> list[nn.Parameter]:
-        """The parameters of the penalty: of those that may move."""
         moving = [p for p in self.model.parameters() if p.requires_grad]
         return [p for p in moving if self.args.penalize_vectors or p.dim() > 1]
 
-    def gamma(self) -> float:
-        """Weight of the penalty in this step."""
-        return self.args.gamma * (1 - self.state.global_step / max(1, self.state.max_steps - 1))
-
     def retain_loss(self, retain: TargetLogits, reference) -> Tensor:
-        # Once a step, not once a micro-batch: the shares of the micro-batches and processes sum to 1.
+        gamma = self.args.gamma * (1 - self.state.global_step / max(1, self.state.max_steps - 1))
+        # Once per step, not once per micro-batch: the shares of the micro-batches and processes sum to 1.
         share = retain.token_mean(torch.ones_like(retain.log_probs))
-        penalty = self.gamma() * share * l1_norm(self.penalized())
+        penalty = gamma * share * l1_norm(self.penalized())
         self.record({"l1_penalty": penalty})
         return super().retain_loss(retain, reference) + penalty

@@ -1,9 +1,6 @@
 """Localised low-rank editing: find the layers that matter, adapt these alone, merge."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +16,9 @@ from hf_unlearn.models.linear import linear_modules
 def weighted_factors(weight: Tensor, importance: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
     """The start of FILA (arXiv 2408.06621): the factors A, B that hold the part of a weight that matters most.
 
-    Rows count by `rho = sqrt(sum over columns of the importance)`. From the SVD of `diag(rho) W = U S V^T`, cut at `rank`:
+    Rows weigh `rho = sqrt(sum over columns of the importance)`. From the SVD of `diag(rho) W = U S V^T`, cut at `rank`:
     `A = (V sqrt(S / scaling))^T`, `B = diag(1 / rho) U sqrt(S / scaling)`. What the base keeps is `W - scaling B A`, so
-    that nothing changes at the start.
-
-    Args:
-        weight, importance (`(out, in)`): importance >= 0.
+    that nothing changes at the start. `weight` and `importance` (>= 0) are `(out, in)`.
 
     Returns:
         A `(rank, in)`, B `(out, rank)` in float64.
@@ -41,10 +35,10 @@ class LoRAEditConfig(InvertedHingeConfig):
     """Options of [`LoRAEditTrainer`].
 
     Parameters:
-        n_modules (`int`, *optional*, defaults to `4`): how many linear layers of the blocks are adapted.
-        rank (`int`, *optional*, defaults to `8`): of the adapters; the paper takes 4 to 32, with alpha twice the rank.
-        importance_rows (`int`, *optional*, defaults to `128`): rows of each set that importance is measured on.
-        learning_rate (`float`, *optional*, defaults to `2e-4`): that of the paper.
+        n_modules (`int`, *optional*, defaults to `4`): number of linear layers of the blocks that are adapted.
+        rank (`int`, *optional*, defaults to `8`): rank of the adapters; the paper takes 4 to 32, with alpha twice the rank.
+        importance_rows (`int`, *optional*, defaults to `128`): rows of each set to measure importance on.
+        learning_rate (`float`, *optional*, defaults to `2e-4`): value of the paper.
     """
 
     n_modules: int = field(default=4, metadata={"help": "Linear layers that are adapted."})
@@ -61,47 +55,41 @@ class LoRAEditTrainer(InvertedHingeTrainer):
 
     Layers are ranked by the sum of their Fisher information on the forget set over that on the retain set. Each of the
     first `n_modules` gets a LoRA adapter that starts from its own most important part (FILA), and the inverted hinge loss
-    trains these. In the end they are merged: the outcome is a plain checkpoint. A `checkpoint-*` on the way holds the
-    adapters alone, and the base they belong to is not the original one: it is there to resume from.
+    trains these. In the end they are merged into a plain checkpoint. A `checkpoint-*` on the way holds the adapters
+    alone, whose base is not the original model: use it only to resume.
 
     Attributes:
-        chosen (`list[str]`): names of the adapted layers, most telling first.
+        chosen (`list[str]`): names of the adapted layers, highest ratio first.
 
     Source: Cha et al., Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs (LoKU), arXiv 2408.06621.
 
     Example:
         >>> from hf_unlearn import LoRAEditConfig, LoRAEditTrainer
-        >>> config = LoRAEditConfig(output_dir="unlearned", n_modules=4, rank=8)
-        >>> trainer = LoRAEditTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = LoRAEditTrainer("my-model", LoRAEditConfig("unlearned", n_modules=4, rank=8), forget, retain)
         >>> trainer.train()
     """
 
     config_class = LoRAEditConfig
     architecture = "specific"
+    needs_whole_weights = True
 
     def adapt(self, model, args, data, collate):
         from peft import LoraConfig, get_peft_model
 
         if getattr(model, "is_quantized", False) or hasattr(model, "peft_config"):
             raise ValueError(
-                f"{type(self).__name__} attaches adapters of its own and takes them out of dense weights. Load the model "
-                "without quantization and give no peft_config; merge an adapter it has (merge_and_unload). For QLoRA "
-                "choose ihl with a peft_config."
+                f"{type(self).__name__} makes adapters of its own from dense weights. Load the model without quantization "
+                "and without peft_config, and merge an adapter (merge_and_unload). For QLoRA choose ihl with a peft_config."
             )
-        if args.fsdp or args.deepspeed:
-            raise ValueError(f"{type(self).__name__} needs whole weights, which FSDP and DeepSpeed spread. Use DDP.")
         model.to(args.device)
         names = [n for n, p in model.named_parameters() if p.requires_grad and layer_of(n) is not None]
         modules = linear_modules(model, names)
         weights = [f"{name}.weight" for name in modules]
-        some = partial(
-            batches,
-            collate=collate,
-            size=args.per_device_eval_batch_size,
-            device=args.device,
-            limit=args.importance_rows,
+        size, limit = args.per_device_eval_batch_size, args.importance_rows
+        forget, retain = (
+            squared_gradients(model, batches(rows, collate, size, args.device, limit), weights)
+            for rows in (data.forget, data.retain)
         )
-        forget, retain = (squared_gradients(model, some(rows), weights) for rows in (data.forget, data.retain))
         score = {name: float(forget[f"{name}.weight"].sum() / retain[f"{name}.weight"].sum()) for name in modules}
         self.chosen = sorted(modules, key=lambda name: (-score[name], name))[: args.n_modules]
 

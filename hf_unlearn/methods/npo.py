@@ -1,7 +1,5 @@
 """Negative preference optimization."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch.nn.functional as F
@@ -27,12 +25,7 @@ class NPOConfig(UnlearningConfig):
 
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature; towards 0 it is gradient ascent."})
 
-    def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(
-                f"You set beta={self.beta}, but it must be positive. For its limit 0 use gradient ascent."
-            )
-        super().__post_init__()
+    positive = ("beta",)
 
 
 class NPOTrainer(UnlearningTrainer):
@@ -44,8 +37,7 @@ class NPOTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import NPOConfig, NPOTrainer
-        >>> config = NPOConfig(output_dir="unlearned", beta=0.1, retain_weight=2.0)
-        >>> trainer = NPOTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = NPOTrainer("my-model", NPOConfig("unlearned", beta=0.1, retain_weight=2.0), forget, retain)
         >>> trainer.train()
     """
 

@@ -1,6 +1,4 @@
-"""Answers in place of the forgotten ones: other classes for images, other words for text."""
-
-from __future__ import annotations
+"""Answers instead of the forgotten ones: other classes for images, other words for text."""
 
 import re
 import unicodedata
@@ -15,11 +13,7 @@ from hf_unlearn.data.rows import IGNORE_INDEX, answer_of, is_chat, reworded
 class OtherLabels(Sequence):
     """For each image the same image with other classes: `other[i][j]` is row `i` with the class `classes[i][j]`.
 
-    Lazy: the pixels stay where they are, and a row is read when it is asked for.
-
-    Args:
-        rows (`Sequence` of encoded rows): `{"pixel_values", "labels"}`.
-        classes (`Sequence[Sequence[int]]`): for each row the classes it is given.
+    Lazy: an encoded row `{"pixel_values", "labels"}` is read only when it is asked for.
     """
 
     def __init__(self, rows: Sequence[dict], classes: Sequence[Sequence[int]]):
@@ -45,23 +39,20 @@ class _Relabelled(Sequence):
 
 
 def class_labels(rows: Sequence[dict] | None) -> list[int]:
-    """The class of every encoded image; images that are decoded when they are read stay undecoded."""
-    if rows is None:
-        return []
+    """The class of every encoded image, without decoding images that are decoded when they are read."""
     labels = getattr(rows, "labels", None)
-    return [int(label) for label in (labels if labels is not None else (row["labels"] for row in rows))]
+    return [int(label) for label in ([row["labels"] for row in rows or ()] if labels is None else labels)]
 
 
 def other_classes(data: PairedDataset, n_classes: int) -> list[list[int]]:
-    """For each forget image the classes it may be given: all but its own and those that are to be forgotten whole, which
-    are the classes of forget rows that no retain row has. Where none is left, or there are no retain rows to tell, all
-    but its own.
+    """For each forget image the classes it may get: all except its own and those that are to be forgotten whole, which
+    are the classes of forget rows that no retain row has. All except its own if that leaves none, or without retain rows.
 
     Raises:
         ValueError: the model has one class only.
     """
     if n_classes < 2:
-        raise ValueError("The model has one class, so that an image has no other one. Choose another method.")
+        raise ValueError("The model has one class, so an image has no other one. Choose another method.")
     labels, kept = class_labels(data.forget), class_labels(data.retain)
     forgotten = set(labels) - set(kept) if kept else set()
     others = {}
@@ -75,8 +66,8 @@ def other_labels(data: PairedDataset, n_classes: int, n: int | None = None) -> O
     """Each forget image with other classes, uniform over those of `other_classes`.
 
     Args:
-        n (`int`, *optional*): how many a row gets, drawn by the seed without replacement; fewer, for all rows, where
-            one has fewer. Defaults to all.
+        n (`int`, *optional*): how many a row gets, drawn by the seed without replacement; fewer for all rows if one row
+            has fewer. Defaults to all.
     """
     classes = other_classes(data, n_classes)
     if n is not None:
@@ -103,14 +94,13 @@ def own_answer(row: dict) -> str:
     if answer is None:
         raise ValueError(
             "Another answer needs a prompt, but the forget rows have none, or are encoded already. Either give "
-            '{"prompt", "completion"} or {"messages"} rows, or choose a method without other answers (npo, simnpo, '
-            "graddiff)."
+            '{"prompt", "completion"} or {"messages"} rows, or choose npo, simnpo or graddiff.'
         )
     return answer
 
 
 def with_answer(row: dict, answer: str) -> dict:
-    """The prompt of a forget row with another answer, set off from the prompt as its own one is."""
+    """A forget row with another answer, after the same white space as its own one."""
     own_answer(row)
     if is_chat(row):
         return reworded(row, answer=lambda own: answer)
@@ -118,21 +108,20 @@ def with_answer(row: dict, answer: str) -> dict:
 
 
 def normalised(answer: str) -> str:
-    """An answer in the form in which answers are compared: without case, without punctuation at its ends, and with
-    single spaces."""
+    """An answer in the form in which answers are compared: no case, single spaces, no punctuation at its ends."""
     text = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
     return re.sub(r"^[\W_]+|[\W_]+$", "", text) or text
 
 
 def random_answers(forget_rows: Iterable[dict], retain_rows: Iterable[dict], n: int, seed: int) -> list[list[str]]:
-    """For each forget row `n` different answers of retain rows, none of which is its own after normalisation.
+    """For each forget row `n` different answers of retain rows, none of which equals its own in normalized form.
 
     Args:
-        n (`int`): fewer where the retain set has fewer different answers.
-        seed (`int`): what a row gets is a function of the seed and its index.
+        n (`int`): answers per row; fewer if the retain set has fewer different ones.
+        seed (`int`): the answers of a row are a function of the seed and its index.
 
     Raises:
-        ValueError: a row for which the retain set has no other answer.
+        ValueError: the retain set has no other answer for some row.
     """
     answers = {normalised(answer): answer for answer in map(answer_of, retain_rows) if answer and answer.strip()}
     names = list(answers)
@@ -145,14 +134,14 @@ def random_answers(forget_rows: Iterable[dict], retain_rows: Iterable[dict], n: 
         if not others:
             raise ValueError(
                 f"The retain set has no answer that differs from that of row {index} of the forget set. Give retain rows "
-                'with answers, {"prompt", "completion"} or {"messages"}, as retain_dataset.'
+                'with answers: {"prompt", "completion"} or {"messages"}.'
             )
         drawn.append(others)
     return drawn
 
 
 def encode_answers(encode: Callable, rows: Iterable[dict], answers: Sequence[Sequence[str]]) -> list[list[dict]]:
-    """Encode each row with each of its other answers; `encode` is that of the trainer."""
+    """Encode each row with each of its other answers, by the trainer's `encode`."""
     return [
         encode([with_answer(row, answer) for answer in others], name=f"other answers to row {index} of the forget set")
         for index, (row, others) in enumerate(zip(rows, answers, strict=True))

@@ -1,7 +1,5 @@
 """PDU: forget as far as a bound on the retain loss allows, by a primal-dual rule."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -26,29 +24,27 @@ class PDUConfig(UnlearningConfig):
     """Options of [`PDUTrainer`]; defaults of the authors' TOFU scripts (arXiv 2506.05314).
 
     Parameters:
-        epsilon (`float`, *optional*, defaults to `0.3`): bound on the retain loss, in nats a target. Set it a little
+        epsilon (`float`, *optional*, defaults to `0.3`): bound on the retain loss, in nats per target. Set it a little
             above the retain loss of the model at its start, which is measured on 512 rows before the first step.
         force_epsilon (`bool`, *optional*, defaults to `False`): allow a bound below the retain loss at the start.
         retain_weight (`float`, *optional*, defaults to `100.0`): the multiplier lambda at the start.
-        dual_lr (`float`, *optional*, defaults to `5.0`): step size of the multiplier, a nat above the bound.
-        dual_warmup (`float`, *optional*, defaults to `0.5`): share of the run in which the multiplier stays as it is
-            (in the scripts 5 of 10 epochs).
+        dual_lr (`float`, *optional*, defaults to `5.0`): step size of the multiplier per nat above the bound.
+        dual_warmup (`float`, *optional*, defaults to `0.5`): share of the run before the multiplier moves (5 of 10 epochs).
     """
 
-    epsilon: float = field(default=0.3, metadata={"help": "Bound on the retain loss, in nats a target."})
+    epsilon: float = field(default=0.3, metadata={"help": "Bound on the retain loss, in nats per target."})
     force_epsilon: bool = field(default=False, metadata={"help": "Allow a bound below the retain loss at the start."})
     retain_weight: float = field(default=100.0, metadata={"help": "The multiplier at the start."})
     dual_lr: float = field(default=5.0, metadata={"help": "Step size of the multiplier."})
     dual_warmup: float = field(default=0.5, metadata={"help": "Share of the run before the multiplier moves."})
 
+    positive = ("epsilon",)
+    not_negative = ("dual_lr",)
     needs_retain = "the retain loss is the constraint and retain_weight its multiplier at the start"
 
     def __post_init__(self):
-        if not (self.epsilon > 0 and self.dual_lr >= 0 and 0 <= self.dual_warmup <= 1):
-            raise ValueError(
-                f"You set epsilon={self.epsilon}, dual_lr={self.dual_lr} and dual_warmup={self.dual_warmup}, but the "
-                "bound must be positive, the step size not negative, and the warm-up a share between 0 and 1."
-            )
+        if not 0 <= self.dual_warmup <= 1:
+            raise ValueError(f"You set dual_warmup={self.dual_warmup}, but a share is between 0 and 1.")
         super().__post_init__()
 
 
@@ -63,8 +59,7 @@ class PDUTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import PDUConfig, PDUTrainer
-        >>> config = PDUConfig(output_dir="unlearned", epsilon=0.5)
-        >>> trainer = PDUTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = PDUTrainer("my-model", PDUConfig("unlearned", epsilon=0.5), forget, retain)
         >>> trainer.train()
     """
 
@@ -76,13 +71,12 @@ class PDUTrainer(UnlearningTrainer):
     def prepare(self):
         self.multiplier = self.args.retain_weight
         if self.args.retain_loss == "kl" or self.args.force_epsilon:
-            return  # to itself, the divergence of the start is 0
+            return  # the divergence of the start from itself is 0
         start = self._start_retain_loss()
         if self.args.epsilon < start:
             raise ValueError(
-                f"You set epsilon={self.args.epsilon}, but the retain loss of the model is {start:.4g} nats a target "
-                "already, so that the multiplier could only grow. Either set epsilon a little above it, or set "
-                "force_epsilon=True."
+                f"You set epsilon={self.args.epsilon}, but the retain loss of the model is {start:.4g} nats per target "
+                "already, so that the multiplier could only grow. Set epsilon a little above it, or force_epsilon=True."
             )
 
     def _start_retain_loss(self) -> float:

@@ -1,7 +1,5 @@
 """Random labels: train wrong answers in place of the forgotten ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,9 +16,9 @@ class RandomLabelConfig(UnlearningConfig):
     """Options of [`RandomLabelTrainer`].
 
     Parameters:
-        draw (`str`, *optional*, defaults to `"fixed"`): `"fixed"`, one wrong answer a row, drawn by the seed before the
-            training (arXiv 2010.10981); or `"per_epoch"`, drawn again in each epoch: from all other classes of an image,
-            from five answers for text (arXiv 2310.10683).
+        draw (`str`, *optional*, defaults to `"fixed"`): `"fixed"`, one wrong answer per row, drawn by the seed before the
+            training (arXiv 2010.10981); or `"per_epoch"`, drawn again in each epoch, from all other classes for an image
+            and from five answers for text (arXiv 2310.10683).
     """
 
     draw: str = field(default="fixed", metadata={"help": "When wrong answers are drawn.", "choices": DRAWS})
@@ -29,16 +27,15 @@ class RandomLabelConfig(UnlearningConfig):
 class RandomLabelTrainer(UnlearningTrainer):
     """Train wrong answers: `L_f = mean over tokens of -ln p(y'|x)`.
 
-    For images y' is another class, uniform over all classes but the own one and, where whole classes are to be
-    forgotten, the others of these. For text it is the answer of a random retain row, never the own one.
+    For images y' is uniform over all classes except the image's own one and those that are to be forgotten whole. For
+    text it is the answer of a random retain row, never the row's own one.
 
     Source: Graves et al., Amnesiac Machine Learning, arXiv 2010.10981; for text Yao et al., Large Language Model
     Unlearning, arXiv 2310.10683.
 
     Example:
         >>> from hf_unlearn import RandomLabelConfig, RandomLabelTrainer
-        >>> config = RandomLabelConfig(output_dir="unlearned", draw="per_epoch")
-        >>> trainer = RandomLabelTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = RandomLabelTrainer("my-model", RandomLabelConfig("unlearned", draw="per_epoch"), forget, retain)
         >>> trainer.train()
     """
 

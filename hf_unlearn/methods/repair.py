@@ -1,7 +1,5 @@
 """The second stage of a hybrid: gentle repair on the retain set after an edit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from hf_unlearn.methods.finetune import FineTuneConfig, FineTuneTrainer
@@ -23,19 +21,18 @@ class RepairConfig(FineTuneConfig):
 class RepairTrainer(FineTuneTrainer):
     """Fine-tune on the retain set after an edit, no further than the forget set stays forgotten.
 
-    An edit frays what was to stay, and a few steps on the retain set mend it. They can bring back the forget set as
-    well, without a row of it, since what the edit did is undone first. With evaluation sets named `"forget"`,
-    `"holdout"` and `"retain"` the training ends when the forget set becomes easier than data never trained on, and the
-    weights of the evaluation with the lowest retain loss before that are kept
-    (see [`~hf_unlearn.training.stopping.StopWhenRelearned`]).
+    An edit harms the retain set, and a few steps on it repair that. They can also undo the edit and so bring back the
+    forget set. With evaluation sets named `"forget"`, `"holdout"` and `"retain"` the training ends when the forget set
+    becomes easier than data never trained on, and keeps the weights of the evaluation with the lowest retain loss before
+    that (see [`~hf_unlearn.training.stopping.StopWhenRelearned`]).
 
     Source: the pattern of impair and repair of Tarun et al., Fast Yet Effective Machine Unlearning, arXiv 2111.08947.
 
     Example:
         >>> from hf_unlearn import RepairConfig, RepairTrainer
-        >>> watched = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
-        >>> config = RepairConfig(output_dir="repaired", eval_strategy="epoch")
-        >>> trainer = RepairTrainer("edited-model", config, parts.forget, parts.retain, watched)
+        >>> watched = {"forget": forget, "retain": retain, "holdout": holdout}
+        >>> config = RepairConfig("repaired", eval_strategy="epoch")
+        >>> trainer = RepairTrainer("edited-model", config, forget, retain, watched)
         >>> trainer.train()
     """
 

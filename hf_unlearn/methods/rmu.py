@@ -1,12 +1,9 @@
 """Representation misdirection."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.data.rows import IGNORE_INDEX
@@ -30,17 +27,14 @@ class RMUConfig(UnlearningConfig):
 
     Parameters:
         layer (`int`, *optional*): block whose output is steered; negative counts from the last. Defaults to a quarter of
-            the depth, as 7 of 32, but not before the third block.
+            the depth (7 of 32), but not before the third block.
         steering (`float`, *optional*, defaults to `6.5`): c, length of the target; with `adaptive` a factor.
         adaptive (`bool`, *optional*, defaults to `False`): adaptive RMU (arXiv 2408.06223): the target is `steering` times
             as long as the token's own activation at the start.
-        token_scope (`str`, *optional*, defaults to `"all"`): `"all"` tokens of a row, as in the paper, or those of the
-            `"answer"`. All tokens of an image count in any case.
+        token_scope (`str`, *optional*, defaults to `"all"`): `"all"` tokens of a row, as in the paper, or those of its
+            `"answer"`. All tokens of an image always count.
         retain_weight (`float`, *optional*, defaults to `1200.0`): alpha.
-        retain_loss (`str`, *optional*, defaults to `"activations"`): those of the retain set stay; or `"none"`.
     """
-
-    retain_losses: ClassVar = ("activations", "none")
 
     layer: int | None = field(default=None, metadata={"help": "Block whose output is steered."})
     steering: float = field(default=6.5, metadata={"help": "Length of the target, or factor if adaptive."})
@@ -50,54 +44,48 @@ class RMUConfig(UnlearningConfig):
     retain_loss: str = field(default="activations", metadata={"help": "Loss on the retain set: activations or none."})
 
     positive = ("steering",)
+    retain_losses = ("activations", "none")
 
 
 class RMUTrainer(UnlearningTrainer):
-    """Steer the activations of the forget set towards a random direction, and hold those of the retain set.
+    """Steer the activations of the forget set towards a random direction, and keep those of the retain set.
 
     `L_f = mean over tokens and width of (h - c u)^2`, `L_r = mean of (h - h_ref)^2`, where h is the output of the block
     `layer` and u a direction drawn once from the seed, uniform in [0, 1]^width and of length 1.
 
-    By default only the second MLP projections of the three blocks up to `layer` move. Blocks after it are not run, and
-    what the first trained block is given is shared with the reference, so that a step costs little. The frozen blocks
-    before it run without dropout.
+    By default only the second MLP projections of the three blocks up to `layer` move. Later blocks are not run, and the
+    reference reuses the input of the first trained block, so that a step costs little. The frozen blocks before it run
+    without dropout.
 
     Source: Li et al., The WMDP Benchmark, arXiv 2403.03218; adaptive: Huu-Tien et al., arXiv 2408.06223.
 
     Example:
         >>> from hf_unlearn import RMUConfig, RMUTrainer
-        >>> config = RMUConfig(output_dir="unlearned", layer=7, steering=6.5)
-        >>> trainer = RMUTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = RMUTrainer("my-model", RMUConfig("unlearned", layer=7, steering=6.5), forget, retain)
         >>> trainer.train()
     """
 
     config_class = RMUConfig
     architecture = "specific"
     retain_reference = True
-    cost = (
-        "a forward and backward pass of forget + retain rows as far as one block; the trained blocks for the reference"
-    )
+    cost = "a forward and backward pass of forget + retain rows up to one block; the trained blocks for the reference"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        outside = [name for name in self.trainable_names if not self._is_before_end(name)]
-        if outside:
+        layers = {name: layer_of(name) for name in self.trainable_names}
+        if outside := [name for name, layer in layers.items() if layer is None or layer > self._layer]:
             raise ValueError(
-                f"RMU steers the output of block {self._layer}, but {len(outside)} of the weights that may move are "
-                f"outside the blocks up to it and would get no gradient, such as {outside[0]}. Either set trainable and "
+                f"RMU steers the output of block {self._layer}, but {len(outside)} of the weights that may move, such as "
+                f"{outside[0]}, are outside the blocks up to it and would get no gradient. Either set trainable and "
                 "trainable_layers to weights before it, or set another layer."
             )
-        self._first = min(layer_of(name) for name in self.trainable_names)
+        self._first = min(layers.values())
         if self._reference is None:
             self._reference = Reference(self.model)
         width = self.model.config.get_text_config().hidden_size
         generator = torch.Generator().manual_seed(self.args.seed)
         direction = torch.rand(width, generator=generator, dtype=torch.float64)
         self._direction = direction / direction.norm()
-
-    def _is_before_end(self, name: str) -> bool:
-        layer = layer_of(name)
-        return layer is not None and layer <= self._layer
 
     def adapt(self, model, args, data, collate):
         otherwise = "its activations cannot be steered. Choose a method on the outputs (npo, graddiff)"
@@ -113,7 +101,7 @@ class RMUTrainer(UnlearningTrainer):
         return model
 
     def _default_weights(self, model) -> set[str]:
-        """Second MLP projections of the three blocks up to the layer; of an adapter, all that is in them."""
+        """Second MLP projections of the three blocks up to the layer; with an adapter, all parameters of these blocks."""
         near = range(max(0, self._layer - 2), self._layer + 1)
         names = [name for name, _ in model.named_parameters() if layer_of(name) in near]
         if hasattr(model, "peft_config"):
@@ -121,9 +109,7 @@ class RMUTrainer(UnlearningTrainer):
         chosen = set()
         for name, module in model.named_modules():
             if type(module).__name__.endswith("MLP") and layer_of(f"{name}.") in near:
-                linears = [
-                    key for key, child in module.named_children() if isinstance(child, (torch.nn.Linear, Conv1D))
-                ]
+                linears = [key for key, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))]
                 chosen.add(f"{name}.{linears[-1]}.weight")
         if not chosen:
             raise ValueError("No MLP was found in the blocks. Set trainable to the weights that may move.")
@@ -133,10 +119,10 @@ class RMUTrainer(UnlearningTrainer):
         inputs = dict(inputs)
         sizes = inputs.pop("parts")
         inputs.pop("reference_log_probs")
-        wrapped, base = model, self.accelerator.unwrap_model(self.model)
+        base = self.accelerator.unwrap_model(self.model)
         with self._prefix_without_dropout(base):
-            seen = run_to_block(wrapped, _inner(base), inputs, self._first, self._layer)
-        # The reference starts from what the first trained block was given: everything before it is the same.
+            seen = run_to_block(model, _inner(base), inputs, self._first, self._layer)
+        # The reference starts from the input of the first trained block: all weights before it are the same.
         n, compare = sizes["forget"], slice(0 if self.args.adaptive else sizes["forget"], None)
         start = None
         if self.args.adaptive or "retain" in sizes:

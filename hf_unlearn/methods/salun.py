@@ -1,7 +1,5 @@
 """SalUn: random labels for the weights that matter to the forget set."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from hf_unlearn.methods.random_label import DRAWS, RandomLabelConfig, RandomLabelTrainer
@@ -30,8 +28,7 @@ class SalUnTrainer(RandomLabelTrainer):
 
     Example:
         >>> from hf_unlearn import SalUnConfig, SalUnTrainer
-        >>> config = SalUnConfig(output_dir="unlearned", saliency=0.5)
-        >>> trainer = SalUnTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = SalUnTrainer("my-model", SalUnConfig("unlearned", saliency=0.5), forget, retain)
         >>> trainer.train()
     """
 

@@ -1,7 +1,5 @@
 """SatImp: gradient ascent weighted by saturation and importance."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -46,8 +44,7 @@ class SatImpTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import SatImpConfig, SatImpTrainer
-        >>> config = SatImpConfig(output_dir="unlearned", beta1=5.0, beta2=1.0)
-        >>> trainer = SatImpTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = SatImpTrainer("my-model", SatImpConfig("unlearned", beta1=5.0, beta2=1.0), forget, retain)
         >>> trainer.train()
     """
 

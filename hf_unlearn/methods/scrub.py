@@ -1,13 +1,11 @@
 """SCRUB: away from the teacher on the forget set, back to it on the retain set, in turn."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 
 from transformers import TrainerCallback
 
-from hf_unlearn.methods.divergence import kl_divergence
+from hf_unlearn.methods.teachers import kl_divergence
 from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
@@ -17,18 +15,16 @@ class SCRUBConfig(UnlearningConfig):
     """Options of [`SCRUBTrainer`]. Defaults of the authors' notebook.
 
     Parameters:
-        max_phases (`int`, *optional*, defaults to `3`): how many phases on the forget set. Each is an epoch, and is
-            followed by one on as many retain rows; all epochs after these are on the retain set.
-        num_train_epochs (`float`, *optional*, defaults to `13`): epochs of both kinds: 3 on the forget set, 10 on the
-            retain set.
-        kl_weight (`float`, *optional*, defaults to `0.5`): of the divergence from the teacher on the retain set.
-        nll_weight (`float`, *optional*, defaults to `1.0`): of the negative log-likelihood there.
-        temperature (`float`, *optional*, defaults to `2.0`): of the divergences.
+        max_phases (`int`, *optional*, defaults to `3`): number of phases on the forget set. Each is an epoch followed by
+            one on as many retain rows; all later epochs are on the retain set.
+        num_train_epochs (`float`, *optional*, defaults to `13`): 3 epochs on the forget set, 10 on the retain set.
+        kl_weight (`float`, *optional*, defaults to `0.5`): weight of the divergence from the teacher on the retain set.
+        nll_weight (`float`, *optional*, defaults to `1.0`): weight of the negative log-likelihood there.
+        temperature (`float`, *optional*, defaults to `2.0`): temperature of the divergences.
         rewind (`bool`, *optional*, defaults to `False`): SCRUB+R: keep a checkpoint of each epoch on the retain set, and
             end with the one whose forget loss is nearest to that of data never trained on. Needs evaluation sets
-            `"forget"` and `"holdout"`; the latter with the classes (or topics) of the former.
-        stop_when_forgotten (`bool`, *optional*, defaults to `False`): the end of a phase on the forget set is no place to
-            stop; see `rewind`.
+            `"forget"` and `"holdout"`, with the same classes or topics.
+        stop_when_forgotten (`bool`, *optional*, defaults to `False`): must stay `False`; see `rewind`.
     """
 
     max_phases: int = field(default=3, metadata={"help": "Phases on the forget set."})
@@ -46,8 +42,8 @@ class SCRUBConfig(UnlearningConfig):
     def __post_init__(self):
         if self.stop_when_forgotten:
             raise ValueError(
-                "You set stop_when_forgotten=True, but SCRUB would stop in a phase on the forget set, with the retain set "
-                "torn. Set rewind=True, which chooses among the ends of the epochs."
+                "You set stop_when_forgotten=True, but SCRUB would stop in a phase on the forget set, which harms the "
+                "retain set. Set rewind=True, which chooses among the ends of the epochs on the retain set."
             )
         if self.update_rule != "add":
             raise ValueError(
@@ -55,9 +51,8 @@ class SCRUBConfig(UnlearningConfig):
             )
         if self.max_steps <= 0 and not self.num_train_epochs >= 2 * self.max_phases:
             raise ValueError(
-                f"You set num_train_epochs={self.num_train_epochs} with max_phases={self.max_phases}, so that not every "
-                f"phase on the forget set is followed by one on the retain set. Set at least {2 * self.max_phases} epochs, "
-                "or fewer phases."
+                f"You set num_train_epochs={self.num_train_epochs} with max_phases={self.max_phases}, but each phase on the "
+                f"forget set needs one after it. Set at least {2 * self.max_phases} epochs, or fewer phases."
             )
         if self.rewind:
             self.load_best_model_at_end = True
@@ -77,8 +72,7 @@ class SCRUBTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import SCRUBConfig, SCRUBTrainer
-        >>> config = SCRUBConfig(output_dir="unlearned", max_phases=3, num_train_epochs=13)
-        >>> trainer = SCRUBTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = SCRUBTrainer("my-model", SCRUBConfig("unlearned", max_phases=3), forget, retain)
         >>> trainer.train()
     """
 
@@ -94,8 +88,8 @@ class SCRUBTrainer(UnlearningTrainer):
             epochs = math.ceil(self.args.max_steps / max(1, steps))
         if self.phase(epochs - 1) == "forget":
             raise ValueError(
-                f"The training would end in epoch {epochs}, which is on the forget set. Set more steps, or "
-                "num_train_epochs in place of max_steps."
+                f"The training would end in epoch {epochs}, which is on the forget set. Set more steps, or set "
+                "num_train_epochs instead of max_steps."
             )
         if self.args.rewind:
             self.add_callback(RewindToRetain(self))
@@ -112,7 +106,7 @@ class SCRUBTrainer(UnlearningTrainer):
 
 
 class RewindToRetain(TrainerCallback):
-    """Keeps the end of a phase on the forget set from being evaluated and saved, and so from being chosen."""
+    """Skips evaluation and checkpoint at the end of a phase on the forget set, so that it is never chosen."""
 
     def __init__(self, trainer: SCRUBTrainer):
         self.trainer = trainer

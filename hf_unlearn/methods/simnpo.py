@@ -1,7 +1,5 @@
 """SimNPO: negative preference optimization without a reference model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch.nn.functional as F
@@ -22,22 +20,19 @@ class SimNPOConfig(UnlearningConfig):
 
     Parameters:
         beta (`float`, *optional*, defaults to `4.5`): inverse temperature.
-        delta (`float`, *optional*, defaults to `0.0`): margin on the NLL a token, in nats. The paper's margin gamma is
-            `beta * delta`.
+        delta (`float`, *optional*, defaults to `0.0`): margin on the NLL per token, in nats: the paper's gamma / beta.
         forget_weight (`float`, *optional*, defaults to `0.125`): weight of the forget loss.
     """
 
     beta: float = field(default=4.5, metadata={"help": "Inverse temperature."})
-    delta: float = field(
-        default=0.0, metadata={"help": "Margin on the NLL a token; the paper's gamma is beta * delta."}
-    )
+    delta: float = field(default=0.0, metadata={"help": "Margin on the NLL per token, in nats."})
     forget_weight: float = field(default=0.125, metadata={"help": "Weight of the forget loss."})
 
     positive = ("beta",)
 
 
 class SimNPOTrainer(UnlearningTrainer):
-    """NPO with the length-normalised likelihood in place of the ratio to a reference: short answers count as long ones.
+    """NPO with the length-normalized likelihood instead of the ratio to a reference: short answers weigh like long ones.
 
     `L_f = -(2 / beta) mean ln sigmoid(beta (NLL(y|x) - delta))`.
 
@@ -45,8 +40,7 @@ class SimNPOTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import SimNPOConfig, SimNPOTrainer
-        >>> config = SimNPOConfig(output_dir="unlearned", beta=4.5, delta=0.0)
-        >>> trainer = SimNPOTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = SimNPOTrainer("my-model", SimNPOConfig("unlearned", beta=4.5, delta=0.0), forget, retain)
         >>> trainer.train()
     """
 

@@ -1,7 +1,5 @@
 """Selective synaptic dampening."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -17,11 +15,8 @@ logger = logging.get_logger(__name__)
 
 
 def dampening(forget: Tensor, everything: Tensor, alpha: float, lambda_: float) -> Tensor:
-    """Factor of each weight: `min(lambda I_D / I_f, 1)` where `I_f > alpha I_D`, else 1.
-
-    Args:
-        forget, everything (`Tensor`): importance of each weight to the forget set and to all of the data, >= 0.
-    """
+    """Factor of each weight: `min(lambda I_D / I_f, 1)` where `I_f > alpha I_D`, else 1, from the importance (>= 0) of
+    each weight to the forget set, I_f, and to all data, I_D."""
     factor = (lambda_ * everything / torch.where(forget > 0, forget, 1)).clamp(max=1)
     return torch.where(forget > alpha * everything, factor, 1)
 
@@ -32,9 +27,9 @@ class SSDConfig(UnlearningConfig):
 
     Parameters:
         alpha (`float`, *optional*, defaults to `10.0`): a weight is dampened if it matters this many times more to the
-            forget set than to all data: lower dampens more. Default of the paper's code; for a ViT it takes 5.
+            forget set than to all data: lower dampens more. Default of the paper's code, which takes 5 for a ViT.
         lambda_ (`float`, *optional*, defaults to `1.0`): lower dampens each weight more. Default of the paper's code.
-        max_rows (`int`, *optional*): rows of each set that the importance is measured on, evenly spread; default: all.
+        max_rows (`int`, *optional*): rows of each set, evenly spread, to measure importance on. Defaults to all.
     """
 
     alpha: float = field(default=10.0, metadata={"help": "How selective: lower dampens more weights."})
@@ -58,8 +53,7 @@ class SSDTrainer(TrainingFreeTrainer):
 
     Example:
         >>> from hf_unlearn import SSDConfig, SSDTrainer
-        >>> config = SSDConfig(output_dir="unlearned", alpha=10.0, lambda_=1.0)
-        >>> trainer = SSDTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = SSDTrainer("my-model", SSDConfig("unlearned", alpha=10.0, lambda_=1.0), forget, retain)
         >>> trainer.train()
     """
 
@@ -73,9 +67,9 @@ class SSDTrainer(TrainingFreeTrainer):
         if self.args.alpha * self._share >= 1:
             # I_D = share I_f + (1 - share) I_r is at least share I_f.
             raise ValueError(
-                f"You set alpha={self.args.alpha}, but the forget set is {self._share:.1%} of all data, which no weight can "
-                f"matter to more than {1 / self._share:.3g} times as much as to all data: none would be dampened. Either "
-                "set a lower alpha, or give all of the retain set."
+                f"You set alpha={self.args.alpha}, but the forget set is {self._share:.1%} of all data, and no weight matters "
+                f"more than {1 / self._share:.3g} times as much to it: none would be dampened. Either set a lower alpha, or "
+                "give all of the retain set."
             )
 
     def edit(self):
@@ -92,4 +86,4 @@ class SSDTrainer(TrainingFreeTrainer):
                 dampened += int((factor < 1).sum())
         self.log({"dampened": dampened / sum(value.numel() for value in forget.values())})
         if not dampened:
-            logger.warning("No weight was dampened, the model is as it was. Set a lower alpha or lambda_.")
+            logger.warning("No weight was dampened, so the model is unchanged. Set a lower alpha or lambda_.")

@@ -1,7 +1,5 @@
 """Forgetting by singular value decompositions of activations, without gradients."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +16,7 @@ ORDERS = ("reference", "retain_exact")
 
 
 def soft_projection(covariance: Tensor, alpha: float) -> Tensor:
-    """Projection on the directions of the inputs, each as far as it carries energy: `U diag(l) U^T`, `(d, d)`.
+    """Projection on the directions of the inputs, each in proportion to its energy: `U diag(l) U^T`, `(d, d)`.
 
     `l_i = alpha q_i / ((alpha - 1) q_i + 1)`, where q_i is the share of the energy in direction i: for alpha = 1 it is q_i,
     and for a large alpha 1 wherever there is any.
@@ -33,10 +31,10 @@ def soft_projection(covariance: Tensor, alpha: float) -> Tensor:
 
 
 def removal(forget: Tensor, retain: Tensor, order: str) -> Tensor:
-    """What a weight `(out, in)` is multiplied with from the right, from the two projections: `(in, in)`.
+    """Factor `(in, in)` on the right of a weight `(out, in)`, from the two projections.
 
-    `D = P_f - P_f P_r` is what the forget set uses and the retain set does not. `"reference"`, as the authors: `(I - D)^T`;
-    `"retain_exact"`: `I - D`, which leaves inputs in the span of a hard P_r as they are.
+    `D = P_f - P_f P_r` holds the directions that the forget set uses and the retain set does not. `"reference"`, as the
+    authors: `(I - D)^T`; `"retain_exact"`: `I - D`, which leaves inputs in the span of a hard P_r as they are.
     """
     keep = torch.eye(len(forget), dtype=forget.dtype, device=forget.device) - (forget - forget @ retain)
     return keep.T if order == "reference" else keep
@@ -47,12 +45,11 @@ class SVDForgetConfig(UnlearningConfig):
     """Options of [`SVDForgetTrainer`].
 
     Parameters:
-        retain_alpha (`float`, *optional*, defaults to `100.0`): how much of the retain set's directions is protected;
-            higher protects more. The authors' value for a ViT.
-        forget_alpha (`float`, *optional*, defaults to `10.0`): how much of the forget set's directions is removed; higher
-            removes more. The authors' value for a ViT.
-        order (`str`, *optional*, defaults to `"reference"`): see [`removal`].
-        max_rows (`int`, *optional*, defaults to `1000`): rows of each set that the activations are taken from.
+        retain_alpha (`float`, *optional*, defaults to `100.0`): higher protects more of the retain set's directions. The
+            authors' value for a ViT, as `forget_alpha`.
+        forget_alpha (`float`, *optional*, defaults to `10.0`): higher removes more of the forget set's directions.
+        order (`str`, *optional*, defaults to `"reference"`): order of the projections, see [`removal`].
+        max_rows (`int`, *optional*, defaults to `1000`): rows of each set to take activations from.
     """
 
     retain_alpha: float = field(default=100.0, metadata={"help": "Higher protects more of the retain set."})
@@ -68,16 +65,15 @@ class SVDForgetConfig(UnlearningConfig):
 class SVDForgetTrainer(TrainingFreeTrainer):
     """Remove from every linear layer the input directions that the forget set uses and the retain set does not.
 
-    Made for whole classes. Every linear layer that may move is changed, the head with them; embeddings are not (those of
-    patches neither), nor a head that is tied to them. All activations are those of the model at its start. A few hundred
-    rows of each set suffice, and no gradient is taken. Choose the two alphas on rows that are in neither set.
+    Made for whole classes. Every linear layer that may move is changed, including the head, but no embeddings (nor those
+    of patches, nor a head tied to them). All activations are those of the model at its start. A few hundred rows of each
+    set suffice, and no gradient is taken. Choose the two alphas on rows that are in neither set.
 
     Source: Kodge et al., Deep Unlearning: Fast and Efficient Gradient-free Class Forgetting, arXiv 2312.00761.
 
     Example:
         >>> from hf_unlearn import SVDForgetConfig, SVDForgetTrainer
-        >>> config = SVDForgetConfig(output_dir="unlearned", retain_alpha=100.0, forget_alpha=10.0)
-        >>> trainer = SVDForgetTrainer("my-model", config, parts.forget, parts.retain)
+        >>> trainer = SVDForgetTrainer("my-model", SVDForgetConfig("unlearned", forget_alpha=10.0), forget, retain)
         >>> trainer.train()
     """
 

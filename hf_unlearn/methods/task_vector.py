@@ -1,7 +1,5 @@
 """Task-vector negation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -25,19 +23,16 @@ class TaskVectorConfig(UnlearningConfig):
     def __post_init__(self):
         if not self.scale >= 0:
             raise ValueError(f"You set scale={self.scale}, but below 0 it would teach the forget set. Set 0 or more.")
-        if self.retain_loss != "none":
-            raise ValueError(
-                f'You set retain_loss={self.retain_loss!r}, but what is learned here is then negated. Set it to "none".'
-            )
-        if self.update_rule != "add":
-            raise ValueError(
-                f"You set update_rule={self.update_rule!r}, but there is one loss, and so no two gradients. Set it to "
-                '"add".'
-            )
+        for name, needed in (("retain_loss", "none"), ("update_rule", "add")):
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"You set {name}={getattr(self, name)!r}, but only the forget set is learned here, to be negated: there "
+                    f'are no two gradients. Set it to "{needed}".'
+                )
         if self.stop_when_forgotten and self.eval_strategy != "no":
             raise ValueError(
-                "You set eval_strategy with stop_when_forgotten, but until it ends this method learns the forget set. "
-                "Set stop_when_forgotten=False."
+                "You set eval_strategy with stop_when_forgotten, but this method learns the forget set until its end. Set "
+                "stop_when_forgotten=False."
             )
         super().__post_init__()
 
@@ -45,22 +40,21 @@ class TaskVectorConfig(UnlearningConfig):
 class TaskVectorTrainer(UnlearningTrainer):
     """Learn the forget set even better, then go the other way: `theta = theta_0 - s (theta_ft - theta_0)`.
 
-    Needs no retain set, and takes no care of it. With a new LoRA adapter the update of the adapter is negated.
+    Needs no retain set, and does not protect it. With a new LoRA adapter the update of the adapter is negated.
 
     Source: Ilharco et al., Editing Models with Task Arithmetic, arXiv 2212.04089.
 
     Example:
         >>> from hf_unlearn import TaskVectorConfig, TaskVectorTrainer
-        >>> trainer = TaskVectorTrainer("my-model", TaskVectorConfig(output_dir="unlearned", scale=1.0), parts.forget)
+        >>> trainer = TaskVectorTrainer("my-model", TaskVectorConfig("unlearned", scale=1.0), forget)
         >>> trainer.train()
     """
 
     config_class = TaskVectorConfig
+    needs_whole_weights = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("TaskVectorTrainer needs whole weights, which FSDP and DeepSpeed spread. Run DDP.")
         if hasattr(self.model, "peft_config"):
             self._check_adapter()
 

@@ -1,7 +1,5 @@
 """UNDIAL: self-distillation with the logit of the true token lowered."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -29,16 +27,12 @@ class UNDIALConfig(UnlearningConfig):
     Parameters:
         beta (`float`, *optional*, defaults to `10.0`): by how much the logit of the true token is lowered. The paper
             (arXiv 2402.10052) searches 3, 10 and 30.
-        retain_loss (`str`, *optional*, defaults to `"none"`): `"nll"`, `"kl"` or `"none"`.
     """
 
     beta: float = field(default=10.0, metadata={"help": "By how much the logit of the true token is lowered."})
     retain_loss: str = field(default="none", metadata={"help": "Loss on the retain set: none, nll or kl."})
 
-    def __post_init__(self):
-        if not self.beta >= 0:
-            raise ValueError(f"You set beta={self.beta}, but it must not be negative: it would teach the answer.")
-        super().__post_init__()
+    not_negative = ("beta",)
 
 
 class UNDIALTrainer(UnlearningTrainer):
@@ -51,7 +45,7 @@ class UNDIALTrainer(UnlearningTrainer):
 
     Example:
         >>> from hf_unlearn import UNDIALConfig, UNDIALTrainer
-        >>> trainer = UNDIALTrainer("my-model", UNDIALConfig(output_dir="unlearned", beta=10.0), parts.forget)
+        >>> trainer = UNDIALTrainer("my-model", UNDIALConfig("unlearned", beta=10.0), forget)
         >>> trainer.train()
     """
 

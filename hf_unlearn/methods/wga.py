@@ -1,7 +1,5 @@
 """Weighted gradient ascent."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from hf_unlearn.models.likelihood import TargetLogits
@@ -26,15 +24,14 @@ class WGATrainer(UnlearningTrainer):
     """Gradient ascent in which a token weighs as much as it is still likely: `L_f = mean over tokens of
     sg[p(y_t)^beta] ln p(y_t)`.
 
-    Plain ascent, and the methods that weigh whole answers, go on to push the tokens that are unlikely already, while
-    those the model is sure of have next to no gradient. The weight turns that around, so that what is forgotten ends
-    up about as unlikely as what was never known.
+    Plain ascent has the largest gradient on tokens that are unlikely already, and next to none on those the model is sure
+    of. The weight turns that around, so that forgotten answers end up about as unlikely as unseen ones.
 
     Source: Wang et al., Rethinking LLM Unlearning Objectives, arXiv 2502.19301.
 
     Example:
         >>> from hf_unlearn import WGAConfig, WGATrainer
-        >>> trainer = WGATrainer("my-model", WGAConfig(output_dir="unlearned", beta=1.0), parts.forget, parts.retain)
+        >>> trainer = WGATrainer("my-model", WGAConfig("unlearned", beta=1.0), forget, retain)
         >>> trainer.train()
     """
 

@@ -58,7 +58,7 @@ def test_gate_points_by_role_and_shape(kind):
     assert {point.name for point in both} - {point.name for point in heads} == {
         point.name for point in both if point.name.endswith(ending)
     }
-    assert all(point.feeding is not None for point in both)
+    assert all(point.feeding for point in both)
 
 
 @pytest.mark.parametrize("purge", [False, True])

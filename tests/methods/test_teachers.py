@@ -14,8 +14,7 @@ from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.data import UnlearningCollator, encode_dataset
 from hf_unlearn.methods import METHODS, BadTeacherConfig, DistillationConfig, SCRUBConfig, SCRUBTrainer
-from hf_unlearn.methods.divergence import kl_divergence, kl_from_uniform, without_target
-from hf_unlearn.methods.fresh import fresh_copy
+from hf_unlearn.methods.teachers import fresh_copy, kl_divergence, kl_from_uniform, without_target
 from hf_unlearn.models.likelihood import TargetLogits, target_logits
 
 
