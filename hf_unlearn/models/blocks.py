@@ -1,6 +1,6 @@
-"""The blocks of a transformer: where they are, what they return, and what the model does with fewer or changed ones.
+"""The blocks of a transformer: find them, read their states, leave some out, change their output.
 
-Layer `l` is the state after block `l`, counted from 1; layer 0 is what goes into the first.
+Layer `l` is the state after block `l`, counted from 1; layer 0 is the input of the first block.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def find_blocks(
     """Where the blocks of a transformer are: the module that holds them and the name of the list.
 
     Args:
-        otherwise (`str`, *optional*): what cannot be done without them, and what to do instead, for the error.
+        otherwise (`str`, *optional*): for the error: what cannot be done without the blocks, and what to do instead.
 
     Raises:
         ValueError: no list of modules is as long as the model is deep.
@@ -60,24 +60,21 @@ def shortened(parent: nn.Module, name: str, n: int) -> Iterator[None]:
 
 @contextmanager
 def output_replaced(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let a block return something else than it computes for a while."""
+    """Let a block return `change(state)` in place of its state for a while."""
 
     def after(module, args, output):
         if isinstance(output, tuple):
             return (change(output[0]).to(output[0]), *output[1:])
         return change(output).to(output)
 
-    hook = block.register_forward_hook(after)
-    try:
+    with block.register_forward_hook(after):
         yield
-    finally:
-        hook.remove()
 
 
 def states_of(
     model: nn.Module, blocks: Sequence[nn.Module], inputs: dict[str, Tensor], keep: Callable = lambda state: state
 ) -> list[Tensor]:
-    """What `keep` makes of the state `(rows, length, width)` before the first block and after each: one pass, no logits."""
+    """`keep(state)` of the state `(rows, length, width)` before the first block and after each: one pass, no logits."""
     kept = []
 
     def before(module, args, kwargs):
@@ -87,27 +84,23 @@ def states_of(
         kept.append(keep(_state(output)))
 
     with ExitStack() as hooks:
-        hooks.callback(blocks[0].register_forward_pre_hook(before, with_kwargs=True).remove)
+        hooks.enter_context(blocks[0].register_forward_pre_hook(before, with_kwargs=True))
         for block in blocks:
-            hooks.callback(block.register_forward_hook(after).remove)
+            hooks.enter_context(block.register_forward_hook(after))
         _run_unscored(model, inputs)
     return kept
 
 
 @dataclass
 class BlockCalls:
-    """What the blocks `first ... last` were called with, and what the last one returned.
-
-    Attributes:
-        output (`Tensor (rows, length, width)`): of the block `last`.
-    """
+    """The arguments that consecutive blocks were called with, and the `output (rows, length, width)` of the last one."""
 
     blocks: list[nn.Module]
     calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
     output: Tensor | None = None
 
     def replay(self, rows: slice) -> Tensor:
-        """Run the blocks again on some rows, from what came into the first one."""
+        """Run the blocks again on some rows, from the input of the first block."""
         n = len(self.output)
         hidden = _cut(self.calls[0][0][0], rows, n)
         for block, (args, kwargs) in zip(self.blocks, self.calls, strict=True):
@@ -116,16 +109,14 @@ class BlockCalls:
 
 
 def run_to_block(model: nn.Module, base: nn.Module, inputs: Mapping[str, Tensor], first: int, last: int) -> BlockCalls:
-    """Run a model as far as the block `last`: no later block, no logits.
+    """Run a model up to the block `last` and keep the calls from the block `first` on: no later block, no logits.
 
-    The pass goes through `model`, which may be wrapped (DDP), so that its hooks see it. Nothing is cut off the model but
-    for the time of the pass.
+    The pass goes through `model`, which may be wrapped (DDP), so that its hooks see it.
 
     Args:
         base (`nn.Module`): the transformers model inside `model`.
         inputs (`Mapping`): what the model's forward takes, and `labels`, which do not matter.
-        first (`int`): the first block whose call is kept.
-        last (`int`): index of the block to stop after.
+        first, last (`int`): indices of blocks.
     """
     parent, name = find_blocks(base)
     blocks = getattr(parent, name)
@@ -139,20 +130,20 @@ def run_to_block(model: nn.Module, base: nn.Module, inputs: Mapping[str, Tensor]
 
     with ExitStack() as hooks:
         for block in seen.blocks:
-            hooks.callback(block.register_forward_pre_hook(keep_call, with_kwargs=True).remove)
-        hooks.callback(blocks[last].register_forward_hook(keep_output).remove)
-        with shortened(parent, name, last + 1):
-            _run_unscored(model, inputs)
+            hooks.enter_context(block.register_forward_pre_hook(keep_call, with_kwargs=True))
+        hooks.enter_context(blocks[last].register_forward_hook(keep_output))
+        hooks.enter_context(shortened(parent, name, last + 1))
+        _run_unscored(model, inputs)
     return seen
 
 
 def _run_unscored(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-    """A pass without a target, so that the head has nothing to do."""
+    """Run a pass without a target, so that the head has nothing to do."""
     target_logits(model, {**inputs, "labels": torch.full_like(inputs["labels"], IGNORE_INDEX)})
 
 
 def _state(output) -> Tensor:
-    """What a block returns is its state, or a tuple that begins with it."""
+    """A block returns its state, or a tuple that begins with it."""
     return output[0] if isinstance(output, tuple) else output
 
 

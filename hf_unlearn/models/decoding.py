@@ -4,16 +4,15 @@
 batch, and a repetition penalty or forced tokens in the generation config of the model would change what is measured.
 Here finished sequences leave the batch, what prompts share is read once, and every prompt has random numbers of its own.
 
-A step computes one position of each sequence, which hardly keeps a machine busy. So many more sequences go on together than
-prompts are read together, as many as fit into memory with their keys and values; and a step tries a few tokens at once where
-there is a draft of what may be said.
+A step computes one position of each sequence, which hardly keeps a machine busy. So as many sequences are continued together
+as fit into memory with their keys and values, many more than prompts are read together; and where there is a draft of what
+may be said, a step tries a few tokens at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
 from os.path import commonprefix
 
 import torch
@@ -26,9 +25,9 @@ from hf_unlearn.models.likelihood import empty_cache, forward_parameters, max_lo
 from hf_unlearn.models.modes import evaluating
 
 
-# A shared beginning is read by itself, in a pass of its own, if that saves at least so many tokens.
+# A shared beginning is read in a pass of its own if that saves at least this many tokens.
 WORTH_SHARING = 64
-# Tokens of a draft that the first step reads, and that any may read.
+# Tokens of a draft that the first step reads, and the most that any step reads.
 DRAFTED_AT_FIRST, MOST_DRAFTED = 4, 16
 
 
@@ -48,14 +47,14 @@ def continued(
 
     `drafts` are what the model may say. A step reads several tokens of them, and those that it would have chosen need no
     step of their own (speculative decoding, arXiv 2211.17192, with a text in place of a smaller model). The result is the
-    same, if `choose` does not depend on the step.
+    same if `choose` does not depend on the step.
     """
     new: list[list[int] | None] = [[] if limit else None for limit in limits]
     if drafts is not None:  # the last token that may be chosen is not read
         drafts = [list(draft[: max(0, limit - 1)]) for draft, limit in zip(drafts, limits, strict=True)]
 
     def take(i: int, tokens: list[int], draft: Sequence[int]) -> int:
-        """Add tokens as long as those before them were read; the number of these, or 0 if the continuation ends."""
+        """Add tokens as long as those before them were read. Returns their number, or 0 if the continuation ends."""
         for n, token in enumerate(tokens, 1):
             if token < 0:
                 new[i] = None
@@ -86,7 +85,7 @@ def _run(state: _Batch, batch: list[int], new, limits, choose, take, drafts) -> 
     while True:
         tokens = torch.stack([choose(logits, batch, step) for logits in state.logits.unbind(1)], dim=1)
         tokens = tokens.masked_fill(state.logits.amax(-1).isnan(), -1).tolist()
-        counts = [take(*of_prompt) for of_prompt in zip(batch, tokens, ahead, strict=True)]
+        counts = [take(i, chosen, draft) for i, chosen, draft in zip(batch, tokens, ahead, strict=True)]
         stay = [place for place, n in enumerate(counts) if n]
         if not stay:
             return
@@ -96,7 +95,7 @@ def _run(state: _Batch, batch: list[int], new, limits, choose, take, drafts) -> 
         batch, counts = [batch[place] for place in stay], [counts[place] for place in stay]
         state.accept(counts)
         if n_tried := sum(map(bool, ahead)):
-            # Twice as many as were right on average: more and more, or none any longer.
+            # Twice as many as were right on average, so that drafts get longer as long as they are right.
             n_drafted = min(MOST_DRAFTED, 2 * (sum(counts) - len(counts)) // n_tried)
         n = min(n_drafted, state.most_drafted(max(limits[i] - len(new[i]) for i in batch))) if drafts else 0
         ahead = [drafts[i][len(new[i]) : len(new[i]) + n] if n else [] for i in batch]
@@ -105,36 +104,17 @@ def _run(state: _Batch, batch: list[int], new, limits, choose, take, drafts) -> 
 
 
 def _closed_up(places: list[int]) -> list[int]:
-    """The same places, ascending at first, in an order in which few of them move: the last ones into the gaps."""
+    """These places, given in ascending order, in an order in which few rows move: the last ones into the gaps."""
     kept = [place for place in places if place < len(places)]
     moved = iter(places[len(kept) :])
     taken = set(kept)
     return [place if place in taken else next(moved) for place in range(len(places))]
 
 
-@dataclass
-class _Read:
-    """What a model knows of prompts that it read together.
-
-    Attributes:
-        cache (`Cache`): keys and values `(rows, heads, columns, size)` of each layer.
-        mask (`long (rows, columns)`): 1 for a token, 0 for padding, on the left of what is no shared beginning.
-        logits (`(rows, 1, vocabulary)`): of the token after the prompt.
-    """
-
-    cache: Cache
-    mask: Tensor
-    logits: Tensor
-
-
 class _Reserved(DynamicLayer):
-    """A layer with memory for all that is to come: the keys and values of a step go where there was none, and nothing
-    else moves. Concatenation would copy all there are, in every step.
+    """A layer of a cache with memory for `n_new` more columns, since concatenation would copy everything in every step.
 
-    Args:
-        keys, values (`list[Tensor]`): of some rows each, `(rows, heads, columns, size)`. What is missing to the longest is
-            padding on the left.
-        n_new (`int`): columns to come, at most.
+    `keys` and `values` are lists of `(rows, heads, columns, size)`, padded on the left to the longest.
     """
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], n_new: int):
@@ -173,11 +153,7 @@ class _Reserved(DynamicLayer):
 
 
 def require_cache(model) -> Cache:
-    """An empty cache to continue texts from, see [`~hf_unlearn.models.likelihood.empty_cache`].
-
-    Raises:
-        ValueError: the model cannot go on from one.
-    """
+    """[`~hf_unlearn.models.likelihood.empty_cache`], or a `ValueError` if the model cannot continue texts from one."""
     cache = empty_cache(model)
     if cache is None:
         raise ValueError(
@@ -188,20 +164,16 @@ def require_cache(model) -> Cache:
 
 
 class _Batch:
-    """Sequences that are being continued: what the model has computed of them, and the logits of the next token.
+    """Sequences that are being continued, with `logits (batch, fed, vocabulary)` after each token that was fed last.
 
     Padding is on the left, so that all continue in the same column; positions count real tokens, which matters to models
-    with absolute ones.
+    with absolute positions.
 
     Args:
-        model: a causal language model.
         prompts (sequence): longest first. The batch is as many of them as fit into memory, but at least `batch_size`.
         n_new (`int`): most tokens of each that will be fed.
         batch_size (`int`): prompts to read at a time.
         drafting (`bool`): whether to have room for as many tokens again, which are fed and not accepted.
-
-    Attributes:
-        logits (`Tensor (batch, fed, vocabulary)`): of the token after each of those that were fed last.
     """
 
     def __init__(self, model, prompts: Sequence[Sequence[int]], n_new: int, batch_size: int, drafting: bool):
@@ -213,15 +185,16 @@ class _Batch:
         n_columns = n_new * 2 if drafting and not self._slides else n_new
         self._beginning: tuple[tuple[int, ...], Cache] = ((), empty)
         reads = [self._read(prompts[:batch_size])]
-        room = max(batch_size, min(len(prompts), _room(reads[0], n_columns)))
+        room = max(batch_size, min(len(prompts), _room(*reads[0], n_columns)))
         for k in range(batch_size, room, batch_size):
             reads.append(self._read(prompts[k : min(k + batch_size, room)]))
-        self.logits = torch.cat([read.logits for read in reads])
-        width = max(read.mask.shape[1] for read in reads)
-        masks = [F.pad(read.mask, (width - read.mask.shape[1], 0)) for read in reads]
-        self.mask = F.pad(torch.cat(masks), (0, n_columns), value=1)
-        self.fed, self.length, self.next_position = 0, width, self.mask[:, :width].sum(-1, keepdim=True)
-        self.past = _joined([read.cache for read in reads], n_columns)
+        caches, masks, logits = map(list, zip(*reads, strict=True))
+        del reads  # the caches are used up as they are joined
+        self.logits, width = torch.cat(logits), max(mask.shape[1] for mask in masks)
+        mask = torch.cat([F.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+        self.mask = F.pad(mask, (0, n_columns), value=1)
+        self.fed, self.length, self.next_position = 0, width, mask.sum(-1, keepdim=True)
+        self.past = _joined(caches, n_columns)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -234,15 +207,14 @@ class _Batch:
         self.logits = self.logits[index]
 
     def most_drafted(self, n_left: int) -> int:
-        """Most tokens of drafts that a step may read: columns are to be left for `n_left` tokens, and their logits are to
-        fit into memory."""
+        """Most draft tokens of a step whose logits fit into memory, with columns left for `n_left` tokens."""
         if self._slides:
             return 0  # what is not accepted would count in the distances of the window
         n_logits = self.logits[:, -1].numel()
         return max(0, min(self.mask.shape[1] - self.length - n_left, max_logits(self.mask.device) // n_logits - 1))
 
     def accept(self, counts: list[int]) -> None:
-        """Go on from so many of the tokens that each sequence was fed last, and forget the others."""
+        """Go on from the first `counts` of the tokens that each sequence was fed last, and forget the others."""
         if self.fed:
             accepted = torch.tensor(counts, device=self.mask.device)[:, None]
             columns = slice(self.length - self.fed, self.length)
@@ -253,13 +225,17 @@ class _Batch:
         """Take the next tokens of each sequence; all but the first are drafts."""
         width = max(map(len, tokens))
         ids = torch.tensor([[*row, *row[-1:] * (width - len(row))] for row in tokens])
-        # What pads has a position that the model knows, too.
+        # Padding has a position that the model knows, too.
         ahead = torch.tensor([[min(k, len(row) - 1) for k in range(width)] for row in tokens], device=self.mask.device)
         self.fed, self.length = width, self.length + width
         self.logits = self._forward(ids, self.next_position + ahead, self.mask[:, : self.length], self.past, width)
 
-    def _read(self, prompts: Sequence[Sequence[int]]) -> _Read:
-        """Read prompts, each of them once, and once what all begin with."""
+    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, Tensor, Tensor]:
+        """Read each distinct prompt once, and what all begin with once.
+
+        Returns their cache; the mask `long (rows, columns)`, 0 for padding, which is on the left of what follows a shared
+        beginning; and the logits `(rows, 1, vocabulary)` of the token after the prompt.
+        """
         prompts = [tuple(prompt) for prompt in prompts]
         distinct = list(dict.fromkeys(prompts))
         shared = commonprefix([prompt[:-1] for prompt in distinct])
@@ -281,10 +257,10 @@ class _Batch:
             index = torch.tensor([place[prompt] for prompt in prompts], device=mask.device)
             cache.batch_select_indices(index)
             mask, logits = mask[index], logits[index]
-        return _Read(cache, mask, logits)
+        return cache, mask, logits
 
     def _after(self, shared: tuple[int, ...], n_rows: int) -> Cache:
-        """Keys and values of a beginning, for so many rows that go on from it. The last one is kept for the next call."""
+        """Keys and values of a beginning, for `n_rows` rows that go on from it. The last one is kept for the next call."""
         if not shared:
             return empty_cache(self.model)
         if shared != self._beginning[0]:
@@ -311,18 +287,21 @@ class _Batch:
         return out.logits[:, -n_logits:]
 
 
-def _room(read: _Read, n_new: int) -> int:
-    """Number of sequences like these of which keys and values fit into the memory that the logits of a pass of scoring may
-    have, and the logits of a step into a quarter of it: drawing from them needs several temporaries in float64."""
-    n_rows, width = read.mask.shape
-    states = [s for layer in read.cache.layers if layer.is_initialized for s in (layer.keys, layer.values)]
-    bytes_a_row = sum(s.nbytes for s in states) / n_rows / width * (width + n_new)
-    most = max_logits(read.mask.device)
-    return min(int(4 * most / bytes_a_row), most // (4 * read.logits.shape[-1]))
+def _room(cache: Cache, mask: Tensor, logits: Tensor, n_new: int) -> int:
+    """Number of sequences like these that may be continued together.
+
+    Their keys and values fit into the memory that the logits of a scoring pass may take, and the logits of a step into a
+    quarter of it, since drawing from them needs several temporaries in float64.
+    """
+    n_rows, width = mask.shape
+    states = [s for layer in cache.layers if layer.is_initialized for s in (layer.keys, layer.values)]
+    bytes_per_row = sum(s.nbytes for s in states) / n_rows / width * (width + n_new)
+    most = max_logits(mask.device)
+    return min(int(4 * most / bytes_per_row), most // (4 * logits.shape[-1]))
 
 
 def _joined(caches: list[Cache], n_new: int) -> Cache:
-    """The rows of all caches in one, with room for so many columns more. The caches are used up, to save memory."""
+    """The rows of all caches in one, with room for `n_new` more columns. The caches are used up, to save memory."""
     joined = copy(caches[0])
     joined.layers = []
     for i in range(len(caches[0].layers)):

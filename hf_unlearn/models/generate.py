@@ -1,8 +1,7 @@
-"""What a model says: greedy and sampled continuations, in batches, each from its prompt's own cache.
+"""What a model says: greedy and sampled continuations, in batches.
 
-A likelihood audit needs none of this. Greedy decoding reproduces an answer token for token exactly if every target is
-the most likely token, which the table of [`~hf_unlearn.audit.score`] knows from one pass; the chance of drawing the
-answer is in that table too. Text is generated where what comes *after* the first error counts (ROUGE, F1, spans of
+Likelihood audits need no generation: the table of [`~hf_unlearn.audit.score`] tells whether greedy decoding reproduces an
+answer, and the chance of drawing it. Text is generated where what comes *after* the first error counts (ROUGE, F1, spans of
 personal data), or where samples are compared with more than one string.
 """
 
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.data.text import EmptyTargetError, context_length, encode, with_special_tokens
 from hf_unlearn.models.decoding import continued
+from hf_unlearn.models.likelihood import warped
 from hf_unlearn.models.sampling import Sampling
 
 
@@ -47,16 +46,14 @@ def greedy(
             `{"input_ids", "labels"}`, of which all before the answer is the prompt. The answer saves time and changes
             nothing: it is read along, and where the model repeats it, many tokens take one step.
         max_new_tokens (`int` or sequence of `n`): most tokens to generate, for all prompts or for each.
-        batch_size (`int`, *optional*, defaults to `16`): prompts to read at a time, those of similar length together. More
-            of them are continued together, as far as their keys and values have room in 64 MB on the CPU and 512 MB
-            elsewhere.
+        batch_size (`int`, *optional*, defaults to `16`): prompts of similar length to read at a time. More are continued
+            together, as many as have room for their keys and values in 64 MB on the CPU and 512 MB elsewhere.
         ends (iterable of `int`, *optional*): tokens that end a continuation. Defaults to [`end_tokens`] and the end
             tokens of the rows (in a chat, the one that ends a turn).
 
     Returns:
-        `list` of `n` lists of new token ids, with the end token where there is one, so that a continuation that was
-        cut can be told from one that ended. `None` where there is nothing to say: a row with an empty answer, or NaN
-        logits. Metrics of text turn it into NaN.
+        `list` of `n` lists of new token ids, with the end token where there is one. `None` for a row with an empty answer
+        and after NaN logits; metrics of text turn it into NaN.
 
     Raises:
         ValueError: a prompt that is empty, can't be encoded or leaves no room in the context of the model; the message
@@ -71,12 +68,12 @@ def greedy(
         return []
     expected = list(drafts.values()) if any(answers) else None
     found = continued(model, *zip(*distinct, strict=True), _most_likely, batch_size, stops, drafts=expected)
-    of = dict(zip(distinct, found, strict=True))
-    if broken := [key for key in distinct if of[key] is None and key[1] and drafts[key]]:
+    new = dict(zip(distinct, found, strict=True))
+    if broken := [key for key in distinct if new[key] is None and key[1] and drafts[key]]:
         # A token of the answer may have broken weights, and the model might not have said it.
         found = continued(model, *zip(*broken, strict=True), _most_likely, batch_size, stops)
-        of |= zip(broken, found, strict=True)
-    return [None if of[key] is None else list(of[key]) for key in keys]
+        new |= zip(broken, found, strict=True)
+    return [None if new[key] is None else list(new[key]) for key in keys]
 
 
 def sample(
@@ -122,7 +119,7 @@ def sample(
             drawn.clear()
             drawn.update({i: np.random.default_rng([seed, i % n, *repeated[i]]).random(most) for i in batch})
         uniform = torch.tensor([[drawn[i][step]] for i in batch], dtype=torch.float64, device=logits.device)
-        cumulated = _warped(logits, scheme).double().softmax(-1).cumsum(-1)
+        cumulated = warped(logits, scheme).double().softmax(-1).cumsum(-1)
         # Divided by its end, the last token that can be drawn has exactly 1, which no random number reaches.
         return torch.searchsorted(cumulated / cumulated[:, -1:], uniform, right=True)[:, 0]
 
@@ -136,25 +133,21 @@ def texts_of(tokenizer, generated: Sequence[Sequence[int] | None], stop: Sequenc
     Returns:
         `list` of `n` texts; `None` stays `None`.
     """
-    texts = []
-    for new in generated:
-        if new is None:
-            texts.append(None)
-            continue
+
+    def text_of(new: Sequence[int]) -> str:
         text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        texts.append(text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))])
-    return texts
+        return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
+
+    return [None if new is None else text_of(new) for new in generated]
 
 
 def end_tokens(model, tokenizer=None) -> set[int]:
     """Tokens that end a text: those in the model's generation config, or in its config, and the EOS of the tokenizer."""
-    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if of_model is None:
-        of_model = getattr(model.config, "eos_token_id", None)
-    ends: set[int] = set()
-    for value in (of_model, getattr(tokenizer, "eos_token_id", None)):
-        ends.update([value] if isinstance(value, int) else value or ())
-    return ends
+    end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if end is None:
+        end = getattr(model.config, "eos_token_id", None)
+    ends = set() if end is None else {end} if isinstance(end, int) else set(end)
+    return ends | ({getattr(tokenizer, "eos_token_id", None)} - {None})
 
 
 def split_answer(prompt: Prompt, tokenizer, index: int) -> tuple[list[int], list[int], set[int]]:
@@ -186,24 +179,10 @@ def _most_likely(logits: Tensor, *_) -> Tensor:
     return logits.max(-1).indices  # of equal ones the first
 
 
-def _warped(logits: Tensor, scheme: Sampling) -> Tensor:
-    warpers = [
-        (scheme.temperature != 1, TemperatureLogitsWarper, scheme.temperature),
-        (scheme.top_k > 0, TopKLogitsWarper, scheme.top_k),
-        (scheme.top_p < 1, TopPLogitsWarper, scheme.top_p),
-    ]
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    for is_needed, warper, value in warpers:
-        if is_needed:
-            logits = warper(value)(None, logits)
-    return logits
-
-
 def _prepare(
     model, tokenizer, prompts, max_new_tokens, ends
 ) -> tuple[list[list[int]], set[int], list[int], list[list[int]]]:
-    """Ids of the prompts, tokens that end a continuation, most new tokens of each (0 for an empty answer), and ids of the
-    answers."""
+    """Ids of the prompts, end tokens, limits of new tokens (0 for an empty answer), and ids of the answers."""
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(prompts):
         raise ValueError(f"You gave max_new_tokens for {len(limits)} prompts, but there are {len(prompts)}.")
@@ -212,19 +191,16 @@ def _prepare(
     context = context_length(model)
     ids, stops, answers = [], end_tokens(model, tokenizer), []
     for index, prompt in enumerate(prompts):
-        of_prompt, answer, end = split_answer(prompt, tokenizer, index)
-        if not of_prompt:
-            if not isinstance(prompt, Mapping):
-                raise ValueError(
-                    f"Prompt {index} is empty and the tokenizer adds no BOS token. Give at least one token."
-                )
-            limits[index] = 0
-        if context is not None and len(of_prompt) + limits[index] > context:
+        before, answer, end = split_answer(prompt, tokenizer, index)
+        if not before and not isinstance(prompt, Mapping):
+            raise ValueError(f"Prompt {index} is empty and the tokenizer adds no BOS token. Give at least one token.")
+        limits[index] = limits[index] if before else 0
+        if context is not None and len(before) + limits[index] > context:
             raise ValueError(
-                f"Prompt {index} has {len(of_prompt)} tokens and max_new_tokens is {limits[index]}, but the context of the "
+                f"Prompt {index} has {len(before)} tokens and max_new_tokens is {limits[index]}, but the context of the "
                 f"model has {context}. Either lower max_new_tokens, or shorten the prompt."
             )
-        ids.append(of_prompt)
+        ids.append(before)
         answers.append([*answer, *end])
         stops |= end
     return ids, stops if ends is None else set(ends), limits, answers

@@ -1,13 +1,13 @@
 """Log-likelihoods of targets: the tokens of an answer under a causal LM, the one label of an image under a classifier.
 
-The only place that reads logits of targets; `audit/generation` looks at those of the next token. A classifier is a model with a one-token answer, so whatever is written in terms
-of [`TargetLogits`] serves both kinds of model without a branch.
+A classifier is a model with a one-token answer, so code that is written in terms of [`TargetLogits`] serves both kinds of
+model without a branch.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,11 @@ from torch import Tensor, nn
 
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.models.modes import unwrapped
+from hf_unlearn.models.sampling import Sampling
+
+
+# Logits that are reduced at a time: 1 MB in float32 stays in the cache of a CPU, 64 MB give a launch enough to do.
+CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**18, 2**24
 
 
 @dataclass
@@ -102,7 +107,7 @@ def scored_positions(labels: Tensor) -> Tensor:
 
 
 def reading_positions(model: nn.Module, inputs: Mapping[str, Tensor], length: int) -> Tensor:
-    """Where the states are from which targets are predicted: `bool (rows, length)`."""
+    """The positions of the states that targets are predicted from: `bool (rows, length)`."""
     if not is_image_classifier(model):
         return F.pad(scored_positions(inputs["labels"]), (0, 1))
     has_class_token = any(name.endswith("cls_token") for name, _ in model.named_parameters())
@@ -114,7 +119,8 @@ def target_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> TargetLogit
     """Run the model once and return the logits of the targets in `inputs["labels"]`.
 
     For a causal LM the labels have the shape of `input_ids`, -100 where nothing is scored, or one column more, as the last
-    token need not be read to be predicted; the vocabulary projection runs at the scored positions only. For an image classifier they are `(batch,)`. Padding may stand on either side.
+    token need not be read to be predicted; the vocabulary projection runs at the scored positions only. For an image
+    classifier they are `(batch,)`. Padding may stand on either side.
 
     Args:
         model (`nn.Module`): a causal LM or an image classifier, possibly wrapped (PEFT, DDP, `torch.compile`).
@@ -127,7 +133,7 @@ def target_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> TargetLogit
     rows = scored.nonzero()[:, 0]
     if labels.dim() == 1:
         logits = model(**inputs).logits[scored[:, 0]]
-        return TargetLogits(_at_least_fp32(logits), labels[scored[:, 0]], rows, len(labels))
+        return TargetLogits(at_least_fp32(logits), labels[scored[:, 0]], rows, len(labels))
     # The logits at a position predict the next one.
     predicting = F.pad(scored, (0, inputs["input_ids"].shape[1] - scored.shape[1]))
     return TargetLogits(_logits_at(model, inputs, predicting), labels[:, 1:][scored], rows, len(labels))
@@ -154,14 +160,10 @@ def target_logits_in_parts(
     length, labels = inputs["input_ids"].shape[1], inputs["labels"]
     predicting = F.pad(scored_positions(labels), (0, length + 1 - labels.shape[1]))
     targets = F.pad(labels[:, 1:], (0, length + 1 - labels.shape[1]))
-    cache = empty_cache(model)
-    positions = predicting[0].nonzero()[:, 0].tolist()
+    cache, start = empty_cache(model), 0
     # A part ends with the last of its positions; what comes after the last target of all is not needed.
-    ends = [
-        positions[min(i, len(positions)) - 1] + 1
-        for i in range(max_targets, len(positions) + max_targets, max_targets)
-    ]
-    start = 0
+    past = (predicting[0].nonzero()[:, 0] + 1).tolist()
+    ends = [*past[max_targets - 1 : -1 : max_targets], *past[-1:]]
     for end in [length] if cache is None else ends:
         part = {"input_ids": inputs["input_ids"][:, start:end], "attention_mask": inputs["attention_mask"][:, :end]}
         if cache is not None:
@@ -174,30 +176,20 @@ def target_logits_in_parts(
 def empty_cache(model: nn.Module):
     """A `DynamicCache` for the keys and values of the model, or `None` where a text can't be continued from one.
 
-    It can't by models with a recurrent state, by those that don't take positions, and by wrappers that bring a cache of
-    their own (prefix tuning) or cut the batch (`DataParallel`).
+    Models with a recurrent state or without position ids cannot, nor can wrappers that bring a cache of their own (prefix
+    tuning) or cut the batch (`DataParallel`).
     """
-    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-    parameters, config = forward_parameters(model), getattr(model, "config", None)
-    prompted = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    if (
-        prompted
-        or config is None
-        or isinstance(model, nn.DataParallel)
-        or getattr(config, "is_encoder_decoder", False)
-    ):
+    config, peft_config = getattr(model, "config", None), getattr(model, "active_peft_config", None)
+    if config is None or isinstance(model, nn.DataParallel) or getattr(peft_config, "is_prompt_learning", False):
         return None
-    if not {"past_key_values", "position_ids"} <= parameters.keys() or getattr(model, "_is_stateful", False):
+    if getattr(config, "is_encoder_decoder", False) or getattr(model, "_is_stateful", False):
+        return None
+    if not {"past_key_values", "position_ids"} <= forward_parameters(model).keys():
         return None
     cache = DynamicCache(config=config)
-    return cache if all(type(layer) in _plain_layers() for layer in cache.layers) else None
-
-
-def _plain_layers() -> set[type]:
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    return {DynamicLayer, DynamicSlidingWindowLayer}
+    return cache if {type(layer) for layer in cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
 
 def _logits_at(model: nn.Module, inputs: Mapping[str, Tensor], keep: Tensor) -> Tensor:
@@ -214,10 +206,11 @@ def _logits_at(model: nn.Module, inputs: Mapping[str, Tensor], keep: Tensor) -> 
     logits = model(**inputs).logits
     if logits.dim() == 3:  # a model that cannot be told which logits to keep
         logits = logits[keep]
-    return _at_least_fp32(logits)
+    return at_least_fp32(logits)
 
 
-def _at_least_fp32(logits: Tensor) -> Tensor:
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """The logits in float32 if they have 16 bit, else as they are."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -231,7 +224,7 @@ def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 @dataclass
 class TargetStatistics:
-    """A few numbers a target, see [`hf_unlearn.audit.Scores`] for their meaning; every tensor is `(n_targets,)`."""
+    """A few numbers per target, see [`hf_unlearn.audit.Scores`] for their meaning; every tensor is `(n_targets,)`."""
 
     log_prob: Tensor
     hit: Tensor
@@ -256,27 +249,21 @@ def log_probs_and_hits(model: nn.Module, inputs: Mapping[str, Tensor], limit: in
         due = scored & (place >= start) & (place < start + limit)
         out = target_logits(model, {**inputs, "labels": inputs["labels"].masked_fill(~due, IGNORE_INDEX)})
         found = target_statistics(out.logits, out.targets)
-        parts.append(np.stack([of.cpu().numpy().astype(np.float64) for of in (found.log_prob, found.hit)]))
+        parts.append(np.stack([x.cpu().numpy().astype(np.float64) for x in (found.log_prob, found.hit)]))
     return np.concatenate(parts, axis=1)
 
 
-def target_statistics(
-    logits: Tensor, targets: Tensor, sampling=(), max_elements: int | None = None
-) -> TargetStatistics:
-    """Reduce logits `(n_targets, n_classes)` to a few numbers a target.
+def target_statistics(logits: Tensor, targets: Tensor, sampling: Iterable[Sampling] = ()) -> TargetStatistics:
+    """Reduce logits `(n_targets, n_classes)` to a few numbers per target.
 
-    Works through the rows in chunks of at most `max_elements` logits, so that memory beyond the logits themselves is
-    bounded whatever the vocabulary (three temporaries of a chunk). Where logits are NaN or infinite (`-inf` for
-    some of them is fine), all values are NaN, `hit` is false and `rank` is `n_classes`, behind every token.
+    Works through the rows in chunks, so that memory beyond the logits themselves is bounded whatever the vocabulary (three
+    temporaries of a chunk). Where logits are NaN or infinite (`-inf` for some of them is fine), all values are NaN, `hit`
+    is false and `rank` is `n_classes`, behind every token.
 
     Args:
-        sampling (iterable of objects with `temperature`, `top_k`, `top_p` and `key`, *optional*):
-            schemes whose log-probability of the target is kept as well.
-        max_elements (`int`, *optional*): defaults to `2**18` on the CPU (1 MB in float32, which stays in its cache) and
-            to `2**24` elsewhere (64 MB, so that a launch has enough to do).
+        sampling (iterable of [`Sampling`], *optional*): schemes to keep the log-probability of the target under.
     """
-    if max_elements is None:
-        max_elements = 2**18 if logits.device.type == "cpu" else 2**24
+    max_elements = CHUNK_ON_CPU if logits.device.type == "cpu" else CHUNK_ELSEWHERE
     # Gradients have no business here, and the buffers below could not have any.
     logits = logits.detach()
     n_rows = min(len(logits), max(1, max_elements // max(1, logits.shape[-1])))
@@ -288,18 +275,12 @@ def target_statistics(
         _statistics_of_chunk(z.to(kind), y, sampling, *(buffer[: len(z)] for buffer in buffers))
         for z, y in zip(logits.split(max(1, n_rows)), targets.split(max(1, n_rows)), strict=True)
     ]
-
-    def join(get):
-        return torch.cat([get(c) for c in chunks])
-
-    names = ("log_prob", "hit", "rank", "mean", "std", "margin")
-    return TargetStatistics(
-        **{name: join(lambda c, name=name: getattr(c, name)) for name in names},
-        sampled={s.key: join(lambda c, key=s.key: c.sampled[key]) for s in sampling},
-    )
+    values = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    sampled = {key: values.pop(key) for key in dict.fromkeys(s.key for s in sampling)}
+    return TargetStatistics(**values, sampled=sampled)
 
 
-def _statistics_of_chunk(logits: Tensor, targets: Tensor, sampling, below, p, other) -> TargetStatistics:
+def _statistics_of_chunk(logits: Tensor, targets: Tensor, sampling, below, p, other) -> dict[str, Tensor]:
     own, top = logits.gather(1, targets[:, None]), logits.amax(-1, keepdim=True)
     torch.sub(logits, top, out=below)
     n_top = torch.eq(logits, top, out=other).sum(-1)
@@ -323,22 +304,18 @@ def _statistics_of_chunk(logits: Tensor, targets: Tensor, sampling, below, p, ot
         "mean": (mean - total.log())[:, 0],
         "std": variance.sqrt(),
         "margin": margin,
+        **{s.key: _sampled_log_prob(logits, targets, own, top, rank, s, below) for s in sampling},
     }
-    sampled = {s.key: _sampled_log_prob(logits, targets, own, top, rank, s, below) for s in sampling}
     # `-inf` is a token that the model may not say, which is no error unless all of them are.
     broken = ~top[:, 0].isfinite()
-    return TargetStatistics(
-        hit=hit & ~broken,
-        rank=rank.masked_fill(broken, logits.shape[-1]),
-        **{name: value.masked_fill(broken, torch.nan) for name, value in values.items()},
-        sampled={key: value.masked_fill(broken, torch.nan) for key, value in sampled.items()},
-    )
+    values = {name: value.masked_fill(broken, torch.nan) for name, value in values.items()}
+    return values | {"hit": hit & ~broken, "rank": rank.masked_fill(broken, logits.shape[-1])}
 
 
 def _sampled_log_prob(logits, targets, own, top, rank, scheme, buffer: Tensor) -> Tensor:
     """Log-probability of drawing the target, in the order of transformers' warpers: temperature, top-k, top-p."""
     if scheme.top_p < 1:
-        return _nucleus_log_prob(logits, targets, scheme)
+        return warped(logits, scheme).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     log_odds = ((own - top) / scheme.temperature)[:, 0]
     if not 0 < scheme.top_k < logits.shape[-1]:
         total = torch.sub(logits, top, out=buffer).div_(scheme.temperature).exp_().sum(-1)
@@ -351,15 +328,15 @@ def _sampled_log_prob(logits, targets, own, top, rank, scheme, buffer: Tensor) -
     return (log_odds - total.log()).masked_fill(rank >= scheme.top_k, -torch.inf)
 
 
-def _nucleus_log_prob(logits: Tensor, targets: Tensor, scheme) -> Tensor:
-    z = logits / scheme.temperature
-    if 0 < scheme.top_k < z.shape[-1]:
-        smallest_kept = z.topk(scheme.top_k, dim=-1).values[:, -1:]
-        z = z.masked_fill(z < smallest_kept, -torch.inf)
-    # Kept are the tokens, from the least likely up, whose cumulated mass exceeds 1 - top_p; always the top one.
-    order = z.argsort(dim=-1)
-    mass = z.gather(1, order).softmax(-1).cumsum(-1)
-    removed = mass <= 1 - scheme.top_p
-    removed[:, -1] = False
-    z = z.masked_fill(torch.zeros_like(removed).scatter(1, order, removed), -torch.inf)
-    return z.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+def warped(logits: Tensor, scheme: Sampling) -> Tensor:
+    """The logits `(rows, n_classes)` after the warpers of transformers: -inf for the tokens that the scheme removes."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = at_least_fp32(logits)
+    if scheme.temperature != 1:
+        logits = TemperatureLogitsWarper(scheme.temperature)(None, logits)
+    if scheme.top_k > 0:
+        logits = TopKLogitsWarper(scheme.top_k)(None, logits)
+    if scheme.top_p < 1:
+        logits = TopPLogitsWarper(scheme.top_p)(None, logits)
+    return logits

@@ -15,8 +15,7 @@ def linear_modules(model: nn.Module, names: Iterable[str] | None = None, head: b
 
     Args:
         names (iterable of `str`, *optional*): only layers whose weight is among these parameters.
-        head (`bool`, *optional*, defaults to `True`): `False` leaves the head out as well. What is left are the layers that
-            quantization and pruning libraries change.
+        head (`bool`, *optional*, defaults to `True`): `False` leaves the head out, as quantization and pruning libraries do.
 
     Raises:
         ValueError: without the head there are none.

@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 
-# transformers is imported where it is used: whoever only passes these functions on should not wait for it.
+# transformers is imported inside the functions, so that importing this module is fast.
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The config of a checkpoint; that of its base where it is an adapter.
-
-    Args:
-        revision (`str`, *optional*): branch, tag or commit on the Hub; not that of the base of an adapter.
-    """
+    """The config of a checkpoint, or of the base of an adapter, whose `revision` on the Hub is the default one."""
     from transformers import AutoConfig
 
     adapter = Path(name) / "adapter_config.json"
@@ -99,8 +95,8 @@ def require_model(name: str, *, revision: str | None = None, trust_remote_code: 
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error) and not trust_remote_code:
             raise ValueError(
-                f"The model {name!r} comes with Python code of its own, which does not run unless you allow it. Either "
-                "read that code and set trust_remote_code, or give a model of an architecture that transformers has."
+                f"The model {name!r} comes with Python code of its own. Either read that code and set trust_remote_code, or "
+                "give a model of an architecture that transformers has."
             ) from error
         inside = Path(name) / "model"
         hint = f" Did you mean {inside}?" if (inside / "config.json").exists() else ""

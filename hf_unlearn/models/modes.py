@@ -42,9 +42,9 @@ def unwrapped(model: nn.Module, run: bool = True) -> nn.Module:
 
 
 def fresh_copy(model: nn.Module, seed: int) -> nn.Module:
-    """A network that knows nothing: of the same class and config, with weights drawn anew from the seed.
+    """A model of the same class, config, device and dtype with new random weights from the seed, in evaluation mode.
 
-    It is on the same device, in the same dtype and in evaluation mode. An adapter counts for nothing.
+    An adapter is left out.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.random.fork_rng(devices=[]):

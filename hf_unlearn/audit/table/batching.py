@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os.path
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
+from os.path import commonprefix
 from typing import TypeVar
 
 from hf_unlearn.data.rows import IGNORE_INDEX
@@ -131,8 +131,7 @@ class _Beginning:
     """Tokens that some rows have in common: those before `end`, and the one at `end`, which they predict.
 
     Attributes:
-        row, end (`int`): a row with these tokens, and their number. If nothing goes on from them, they are the whole row
-            without its last token.
+        row, end (`int`): a row with these tokens, and their number. A leaf of the tree is a row without its last token.
         n_after (`int`): number of spans that begin where this one ends; each reads these tokens if they are not shared.
         parent ([`_Beginning`], *optional*): the longest beginning of this one.
         is_shared (`bool`): whether it is read once, as a span.
@@ -165,17 +164,13 @@ def _beginnings(members: Sequence[int], rows: Sequence[Sequence[int]]) -> list[_
     previous = members[0]
     for row in members:
         if row != previous:
-            close(_end_in_common(rows[previous], rows[row]), previous)
+            # Rows share the token after a beginning, too, and each keeps one token to go on with.
+            one, other = rows[previous], rows[row]
+            close(max(0, min(len(commonprefix([one, other])), len(one) - 1, len(other) - 1) - 1), previous)
         path.append(_Beginning(row, len(rows[row]) - 1))
         previous = row
     close(0, previous)
     return found
-
-
-def _end_in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Where to stop reading for both rows: they share the next token too, and each keeps one token to go on with."""
-    common = len(os.path.commonprefix([one, other]))
-    return max(0, min(common, len(one) - 1, len(other) - 1) - 1)
 
 
 def _shared(members: Sequence[int], rows: Sequence[Sequence[int]], cost: float) -> tuple[list[Span], list[Span]]:

@@ -19,6 +19,8 @@ from hf_unlearn.storage.files import write_whole
 FORMAT = "2"
 # No other digest over rows begins with it: a digest from a report or another tool must not open a table.
 DOMAIN = f"hf_unlearn score cache {FORMAT}"
+# Packages whose forward hooks do not change what a model computes.
+KNOWN_HOOKS = ("torch", "transformers", "peft", "accelerate")
 # Fields of a config that change when a model is saved and loaded. The types of the weights count by themselves.
 NOT_COMPUTED_FROM = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
@@ -26,8 +28,8 @@ NOT_COMPUTED_FROM = ("_name_or_path", "architectures", "dtype", "transformers_ve
 class ScoreCache:
     """A folder of tables, so that the original and the retrained model are run over the same examples only once.
 
-    A table is found by a digest of the weights, their configuration, the encoded examples and the sampling schemes, and
-    never by the name of a model or of a data set. So no table is stale: other weights have other tables.
+    A table is found by a digest of the weights, their configuration, the encoded examples and the sampling schemes, never
+    by the name of a model or data set. So no table is stale: other weights have other tables.
 
     With the model, a plain table is as good as the texts, as the rank of a target tells its token ([`Scores.save`]). So
     each table is encrypted (AES-256-GCM) with a key that is made from all of the encoded examples, in their order, and is
@@ -98,7 +100,12 @@ def digest_of_model(model) -> str:
         settings = {key: value for key, value in config.to_dict().items() if key != "base_model_name_or_path"}
         add_texts(sha, name, json.dumps(settings, sort_keys=True, default=_plain))
     for name, module in model.named_modules():
-        _check_hooks(module)
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
+            if (getattr(hook, "__module__", None) or "").split(".")[0] not in KNOWN_HOOKS:
+                raise ValueError(
+                    "You gave a cache, but the model has a forward hook, whose effect is in no weight. Either remove the "
+                    "hook, or leave out the cache."
+                )
         if hasattr(module, "merged_adapters"):  # no weight tells which adapters of a layer are in use
             state = [module.active_adapters, module.merged_adapters, module.disable_adapters]
             add_texts(sha, name, repr(state), repr(sorted(getattr(module, "scaling", {}).items())))
@@ -140,16 +147,6 @@ def _add_rows(sha, rows: Sequence[dict | None], with_pixels: bool = True) -> Non
             else:
                 tensor = torch.as_tensor(value)
                 add_tensor(sha, tensor if name == "pixel_values" else tensor.long())
-
-
-def _check_hooks(module) -> None:
-    for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
-        package = (getattr(hook, "__module__", None) or "").split(".")[0]
-        if package not in ("torch", "transformers", "peft", "accelerate"):
-            raise ValueError(
-                "You gave a cache, but the model has a forward hook, whose effect is in no weight. Either remove the hook, "
-                "or leave out the cache."
-            )
 
 
 def _plain(value):

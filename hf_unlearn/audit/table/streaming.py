@@ -42,21 +42,17 @@ Rows = Sequence["dict | None"]
 @contextmanager
 def in_memory(*models) -> Iterator[list[nn.Module]]:
     """The models, each given as an object, by its name, or as a function. Those that are loaded here are freed at the end."""
-    loaded = [_loaded(model) for model in models]
+    loaded = []
+    for model in models:
+        if isinstance(model, (str, Path)):
+            model = load_model(str(model)).eval()
+        loaded.append(unwrapped(model if isinstance(model, nn.Module) else model()))
     try:
         yield loaded
     finally:
         loaded.clear()
         if not all(isinstance(model, nn.Module) for model in models):
             gc.collect()
-
-
-def _loaded(model) -> nn.Module:
-    if isinstance(model, (str, Path)):
-        model = load_model(str(model)).eval()
-    elif not isinstance(model, nn.Module):
-        model = model()
-    return unwrapped(model)
 
 
 def n_outputs(model: nn.Module) -> int:
