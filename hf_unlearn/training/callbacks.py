@@ -1,4 +1,4 @@
-"""Callbacks of the unlearning trainer."""
+"""The callback that calls the unlearning trainer during a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written during a run and found again when it is resumed, and the end of a run that went wrong."""
+"""The files that a resumed run needs, and the end of a run whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def save_state(folder: str | Path, state: dict[str, Tensor]) -> None:
-    """Write what a method or an update rule must find again, beside weights and optimizer, into a checkpoint folder."""
+    """Write the state of a method or an update rule into a checkpoint folder, beside weights and optimizer."""
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, Path(folder) / _FILE)
 
 
 def load_state(folder: str | Path) -> dict[str, Tensor]:
-    """What `save_state` wrote; empty where it wrote nothing."""
+    """The state that `save_state` wrote; empty where it wrote nothing."""
     path = Path(folder) / _FILE
     return load_file(path) if path.exists() else {}
 
@@ -32,11 +32,11 @@ class Checkpoints:
     """The part of [`UnlearningTrainer`] that saves and loads."""
 
     def require_finite(self, value: Tensor, what: str = "loss"):
-        """Raise if the loss or the gradient is not finite. That is before the step, so the weights are good still."""
+        """Raise if the loss or the gradient is not finite: before the step, while the weights are still good."""
         if torch.isfinite(value.detach()):
             return
         last, saved = self.state.global_step, "Nothing was saved."
-        alone = self.accelerator.num_processes == 1  # others may not be here, and would have to help to look at shards
+        alone = self.accelerator.num_processes == 1  # reading shards would need the others, which may not be here
         finite = alone and all(torch.isfinite(p).all() for p in self.model.parameters() if p.is_floating_point())
         if finite and last > 0:
             self._save_checkpoint(self.model, trial=None)
@@ -52,7 +52,7 @@ class Checkpoints:
         super()._save_checkpoint(model, trial)
         state = self.method_state()
         if self._rule is not None:
-            state = {**state, **self._rule.state()}
+            state = state | self._rule.state()
         if state and self.args.should_save:
             save_state(Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), state)
 
@@ -65,8 +65,8 @@ class Checkpoints:
             super()._load_best_model()
 
     def _load_plain(self, folder: str) -> bool:
-        # A file may hold other names than the model (those of an older layout, for a ViT), which from_pretrained knows.
-        # The Trainer loads the file itself, and what it finds no place for is left out with no more than a warning.
+        # A file may have other names than the model (those of an older layout, for a ViT), which from_pretrained knows.
+        # The Trainer would load the file itself, and leave out unknown names with no more than a warning.
         if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return False
         saved = type(self.model).from_pretrained(folder, dtype="auto")

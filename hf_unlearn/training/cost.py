@@ -1,4 +1,4 @@
-"""What a run costs: time, passes through the model, memory, and energy if that is asked for.
+"""What a run costs: time, passes through the model, memory, and on request energy.
 
 cost = CostCallback()
 trainer = NPOTrainer(..., callbacks=[cost])
@@ -10,7 +10,6 @@ cost.save("cost.json")
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 import weakref
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from hf_unlearn.models.processes import gathered
 from hf_unlearn.storage.files import write_whole
 from hf_unlearn.training.meters import EnergyMeter, cpu_seconds, hardware, peak_memory
 
@@ -30,16 +30,16 @@ _PASSES = ("examples", "tokens", "examples_no_gradient", "tokens_no_gradient", "
 _UPDATES = ("optimizer_updates", "parameter_updates")
 _SUMS = ("wall_seconds", "cpu_seconds", "accelerator_hours", *_UPDATES, *_PASSES, "energy_kwh_estimate")
 _PEAKS = ("peak_memory_bytes", "peak_accelerator_memory_bytes")
-# Under this name the cost so far is in the state of the trainer, and so in its checkpoints.
+# The name of the cost so far in the state of the trainer, and so in its checkpoints.
 _STATE = "hf_unlearn.cost"
 
 
 class CostCallback(TrainerCallback):
     """Measures what lies in its `with` blocks; without any, what lies between the start and the end of `train()`.
 
-    Blocks add up, so that what a method computes in its constructor can be measured in a block of its own, and methods
-    that do not train are measured like others. A run that is resumed goes on from the cost in its checkpoint; the steps
-    after it, of a run that broke off, are lost. Of several processes each must enter and leave the blocks.
+    Blocks add up, so that a block can measure what a method computes in its constructor, or a method that does not train.
+    A resumed run goes on from the cost in its checkpoint; steps after that checkpoint are lost. Every process must enter
+    and leave the blocks.
 
     Args:
         energy (`bool`, *optional*, defaults to `False`): estimate the energy with codecarbon (the extra `energy`). It runs
@@ -50,17 +50,17 @@ class CostCallback(TrainerCallback):
 
             * `wall_seconds`; `cpu_seconds`, user and system; `accelerator_hours`, devices times wall time, 0 on the CPU;
             * `optimizer_updates`; `parameter_updates`, the sum over these of the parameters that could move;
-            * `examples`, `tokens`: rows and tokens (with the padding; patches, of images) that went through the model for a
-              gradient, each as often as it did. `examples_no_gradient`, `tokens_no_gradient`: without one, as in an
-              evaluation. Passes through other models (a teacher) are not counted. `None` under `torch.compile`;
-            * `flops_estimate`: a token takes 2 operations a parameter forward; for a gradient 2 more, and another 2 a
-              parameter that can move (Kaplan et al., arXiv 2001.08361: 6 in all). Without embeddings and attention
+            * `examples`, `tokens`: rows and tokens (padding and the patches of images included) that went through the
+              model for a gradient, counted once per pass. `examples_no_gradient`, `tokens_no_gradient`: without one, as in
+              an evaluation. Passes through other models (a teacher) are not counted. `None` under `torch.compile`;
+            * `flops_estimate`: 2 operations per token and parameter in the forward pass; for a gradient 2 more, and another
+              2 per parameter that can move (Kaplan et al., arXiv 2001.08361: 6 in all). Without embeddings and attention
               scores. The Trainer's own `total_flos` takes pixels for tokens, counts frozen weights as trained and leaves
               out evaluations;
             * `peak_memory_bytes`: largest resident memory of one process since it began, loading included;
               `peak_accelerator_memory_bytes`: largest allocation on one device in the blocks;
             * `energy_kwh_estimate`: of the whole machine;
-            * `processes`, and `hardware`: a list of the different things it ran on.
+            * `processes`, and `hardware`: a list of the different machines.
 
     Raises:
         ImportError: `energy=True`, but codecarbon is not installed.
@@ -68,9 +68,8 @@ class CostCallback(TrainerCallback):
 
     def __init__(self, energy: bool = False):
         self._meter = EnergyMeter() if energy else None
-        self._is_metered = False
         self._run = uuid.uuid4().hex
-        self._past: dict[str, Any] | None = None  # of all processes, before the block that is open
+        self._past: dict[str, Any] | None = None  # cost of all processes before the open block
         self._started: tuple[float, float] | None = None
         self._opened_by_train = False
         self._counts: dict[str, float] = {}
@@ -81,9 +80,7 @@ class CostCallback(TrainerCallback):
     @property
     def result(self) -> dict[str, Any]:
         if self._past is None:
-            raise RuntimeError(
-                "No cost was measured yet. Either train with this callback, or do the work in a `with` block of it."
-            )
+            raise RuntimeError("No cost was measured yet. Train with this callback, or work in a `with` block of it.")
         return self._past
 
     def save(self, path: str | Path) -> None:
@@ -92,9 +89,7 @@ class CostCallback(TrainerCallback):
 
     def __enter__(self) -> CostCallback:
         if self._started is not None:
-            raise RuntimeError(
-                "The cost is being measured already. Leave the `with` block before you enter another one."
-            )
+            raise RuntimeError("The cost is being measured already. Leave the `with` block before you enter another.")
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._start()
@@ -108,28 +103,24 @@ class CostCallback(TrainerCallback):
 
     def _start(self) -> None:
         self._counts = dict.fromkeys(_UPDATES + _PASSES, 0)
-        self._is_metered = self._meter is not None and os.environ.get("LOCAL_RANK", "0") == "0"  # one a machine
-        if self._is_metered:
+        if self._meter is not None:
             self._meter.start()
         self._started = time.perf_counter(), cpu_seconds()
         self._count_passes()
 
     def _stop(self) -> dict[str, Any]:
-        """What this process did since the start."""
+        """The cost of this process since the start."""
         on_cuda = self._device.type == "cuda"
         if on_cuda:
             torch.cuda.synchronize(self._device)
         wall, cpu = time.perf_counter() - self._started[0], cpu_seconds() - self._started[1]
         self._started = None
-        energy = None
-        if self._meter is not None:
-            energy = self._meter.stop() if self._is_metered else 0.0
         return {
             "wall_seconds": wall,
             "cpu_seconds": cpu,
             "accelerator_hours": 0.0 if self._device.type == "cpu" else wall / 3600 * self._n_devices,
             **self._counts,
-            "energy_kwh_estimate": energy,
+            "energy_kwh_estimate": None if self._meter is None else self._meter.stop(),
             "peak_memory_bytes": peak_memory(),
             "peak_accelerator_memory_bytes": torch.cuda.max_memory_allocated(self._device) if on_cuda else None,
             "processes": 1,
@@ -161,7 +152,7 @@ class CostCallback(TrainerCallback):
             self._keep(state)
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if self._started is not None and state.global_step > 0:  # if it is the best one yet, it will be saved
+        if self._started is not None and state.global_step > 0:  # the best one so far will be saved
             self._keep(state)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -170,7 +161,7 @@ class CostCallback(TrainerCallback):
             self.__exit__()
 
     def _keep(self, state) -> None:
-        """Put the cost so far into the state of the trainer, before that is saved."""
+        """Put the cost so far into the state of the trainer, before the state is saved."""
         self._past = total_cost([self._past, _of_all_processes(self._stop())])
         state.stateful_callbacks[_STATE] = {"run": self._run, "cost": self._past}
         self._start()
@@ -180,7 +171,7 @@ class CostCallback(TrainerCallback):
     def _watch(self, model: nn.Module, args) -> None:
         if self._model is None or self._model() is not model:
             self._unhook()
-            # Weakly: the cost is read after the model has gone. Sizes now, before FSDP 1 cuts and flattens the parameters.
+            # Weakly: the cost outlives the model. Sizes are taken before FSDP 1 cuts and flattens the parameters.
             self._model = weakref.ref(model)
             self._n_movable = _size(p for p in model.parameters() if p.requires_grad)
             multiplied = _multiplied(model)
@@ -198,32 +189,30 @@ class CostCallback(TrainerCallback):
         if self._is_compiled:  # a hook that counts would be compiled anew at every count
             self._counts |= dict.fromkeys(_PASSES)
             return
-        self._hook = model.register_forward_pre_hook(self._counter(), with_kwargs=True)
+        # No bound method: a deep copy of the model would copy this object.
+        self._hook = model.register_forward_pre_hook(lambda *call: self._count_pass(*call), with_kwargs=True)
 
     def _unhook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
-    def _counter(self):
-        def count(model: nn.Module, args: tuple, kwargs: dict) -> None:
-            if self._started is None:
-                return
-            rows, tokens = _rows_and_tokens(model, args, kwargs)
-            gradient = torch.is_grad_enabled() and self._n_movable > 0
-            suffix = "" if gradient else "_no_gradient"
-            self._counts[f"examples{suffix}"] += rows
-            self._counts[f"tokens{suffix}"] += tokens
-            self._counts["flops_estimate"] += tokens * (self._forward + (self._backward if gradient else 0))
-
-        return count
+    def _count_pass(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._started is None:
+            return
+        rows, tokens = _rows_and_tokens(model, args, kwargs)
+        gradient = torch.is_grad_enabled() and self._n_movable > 0
+        suffix = "" if gradient else "_no_gradient"
+        self._counts[f"examples{suffix}"] += rows
+        self._counts[f"tokens{suffix}"] += tokens
+        self._counts["flops_estimate"] += tokens * (self._forward + (self._backward if gradient else 0))
 
 
 def total_cost(costs: Sequence[dict[str, Any] | None], side_by_side: bool = False) -> dict[str, Any]:
     """The cost of several runs one after the other, such as an edit and its repair, or of processes side by side.
 
-    What adds up is added up, and is not known where one part is not; peaks are the highest one. Processes side by side
-    share their wall time and their updates, and the longest counts.
+    Sums are `None` where one part is; peaks are maxima. Processes side by side share their wall time and their updates,
+    of which the largest counts.
 
     Args:
         costs (sequence of `dict`): as [`CostCallback.result`]; `None` is left out.
@@ -244,12 +233,7 @@ def total_cost(costs: Sequence[dict[str, Any] | None], side_by_side: bool = Fals
 
 
 def _of_all_processes(cost: dict[str, Any]) -> dict[str, Any]:
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return cost
-    costs: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(costs, cost)
-    return total_cost(costs, side_by_side=True)
+    return total_cost(gathered(lambda: cost), side_by_side=True)
 
 
 def _rows_and_tokens(model: nn.Module, args: tuple, kwargs: dict) -> tuple[int, int]:
@@ -265,12 +249,12 @@ def _rows_and_tokens(model: nn.Module, args: tuple, kwargs: dict) -> tuple[int, 
 
 
 def _size(parameters: Iterable[nn.Parameter]) -> int:
-    """Number of weights: of those that ZeRO-3 divides all, and two in each byte of those that are packed in 4 bit."""
+    """Number of weights: the whole ones where ZeRO-3 divides them, and two per byte where they are packed in 4 bit."""
     return sum(getattr(p, "ds_numel", p.numel()) * (2 if p.dtype == torch.uint8 else 1) for p in parameters)
 
 
 def _multiplied(model: nn.Module) -> list[nn.Parameter]:
-    """Weights that each token is multiplied with: all but the embeddings, and the head also where it is one of these."""
+    """The weights that each token is multiplied with: all but the embeddings, and a head that is tied to one."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None and hasattr(head, "weight"):

@@ -1,4 +1,4 @@
-"""Likelihoods of the evaluation sets, row by row, and what is concluded from them during a run."""
+"""Likelihoods of the evaluation sets, row by row, and the comparisons that are made with them during a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LikelihoodEvaluation:
         with torch.no_grad(), self.compute_loss_context_manager():
             out = target_logits(model, inputs)
             hits = out.sequence_sum((out.logits.argmax(-1) == out.targets).float())
-        # One row an example: sums, so that the mean over targets does not depend on the batches.
+        # One row per example: sums, so that the mean over targets does not depend on the batches.
         return None, torch.stack([-out.sequence_log_probs, hits], dim=-1), out.lengths
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):

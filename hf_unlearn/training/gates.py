@@ -1,7 +1,7 @@
 """Gates on attention heads and MLP neurons, and multiplying them into the weights.
 
-A gate stands at the input of an attention output projection (one a query head) or of the second MLP projection (one a
-neuron) and multiplies what comes in. In the end it is multiplied into the weight instead, so that no gate is left.
+A gate stands at the input of an attention output projection (one per query head) or of the second MLP projection (one
+per neuron) and multiplies what comes in. In the end it is multiplied into the weight instead, so that no gate is left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hf_unlearn.models.blocks import layer_of
 
 # Stretch and temperature of the hard-concrete distribution, Louizos et al., arXiv 1712.01312.
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
-# Names of the projections inside an attention module that are not the one back to the width of the model.
+# Names of the projections of an attention module other than the one back to the width of the model.
 _ROLES = {"q", "k", "v", "qkv", "wqkv", "query", "key", "value"}
 
 
@@ -33,16 +33,16 @@ class GatePoint:
     Attributes:
         name (`str`): of the projection in the model.
         projection (`nn.Linear` or `Conv1D`): the gated one.
-        n (`int`): number of gates; each covers `in_features / n` neighbouring inputs.
-        feeding (`tuple` of `(module, first, size)`, *optional*): the outputs `first ... first + size` of these projections
-            are read by the gated inputs alone, in the same order; fewer outputs than inputs are shared by neighbouring
-            gates (grouped-query attention). `None` where the layout is not known.
+        n (`int`): number of gates; each covers `in_features / n` neighboring inputs.
+        feeding (`tuple` of `(module, first, size)`): only the gated inputs read the outputs `first ... first + size` of
+            these projections, in the same order; where outputs are fewer than inputs, neighboring gates share them
+            (grouped-query attention). Empty where the layout is not known.
     """
 
     name: str
     projection: nn.Module
     n: int
-    feeding: tuple[tuple[nn.Module, int, int], ...] | None
+    feeding: tuple[tuple[nn.Module, int, int], ...] = ()
 
 
 def in_features(linear: nn.Module) -> int:
@@ -70,12 +70,13 @@ def find_gate_points(model: nn.Module, neurons: bool = False) -> list[GatePoint]
         if layer_of(f"{name}.") is None:
             continue
         linears = {key: child for key, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))}
-        inner = {key: linear for key, linear in linears.items() if _is_inner(key)}
+        inner = {key: x for key, x in linears.items() if key == "c_attn" or _ROLES & set(key.lower().split("_"))}
+        point = None
         if inner:
             n = getattr(module, "num_heads", None) or getattr(module, "num_attention_heads", None) or heads
             point = _attention_point(name, module, linears, inner, n)
-        else:
-            point = _mlp_point(name, module, linears) if neurons else None
+        elif neurons:
+            point = _mlp_point(name, module, linears)
         if point is not None:
             points.append(point)
     if not any(point.n != in_features(point.projection) for point in points):
@@ -86,28 +87,22 @@ def find_gate_points(model: nn.Module, neurons: bool = False) -> list[GatePoint]
     return points
 
 
-def _is_inner(key: str) -> bool:
-    return key == "c_attn" or not _ROLES.isdisjoint(key.lower().split("_"))
-
-
 def _attention_point(name, module, linears, inner, n) -> GatePoint | None:
     outer = [key for key in linears if key not in inner]
     if len(outer) != 1 or not isinstance(n, int) or in_features(linears[outer[0]]) % n:
         return None
     projection = linears[outer[0]]
     d = in_features(projection)
-    feeding = None
-    if len(inner) == 1:
+    sizes = sorted(out_features(linear) for linear in inner.values())
+    feeding = ()
+    if not _nothing_between(module, width=d // n):
+        pass
+    elif len(inner) == 3 and sizes[0] == sizes[1] and sizes[2] == d and d % sizes[0] == sizes[0] % (d // n) == 0:
+        feeding = tuple((linear, 0, out_features(linear)) for linear in inner.values())
+    elif sizes == [3 * d]:
         (linear,) = inner.values()
         # The layout of a fused projection differs from model to model: only that of GPT-2 is a Conv1D.
-        if isinstance(linear, Conv1D) and out_features(linear) == 3 * d:
-            feeding = tuple((linear, part * d, d) for part in range(3))
-    elif len(inner) == 3:
-        sizes = sorted(out_features(linear) for linear in inner.values())
-        if sizes[0] == sizes[1] and sizes[2] == d and d % sizes[0] == 0 and sizes[0] % (d // n) == 0:
-            feeding = tuple((linear, 0, out_features(linear)) for linear in inner.values())
-    if not _nothing_between(module, width=d // n):
-        feeding = None
+        feeding = tuple((linear, part * d, d) for part in range(3)) if isinstance(linear, Conv1D) else ()
     return GatePoint(f"{name}.{outer[0]}", projection, n, feeding)
 
 
@@ -118,24 +113,22 @@ def _mlp_point(name, module, linears) -> GatePoint | None:
         others = [linear for other, linear in linears.items() if other != key]
         if others and all(in_features(linear) == h and out_features(linear) in (m, 2 * m) for linear in others):
             known = _nothing_between(module) and all(out_features(linear) == m for linear in others)
-            return GatePoint(f"{name}.{key}", projection, m, tuple((x, 0, m) for x in others) if known else None)
+            return GatePoint(f"{name}.{key}", projection, m, tuple((x, 0, m) for x in others) if known else ())
     return None
 
 
 def _nothing_between(module: nn.Module, width: int | None = None) -> bool:
-    """Whether no norm mixes what different gates read; one over a single head (`width` features) does not."""
+    """Whether no norm mixes the inputs of different gates; one over a single head (`width` features) does not."""
     rest = [child for child in module.children() if not isinstance(child, (nn.Linear, Conv1D))]
     return all(parameter.numel() == width for child in rest for parameter in child.parameters())
 
 
 def hard_concrete(log_alpha: Tensor, uniform: Tensor | None = None) -> Tensor:
-    """Values of gates in [0, 1], one an entry of `log_alpha`: a sample where `uniform` noise in (0, 1) is given, else the
+    """Values of gates in [0, 1], one per entry of `log_alpha`: a sample where `uniform` noise in (0, 1) is given, else the
     deterministic value. Louizos et al., arXiv 1712.01312."""
-    if uniform is None:
-        s = log_alpha.sigmoid()
-    else:
-        s = ((uniform.log() - (-uniform).log1p() + log_alpha) / TEMPERATURE).sigmoid()
-    return (s * (HIGH - LOW) + LOW).clamp(0, 1)
+    if uniform is not None:
+        log_alpha = (uniform.log() - (-uniform).log1p() + log_alpha) / TEMPERATURE
+    return (log_alpha.sigmoid() * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 def probability_open(log_alpha: Tensor) -> Tensor:
@@ -146,27 +139,23 @@ def probability_open(log_alpha: Tensor) -> Tensor:
 class Gates(nn.Module):
     """The gates of all points, as one parameter `log_alpha` `(n,)`.
 
-    In training mode their values are sampled with the noise of the step that [`~Gates.draw`] was called with last; in
-    evaluation mode, and before any noise is drawn, they are the deterministic ones.
-
-    Args:
-        points (sequence of [`GatePoint`]): get a hook each.
-        log_alpha (`float`, *optional*, defaults to `3.0`): of every gate at the start; from 2.4 on the deterministic value
-            is exactly 1.
+    In training mode their values are sampled with the noise of the last call of [`~Gates.draw`]; in evaluation mode, and
+    before any noise is drawn, they are the deterministic ones. At the start these are exactly 1.
     """
 
-    def __init__(self, points: Sequence[GatePoint], log_alpha: float = 3.0):
+    def __init__(self, points: Sequence[GatePoint]):
         super().__init__()
         self.points = list(points)
         weight = points[0].projection.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         n = sum(point.n for point in points)
-        self.log_alpha = nn.Parameter(torch.full((n,), log_alpha, dtype=dtype, device=weight.device))
+        # From 2.4 on the deterministic value is exactly 1.
+        self.log_alpha = nn.Parameter(torch.full((n,), 3.0, dtype=dtype, device=weight.device))
         self._noise: Tensor | None = None
         self._given: Tensor | None = None
         self._hooks, start = [], 0
         for point in points:
-            # A partial of a method and no closure: a deep copy of the model then has gates of its own.
+            # A partial and no closure: a deep copy of the model then has its own gates.
             hook = partial(self._multiply, slice(start, start + point.n))
             self._hooks.append(point.projection.register_forward_pre_hook(hook))
             start += point.n
@@ -182,7 +171,7 @@ class Gates(nn.Module):
         return (x * z, *inputs[1:])
 
     def values(self, here: slice = slice(None)) -> Tensor:
-        """What the gates multiply with: `(n,)`."""
+        """The factors of the gates: `(n,)`."""
         noise = self._noise[here] if self.training and self._noise is not None else None
         return hard_concrete(self.log_alpha[here], noise)
 
@@ -193,7 +182,7 @@ class Gates(nn.Module):
 
     @contextmanager
     def given(self, values: Tensor):
-        """Use these values for a while, `(rows, n)`: each row of a batch has gates of its own."""
+        """Use these values for a while, `(rows, n)`: each row of a batch has its own gates."""
         self._given = values
         try:
             yield
@@ -202,8 +191,6 @@ class Gates(nn.Module):
 
     def baked(self, purge: bool = True) -> dict[nn.Parameter, Tensor]:
         """The parameters that the gates change, with their values when the gates are multiplied into them.
-
-        These are columns of a `Linear`, rows of a `Conv1D`; biases of gated projections stay.
 
         Args:
             purge (`bool`, *optional*, defaults to `True`): also zero what only closed gates read: the rows of queries (of
@@ -238,5 +225,5 @@ def _scale(new: dict, parameter: nn.Parameter, factor: Tensor, rows: bool) -> No
     factor = factor.to(before)
     if rows and before.dim() == 2:
         factor = factor[:, None]
-    # Not a plain product: 0 times a negative weight is -0, and the signs of all that was erased would be left.
+    # Not a plain product: 0 times a negative weight is -0, and the signs of erased weights would be left.
     new[parameter] = torch.where(factor == 0, torch.zeros_like(before), before * factor)

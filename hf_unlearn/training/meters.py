@@ -1,4 +1,4 @@
-"""What the machine says of a run: processor time, memory, hardware, and an estimate of the energy."""
+"""What the machine reports about a run: processor time, memory, hardware, and an estimate of the energy."""
 
 from __future__ import annotations
 
@@ -36,12 +36,10 @@ def peak_memory() -> int | None:
 
 
 def hardware(device: torch.device, n_devices: int) -> dict[str, Any]:
-    """What a process runs on: names, and how much of it, so that times of unlike machines are not compared unawares."""
-    accelerator = None
-    if device.type == "cuda":
-        accelerator = torch.cuda.get_device_name(device)
-    elif device.type != "cpu":
-        accelerator = device.type
+    """The processor and the accelerators of a process, so that nobody compares times of different machines unawares."""
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cpu":
+        accelerator = None
     return {
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
@@ -62,6 +60,8 @@ def _cpu_name() -> str:
 class EnergyMeter:
     """Energy of the whole machine as codecarbon estimates it: offline, without a file, without sending anything.
 
+    Only the first process of a machine measures.
+
     Raises:
         ImportError: codecarbon is not installed.
     """
@@ -72,10 +72,10 @@ class EnergyMeter:
             from codecarbon.emissions_tracker import BaseEmissionsTracker
         except ImportError:
             raise ImportError(
-                "You asked for the energy, which codecarbon estimates, but it is not installed. Either install it: "
+                "You asked for the energy, but codecarbon, which estimates it, is not installed. Either install it: "
                 'pip install "hf-unlearn[energy]", or leave the energy out.'
             ) from None
-        # Each is given, so that no configuration of the user's can bring in an upload; which there are depends on the version.
+        # All are set, so that no configuration file of the user brings in an upload. Versions differ in their settings.
         settings = {
             "output_methods": [],
             "save_to_file": False,
@@ -85,24 +85,27 @@ class EnergyMeter:
             "save_to_logfire": False,
             "emissions_endpoint": None,
             "electricitymaps_api_token": None,
-            "force_carbon_intensity_g_co2e_kwh": 0.0,  # only the energy is asked for
+            "force_carbon_intensity_g_co2e_kwh": 0.0,  # only the energy is of interest
             "allow_multiple_runs": True,  # or else it writes a lock file
             "log_level": "critical",
         }
         known = inspect.signature(BaseEmissionsTracker.__init__).parameters
         self._settings = {name: value for name, value in settings.items() if name in known}
+        self._settings["country_iso_code"] = "USA"  # is required, and has no effect
         self._class, self._logger, self._tracker = OfflineEmissionsTracker, logging.getLogger("codecarbon"), None
 
     def start(self) -> None:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return
         self._level = self._logger.level
         self._logger.setLevel(logging.CRITICAL)
-        self._tracker = self._class(
-            country_iso_code="USA", **self._settings
-        )  # a country is required, and has no effect
+        self._tracker = self._class(**self._settings)
         self._tracker.start()
 
     def stop(self) -> float | None:
-        """Kilowatt-hours since the start; `None` where codecarbon found no way to estimate them."""
+        """Kilowatt-hours since the start; 0 where another process measures, `None` where codecarbon has no estimate."""
+        if self._tracker is None:
+            return 0.0
         self._tracker.stop()
         self._logger.setLevel(self._level)
         data, self._tracker = getattr(self._tracker, "final_emissions_data", None), None

@@ -14,7 +14,7 @@ from hf_unlearn.training.stopping import StopWhenForgotten
 
 
 class Objective:
-    """The part of [`UnlearningTrainer`] that makes a method: only `forget_loss` has no default."""
+    """The part of [`UnlearningTrainer`] that methods override; only `forget_loss` has no default."""
 
     config_class = UnlearningConfig
     #: What the forget loss compares with: "none"; "log_probs" (of the start, cached once); "logits" (of the start, every
@@ -22,14 +22,16 @@ class Objective:
     reference = "none"
     #: Whether the retain loss compares with the start, whatever `retain_loss` is.
     retain_reference = False
-    #: Candidate answers a forget row has; 0 for methods without alternate answers.
+    #: Number of candidate answers per forget row; 0 for methods without alternate answers.
     n_alternates = 0
     #: Whether the forget answers themselves are run through the model.
     reads_forget = True
-    #: Whether the forget loss has a lower bound. One without goes on until the model is destroyed.
+    #: Whether the forget loss has a lower bound. Without one, training goes on until the model is destroyed.
     bounded = True
     #: Models it works on: "text" (causal language models), "image" (image classifiers).
     kinds = ("text", "image")
+    #: Whether each process must have whole weights, which FSDP and DeepSpeed spread.
+    needs_whole_weights = False
     #: What ends the training early.
     stopping_class = StopWhenForgotten
     # For the description of the method, see `hf_unlearn.methods.describe`.
@@ -48,18 +50,18 @@ class Objective:
         return model
 
     def forget_loss(self, forget: TargetLogits, reference=None, alternate=None, alternate_reference=None):
-        """The loss on the forget rows, to be minimised.
+        """The loss on the forget rows, to be minimized.
 
         Args:
             forget ([`TargetLogits`]): of the forget answers. `forget.token_mean` and `forget.sequence_mean` reduce over
                 the whole step; a plain `.mean()` would make the loss depend on how the step is cut into batches.
             reference: `Tensor (rows,)` of sequence log-probabilities for `reference = "log_probs"`, [`TargetLogits`]
                 for `"logits"` and `"teacher"`.
-            alternate, alternate_reference: the same of the alternate answers, if the method has them. With
+            alternate, alternate_reference: the same for the alternate answers, if the method has them. With
                 `reads_forget = False` they come without the first two.
 
         Returns:
-            `Tensor` or `dict[str, Tensor]`: named terms are logged each, and their sum is minimised.
+            `Tensor` or `dict[str, Tensor]`: each named term is logged, and their sum is minimized.
         """
         raise NotImplementedError
 
@@ -76,28 +78,28 @@ class Objective:
         return self.args.retain_weight
 
     def alternates(self, forget_rows: Sequence[dict], retain_rows: Sequence[dict]) -> Sequence[Sequence[dict]]:
-        """For each forget row its candidates of another answer, encoded (`self.encode`).
+        """The candidates of another answer for each forget row, encoded (`self.encode`); equally many for every row.
 
         An epoch uses one of them, which is a function of (seed, epoch, row).
         """
         raise NotImplementedError
 
     def phase(self, epoch: int) -> str:
-        """Which loss an epoch reads: `"both"`, `"forget"` or `"retain"`. Rows of the other one are not run."""
+        """Which loss an epoch reads: `"both"`, `"forget"` or `"retain"`. The other rows do not go through the model."""
         return "both"
 
     def prepare(self) -> None:
-        """Compute what the method needs of the model at its very start; once, also when a run is resumed."""
+        """Compute what the method needs of the model at its very start. Called once, also when a run is resumed."""
 
     def after_step(self) -> None:
         """Called after each optimizer step; `step_terms()` has the losses of the step."""
 
     def finish(self) -> None:
-        """Turn the outcome into a plain model, after the last step. It may put another one into `self.model`."""
+        """Turn the outcome into a plain model, after the last step. It may replace `self.model`."""
 
     def method_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beyond weights and optimizer, to resume from it."""
         return {}
 
     def load_method_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what `method_state` returned in the run that is resumed."""
+        """Take over what `method_state` returned in the run that is resumed."""

@@ -22,7 +22,7 @@ from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.constraints import constraints_of
 from hf_unlearn.training.evaluation import LikelihoodEvaluation
 from hf_unlearn.training.objective import Objective
-from hf_unlearn.training.reference import OneCandidate, Reference, cached_log_probs
+from hf_unlearn.training.reference import Reference, cached_log_probs
 from hf_unlearn.training.two_gradients import TwoGradients
 from hf_unlearn.training.updates import UPDATE_RULES, UpdateRule
 from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_except_linear
@@ -31,7 +31,7 @@ from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_exce
 class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
     """Base of the methods: a subclass **is** the objective, everything else is configuration.
 
-    A subclass gives `forget_loss` and, if it needs one, names its `reference`; all that it can override is in
+    A subclass defines `forget_loss` and, if it needs one, names its `reference`; all that it can override is in
     [`~hf_unlearn.training.objective.Objective`]. Forget rows, alternate answers and retain rows go through the model in
     one forward pass; the loss gets their [`TargetLogits`] and does not run the model itself.
 
@@ -43,7 +43,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
             `{"image", "label"}`, or already encoded (`input_ids` and `labels`, or `pixel_values` and `labels`).
         retain_dataset (`Dataset`, *optional*): rows to keep. Required unless nothing reads it.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): e.g. `{"forget": ..., "retain": ...,
-            "holdout": ...}`. Each logs `eval_<name>_loss` (mean negative log-likelihood a target, in nats) and
+            "holdout": ...}`. Each logs `eval_<name>_loss` (mean negative log-likelihood per target, in nats) and
             `eval_<name>_accuracy` (share of targets that are the most likely one). With `"forget"` and `"holdout"`,
             `eval_forget_gap` is the absolute difference of their losses: 0 is best, so it serves as
             `metric_for_best_model` (with `greater_is_better=False`); `eval_forget_auc` and `eval_forget_p_value` compare
@@ -80,8 +80,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
             args = self.config_class(output_dir=f"{type(self).__name__}_output")
         if not isinstance(args, self.config_class):
             raise ValueError(
-                f"{type(self).__name__} got a {type(args).__name__}, but its options are those of "
-                f"{self.config_class.__name__}. Give one of these."
+                f"{type(self).__name__} got a {type(args).__name__} as args. Give a {self.config_class.__name__}."
             )
         if isinstance(model, str):
             model, processing_class = load_model(model), processing_class or load_processing_class(model)
@@ -94,7 +93,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         )
         data = PairedDataset(
             self.encode(forget_dataset, name="forget set"),
-            # Rows that no loss reads are not paired: they would be run through the model for nothing.
+            # Rows that no loss reads are not paired: they would go through the model for nothing.
             self.encode(retain_dataset, name="retain set") if args.reads_retain else None,
             seed=args.seed if args.data_seed is None else args.data_seed,
             reads_forget=self.reads_forget,
@@ -115,13 +114,13 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
                 freeze_except_linear(model, setting)
         self.constraints = list(held.values())
         self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
-        self._reference = None
-        if (args.retain_loss == "kl" or self.retain_reference) and args.reads_retain or self.reference == "logits":
-            self._reference = Reference(model, ref_model)
+        self._compares_retain = args.retain_loss == "kl" or self.retain_reference
+        is_compared = self._compares_retain and args.reads_retain or self.reference == "logits"
+        self._reference = Reference(model, ref_model) if is_compared else None
         self._ref_model = ref_model
         self.teacher: nn.Module | None = None
-        rule = UPDATE_RULES[args.update_rule]
-        self._rule: UpdateRule | None = None if rule is None else rule(args)
+        rule_class = UPDATE_RULES[args.update_rule]
+        self._rule: UpdateRule | None = rule_class and rule_class(args)
         self.eval_losses: dict[str, np.ndarray] = {}
         self.stopping = self.stopping_class(self, args.stop_level if args.stop_when_forgotten else None)
         self._is_prepared = False
@@ -150,9 +149,8 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         if not self._is_prepared:
             self._prepare()
             self._is_prepared = True
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
+        last = resume_from_checkpoint is True
+        checkpoint = get_last_checkpoint(self.args.output_dir) if last else resume_from_checkpoint
         if checkpoint:
             state = load_state(checkpoint)
             if self._rule is not None:
@@ -177,11 +175,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         self.prepare()
 
     def batches(self, rows: Sequence[dict], limit: int | None = None) -> Iterator[dict]:
-        """Batches of encoded rows, in their order, on the device of the run.
-
-        Args:
-            limit (`int`, *optional*): take that many rows, evenly spread.
-        """
+        """Batches of encoded rows, in their order, on the device of the run; `limit` takes that many, evenly spread."""
         return batches(rows, self.data_collator, self.args.per_device_eval_batch_size, self.args.device, limit)
 
     def _finish(self):
@@ -189,7 +183,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         self.model_wrapped = self.model
 
     def begin_run(self, step: int):
-        """Forget what an earlier run left half done. Called when training starts, resumes or is retried."""
+        """Discard what an earlier run left unfinished. Called when training starts, resumes or is retried."""
         self._terms: dict[str, Tensor] = {}
         self._terms_since = step  # of the last log
         self._step_terms: dict[str, Tensor] = {}
@@ -200,25 +194,29 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
 
     def step_terms(self) -> dict[str, float]:
         """The terms of the loss in this optimizer step, over its micro-batches and all processes."""
-        names = sorted(self._step_terms)
-        values = torch.stack([self._step_terms[name].float() for name in names])
+        return self._mean_over_processes(self._step_terms, 1)
+
+    def _mean_over_processes(self, terms: dict[str, Tensor], steps: int) -> dict[str, float]:
+        names = sorted(terms)
+        values = torch.stack([terms[name].float() for name in names]) / steps
         return dict(zip(names, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def _cache_log_probs(self):
         data = self.train_dataset
-        model = self.model if self._ref_model is None else self._ref_model.to(self.args.device)
         compute = partial(
             cached_log_probs,
-            model,
+            self.model if self._ref_model is None else self._ref_model.to(self.args.device),
             collate=self.data_collator,
             batch_size=self.args.per_device_eval_batch_size,
             accelerator=self.accelerator,
         )
-        cache = {"forget": compute(OneCandidate(data.forget), description="Reference, forget set")[:, 0]}
+        cache = {"forget": compute(lambda i: data.forget[i], len(data.forget), name="forget set")}
         if data.alternates is not None:
-            cache["alternate"] = compute(data.alternates, description="Reference, alternates")
+            n, k = len(data.alternates), len(data.alternates[0])  # every row has as many candidates
+            found = compute(lambda i: data.alternates[i // k][i % k], n * k, name="alternates")
+            cache["alternate"] = found.reshape(n, k)
         data.reference_log_probs = cache
-        self._ref_model = None  # the numbers are all that is needed of it
+        self._ref_model = None  # only its numbers are needed
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -250,7 +248,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
     def losses(self, model, inputs, counts) -> tuple[Tensor | None, Tensor | None]:
         """The weighted forget and retain loss of a paired batch, from one forward pass; `None` for a part not there.
 
-        Overridden only where the forward pass itself is another one.
+        Overridden only by methods with a different forward pass.
 
         Args:
             inputs (`dict`): inputs of the model, `parts` (rows of each part, in order), `reference_log_probs`.
@@ -268,18 +266,13 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
             references = cached
             if self.reference == "logits" or self.reference == "teacher" and self.teacher is not None:
                 references = {name: self._reference_of(name, inputs, sizes) for name in parts}
-            arguments = dict(parts)
-            if "forget" in references:
-                arguments["reference"] = references["forget"]
-            if "alternate" in references:
-                arguments["alternate_reference"] = references["alternate"]
-            terms = self.forget_loss(**arguments)
+            names = {"forget": "reference", "alternate": "alternate_reference"}
+            terms = self.forget_loss(**parts, **{names[part]: value for part, value in references.items()})
             terms = terms if isinstance(terms, dict) else {"forget_loss": terms}
             forget_loss = sum(terms.values())
             self.record(terms)
         if retain is not None:
-            compares = self.args.retain_loss == "kl" or self.retain_reference
-            reference = self._reference_of("retain", inputs, sizes) if compares else None
+            reference = self._reference_of("retain", inputs, sizes) if self._compares_retain else None
             retain_loss = self.retain_loss(retain, reference)
             self.record({"retain_loss": retain_loss})
         self.require_finite(sum(term for term in (forget_loss, retain_loss) if term is not None))
@@ -298,8 +291,8 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         return self._reference.target_logits(self.accelerator.unwrap_model(self.model), rows)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        both = {"forget", "retain"} <= set(inputs["parts"]) or {"alternate", "retain"} <= set(inputs["parts"])
-        if self._rule is not None and both:
+        # With a retain part and another one there are two gradients.
+        if self._rule is not None and "retain" in inputs["parts"] and len(inputs["parts"]) > 1:
             loss = self._two_gradients_step(model, inputs, num_items_in_batch)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -321,7 +314,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         return sum(loss.detach() for loss in losses)
 
     def take_back(self) -> None:
-        """Undo what a step has done to weights that the configuration holds. Called after each optimizer step."""
+        """Undo what an optimizer step has done to weights that the configuration holds. Called after each step."""
         for constraint in self.constraints:
             constraint.after_step()
 
@@ -336,9 +329,6 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
     def log(self, logs, *args, **kwargs):
         steps = self.state.global_step - self._terms_since
         if "loss" in logs and self._terms and steps > 0:
-            names = sorted(self._terms)
-            values = torch.stack([self._terms[name].float() for name in names]) / steps
-            values = self.accelerator.reduce(values, "mean").tolist()
-            logs = {**logs, **dict(zip(names, values, strict=True))}
+            logs = {**logs, **self._mean_over_processes(self._terms, steps)}
             self._terms, self._terms_since = {}, self.state.global_step
         super().log(logs, *args, **kwargs)

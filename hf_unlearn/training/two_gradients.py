@@ -10,14 +10,11 @@ from torch import Tensor, nn
 
 
 class TwoGradients:
-    """Accumulates two gradients, from one forward pass a micro-batch, for an update rule that makes one of them.
+    """Accumulates two gradients, with one forward pass per micro-batch, for an update rule that makes one of them.
 
     A rule is not linear, so both are summed over micro-batches and averaged over processes before it sees them. Under DDP
-    they are averaged here, once a step. Under FSDP2 each backward pass leaves this process its shard of an averaged
+    they are averaged here, once per step. Under FSDP 2 each backward pass leaves this process its shard of an averaged
     gradient; a sum of means is the mean of the sums, and no process ever holds a whole gradient.
-
-    Args:
-        accelerator (`Accelerator`): of the trainer.
     """
 
     def __init__(self, accelerator):
@@ -28,8 +25,7 @@ class TwoGradients:
     def apart(self, model: nn.Module) -> Iterator[None]:
         """Around the forward pass of a micro-batch and `backward`."""
         if self.accelerator.is_fsdp2:
-            # The Trainer turns this off on all but the last micro-batch; the gradients would then add up inside of FSDP,
-            # forget and retain together.
+            # The Trainer turns this off on all but the last micro-batch; FSDP would then add up the gradients of both.
             model.set_requires_gradient_sync(True)
             yield
         else:
@@ -37,7 +33,7 @@ class TwoGradients:
                 yield
 
     def backward(self, model: nn.Module, losses: tuple[Tensor, Tensor]) -> None:
-        """Add the gradients of a micro-batch, given its forget and its retain loss."""
+        """Add the gradients of a micro-batch's forget and retain loss."""
         for i, loss in enumerate(losses):
             self.accelerator.backward(loss, retain_graph=i == 0)
             parameters = movable(model)
@@ -54,12 +50,11 @@ class TwoGradients:
         """Give the parameters the gradient that the rule makes of the two of the whole step."""
         forget, retain = self._sums
         if self.accelerator.num_processes > 1 and not self.accelerator.is_fsdp2:
-            forget = [self.accelerator.reduce(gradient, "mean") for gradient in forget]
-            retain = [self.accelerator.reduce(gradient, "mean") for gradient in retain]
+            forget, retain = ([self.accelerator.reduce(g, "mean") for g in part] for part in (forget, retain))
         for p, gradient in zip(movable(model), rule(forget, retain), strict=True):
             p.grad = gradient
 
 
 def movable(model: nn.Module) -> list[nn.Parameter]:
-    # Asked for after a backward pass: before it, FSDP may have whole parameters in the place of its shards.
+    # Called after a backward pass: before it, FSDP may have whole parameters in the place of its shards.
     return [p for p in model.parameters() if p.requires_grad]

@@ -1,9 +1,9 @@
 """Update rules: how the gradient of the forget loss and that of the retain loss become one step.
 
 A rule takes two lists of gradients of the same parameters, already averaged over micro-batches and processes, and
-returns the one that the optimizer gets. Both losses are minimised, so a conflict is a negative inner product. With
+returns the one that the optimizer gets. Both losses are minimized, so a conflict is a negative inner product. With
 momentum, Adam or weight decay the step is not the gradient: what these rules promise then holds for the gradient only.
-The rule `"subspace"` is a constraint on the step itself, see [`~hf_unlearn.training.subspace.Subspace`].
+The rule `"subspace"` is a constraint on the step itself, see [`~hf_unlearn.training.constraints.Subspace`].
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hf_unlearn.models.sharding import is_sharded, local, placed_like, whole
 
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Inner product over all tensors, accumulated in float64 tensor by tensor; over all shards where they are sharded."""
+    """Inner product over all tensors and all of their shards, accumulated in float64 tensor by tensor."""
     total = torch.stack([local(x).double().mul(local(y).double()).sum() for x, y in zip(a, b, strict=True)]).sum()
     if is_sharded(a[0]):
         # Along a dimension of the mesh that replicates, every process has the same sum already.
@@ -28,11 +28,11 @@ def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
 def without(a: list[Tensor], b: list[Tensor], always: bool) -> list[Tensor]:
     """`a` without its component along `b`: always, or only where the two conflict."""
     along, norm = dot(a, b), dot(b, b)
-    # A gradient that is rounding alone (that of a divergence from the start, at the start) has no direction to respect.
-    # In bfloat16 this bound would take in gradients that are merely small: float32 is the coarsest it is used for.
+    # A gradient that is only rounding (of a divergence from the start, at the start) has no direction to respect. The
+    # epsilon of bfloat16 would include gradients that are merely small: float32 is the coarsest that is used.
     eps = min(torch.finfo(a[0].dtype).eps, torch.finfo(torch.float32).eps)
     norm = torch.where(norm > (8 * eps) ** 2 * dot(a, a), norm, 0.0)
-    # Both cases as one number and without a branch, so that nothing waits for the accelerator.
+    # One number for both cases and no branch, so that nothing waits for the accelerator.
     applies = norm > 0 if always else (along < 0) & (norm > 0)
     scale = torch.where(applies, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
     return [x - scale.to(x.dtype) * y for x, y in zip(a, b, strict=True)]
@@ -43,7 +43,7 @@ def add(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
 
 
 class UpdateRule:
-    """Base of the rules that need the two gradients apart; one is made for a run."""
+    """Base of the rules that need the two gradients apart; each run has one."""
 
     def __init__(self, args):
         self.args = args
@@ -56,7 +56,7 @@ class UpdateRule:
         return {}
 
     def load_state(self, state: dict[str, Tensor], parameters: list[Tensor]) -> None:
-        """Take up what `state` returned; `parameters` are those that the gradients belong to."""
+        """Take over what `state` returned; the gradients are those of `parameters`."""
 
 
 class Project(UpdateRule):
@@ -75,7 +75,7 @@ class Orthogonal(UpdateRule):
     """Remove from each gradient its component along the other, in conflict or not, then add the two.
 
     To first order the forget part of a step leaves the retain loss as it is, and the retain part the forget loss: repair
-    does not undo forgetting. Two parallel gradients cancel altogether. The forget side is that of OrthoGrad (arXiv
+    does not undo forgetting. Two parallel gradients cancel each other. The forget side is that of OrthoGrad (arXiv
     2503.02312) with the gradient of the whole retain batch.
     """
 
@@ -109,7 +109,7 @@ class GRU(UpdateRule):
             self._average = [state[f"gru.{i}"].to(p) for i, p in enumerate(parameters)]
 
 
-# `None`: needs no second gradient; the losses are added, and the Trainer does the rest.
+# `None`: the losses are added, and the Trainer does the rest.
 UPDATE_RULES: dict[str, type[UpdateRule] | None] = {
     "add": None,
     "project": Project,

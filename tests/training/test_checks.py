@@ -3,8 +3,9 @@
 import logging
 
 import pytest
-from cases import image_rows
-from tiny import tiny_vit
+import torch
+from cases import image_rows, make_trainer, weights
+from tiny import tiny_llama, tiny_vit
 
 from hf_unlearn.methods import GradDiffConfig, GradDiffTrainer, GradientAscentConfig, GradientAscentTrainer
 
@@ -30,3 +31,14 @@ def test_a_retain_loss_or_more_images_hide_it(tmp_path, caplog):
         )
         GradientAscentTrainer(tiny_vit(), GradientAscentConfig(**arguments), forget_dataset=image_rows(2))
     assert "can compute the image" not in caplog.text
+
+
+@pytest.mark.parametrize("method", ["ssd", "svd_forget", "lora_edit", "head_mask", "task_vector"])
+def test_a_method_that_needs_whole_weights_refuses_a_launch_that_spreads_them(method, tmp_path, monkeypatch):
+    model = tiny_llama().double()
+    start = weights(model)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` does
+    with pytest.raises(ValueError, match="needs whole weights"):
+        make_trainer(method, tmp_path, model=model)
+    assert weights(model).keys() == start.keys()
+    assert all(torch.equal(value, start[name]) for name, value in weights(model).items())

@@ -281,10 +281,12 @@ def test_runs_add_up_and_processes_share_time_and_updates():
 
 
 def test_the_processes_of_a_run_are_put_together(monkeypatch):
-    def gather(into, mine):
-        into[:] = [mine, mine | {"examples": 7, "wall_seconds": 1e6}]
+    def gather(into, outcome):
+        mine, error = outcome
+        into[:] = [outcome, (mine | {"examples": 7, "wall_seconds": 1e6}, error)]
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     cost = CostCallback()

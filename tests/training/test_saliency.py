@@ -11,7 +11,7 @@ from tiny import tiny_tokenizer
 from transformers import TrainerCallback
 
 from hf_unlearn.data import encode_dataset
-from hf_unlearn.training.saliency import SaliencyMask, largest
+from hf_unlearn.training.constraints import SaliencyMask, largest
 
 
 SHARE = 0.1

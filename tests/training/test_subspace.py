@@ -15,7 +15,7 @@ from transformers.utils import logging
 from hf_unlearn.curvature.covariance import input_covariances
 from hf_unlearn.data import UnlearningCollator, encode_dataset
 from hf_unlearn.models.linear import linear_modules
-from hf_unlearn.training.subspace import principal_directions
+from hf_unlearn.training.constraints import principal_directions
 
 
 ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-2, "weight_decay": 0.1, "max_steps": 4}

@@ -86,7 +86,7 @@ def test_no_checkpoint_goes_to_a_tracker(tmp_path, monkeypatch):
 
 
 def test_wrong_config_and_missing_tokenizer(tmp_path):
-    with pytest.raises(ValueError, match="Give one of these"):
+    with pytest.raises(ValueError, match="Give a NPOConfig"):
         NPOTrainer(tiny_llama(), SimNPOConfig(str(tmp_path), use_cpu=True), text_rows(4), text_rows(4))
     with pytest.raises(ValueError, match="no tokenizer was given"):
         NPOTrainer(tiny_llama(), NPOConfig(str(tmp_path), use_cpu=True), text_rows(4), text_rows(4))
