@@ -110,8 +110,8 @@ def test_bounds_and_choices_that_a_config_declares_are_kept(name):
 def test_a_method_of_a_user_is_registered(registered):
     register_method("mine", MineTrainer)
     assert METHODS["mine"] is MineTrainer and "mine" in METHODS and "mine" in list(METHODS)
-    assert describe("mine").sources == ["Jane Doe, 2026-10"]
-    assert describe("mine").as_dict() == describe("npo").as_dict() | {
+    assert describe("mine")["sources"] == ["Jane Doe, 2026-10"]
+    assert describe("mine") == describe("npo") | {
         "name": "mine",
         "trainer": "MineTrainer",
         "summary": "What a user adds.",
