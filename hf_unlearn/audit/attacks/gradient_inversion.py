@@ -1,12 +1,12 @@
 """Images whose gradient is the change of the weights, found by optimization.
 
-For models and edits that `inversion` has no closed form for. An adversary who has the model before and after an edit
-searches for images on which a step of training would have changed the weights in the same direction. Source: Geiping et
+For models and edits that have no closed form in `inversion`. An adversary who has the model before and after an edit
+searches for images on which a step of unlearning would have changed the weights in the same direction. Source: Geiping et
 al., Inverting Gradients, arXiv 2003.14053: the cosine of the two, total variation as a prior, Adam on the sign of the
 gradient, pixels in a box, several starts.
 
-The smaller the share of the weights that moved, the longer the edit and the larger the batch, the less this finds. On a
-trained ViT it is a weak attack, so that nothing found says little.
+It finds less the smaller the share of weights that moved, the longer the edit and the larger the batch. On a trained ViT it
+is a weak attack: if it finds nothing, that says little.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.models.modes import plain_copy
 
 
+#: Step of Adam on the sign, for `pixel_values`, and weight of the total variation beside the mismatch.
+LEARNING_RATE, TV_WEIGHT = 0.1, 0.2
+
+
 @dataclass(frozen=True)
 class GradientInversion:
     """What the search found.
 
     Attributes:
         images (`float64 (n, channels, height, width)`): in [0, 1], of the start that matched best.
-        labels (`int (n,)`): what the model was taken to have forgotten them as.
-        mismatch (`float64 (n_starts,)`): `1 - cos` of the gradient and the change of the weights, in [0, 2], a start each;
+        labels (`int (n,)`): the classes they were taken to have.
+        mismatch (`float64 (n_starts,)`): `1 - cos` of the gradient and the change of the weights, in [0, 2], per start;
             0 = the images explain the change.
     """
 
@@ -44,34 +48,27 @@ def invert_gradient(
     after,
     labels: int | Sequence[int] | None = None,
     processor=None,
-    ascent: bool = True,
     n_starts: int = 2,
     n_steps: int = 300,
-    learning_rate: float = 0.1,
-    tv_weight: float = 0.2,
     seed: int = 0,
 ) -> GradientInversion:
-    """Search for the images that an image classifier was edited with.
+    """Search for the images that an image classifier was made to forget, by steps up their loss.
 
     Args:
         before, after (`PreTrainedModel` or `PeftModel`): of one architecture; both stay as they are. Only weights that
             changed are compared; adapters are merged first.
-        labels (`int` or sequence, *optional*): classes of the images, in any order: as many images are searched for. By
-            default one image, of the class that the bias of the classifier moved against the others for.
+        labels (`int` or sequence, *optional*): classes of the images, in any order; one image is searched for per label. By
+            default one image, of the class whose bias in the classifier fell most.
         processor (`BaseImageProcessor`, *optional*): its normalization is undone in the result, and its range is the box.
             Without one, the model reads images in [0, 1].
-        ascent (`bool`, *optional*, defaults to `True`): whether the edit went up the loss, as unlearning does.
         n_starts, n_steps (`int`, *optional*, default to `2` and `300`): random starts, and steps from each.
-        learning_rate (`float`, *optional*, defaults to `0.1`): of Adam on the sign, for `pixel_values`; a tenth of it after
-            3/8, 5/8 and 7/8 of the steps.
-        tv_weight (`float`, *optional*, defaults to `0.2`): of the mean absolute difference of neighbouring pixels.
         seed (`int`, *optional*, defaults to `0`): of the starts.
 
     Raises:
-        ValueError: the models have not the same weights by name and shape, no weight changed, or no label was given and
-            the bias of the classifier does not tell one.
+        ValueError: the models do not have the same weights by name and shape, no weight changed, or no label was given and
+            the bias of the classifier did not change.
     """
-    model, change = _changed(before, after, 1.0 if ascent else -1.0)
+    model, change = _changed(before, after)
     labels = [_label(change)] if labels is None else labels
     labels = torch.as_tensor(labels, device=model.device).reshape(-1)
     parameters = [model.get_parameter(name) for name in change]
@@ -85,35 +82,29 @@ def invert_gradient(
         dot = sum((g * step).sum() for g, step in zip(gradients, change.values(), strict=True))
         return 1 - dot / (length * torch.sqrt(sum(g.square().sum() for g in gradients)))
 
+    def objective(pixels: Tensor) -> Tensor:
+        return mismatch(pixels) + TV_WEIGHT * total_variation(pixels)
+
     found, values = [], []
     for start in range(n_starts):
         pixels = random_pixels(model, len(labels), processor, seed=seed + start)
-        optimize_pixels(
-            pixels,
-            lambda x: mismatch(x) + tv_weight * total_variation(x),
-            processor,
-            n_steps,
-            learning_rate,
-            sign=True,
-        )
+        optimize_pixels(pixels, objective, processor, n_steps, LEARNING_RATE, sign=True)
         found.append(to_images(pixels, processor))
         values.append(float(mismatch(pixels).detach()))
     return GradientInversion(found[int(np.argmin(values))], labels.cpu().numpy(), np.array(values))
 
 
-def _changed(before, after, sign: float) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy of the model that can be differentiated twice, and what changed by the name of its parameter."""
+def _changed(before, after) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of the model before that can be differentiated twice, and the change of each parameter that changed."""
     model, other = plain_copy(before), dict(plain_copy(after).named_parameters())
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")  # the fused kernels have no second derivative
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if shapes != {name: parameter.shape for name, parameter in other.items()}:
-        raise ValueError(
-            "The models have not the same weights by name and shape. Give two models of one architecture."
-        )
+        raise ValueError("The models have weights of different names or shapes. Give two models of one architecture.")
     change = {}
     for name, parameter in model.named_parameters():
-        step = sign * (other[name].detach().to(parameter.device, parameter.dtype) - parameter.detach())
+        step = other[name].detach().to(parameter.device, parameter.dtype) - parameter.detach()
         parameter.requires_grad_(bool(step.any()))
         if parameter.requires_grad:
             change[name] = step
@@ -127,9 +118,7 @@ def _label(change: dict[str, Tensor]) -> int:
     # arXiv 2001.02610).
     bias = next((step for name, step in change.items() if name.endswith("classifier.bias")), None)
     if bias is None:
-        raise ValueError(
-            "No label was given, and the bias of the classifier, which would tell it, did not change. Give labels."
-        )
+        raise ValueError("The bias of the classifier, which would tell the label, did not change. Give labels.")
     return int(bias.argmin())
 
 
@@ -137,12 +126,9 @@ def random_pixels(model: nn.Module, n: int, processor=None, seed: int = 0) -> Te
     """Noise `(n, channels, height, width)` in the box of [`optimize_pixels`], to start from; the same on every device."""
     config = model.config
     size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
-    noise = torch.rand(
-        n, config.num_channels, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    mean, std = map(torch.as_tensor, pixel_scale(processor))
-    weight = next(model.parameters())
-    return ((noise - mean) / std).to(weight.device, weight.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(n, config.num_channels, *size, generator=generator, dtype=torch.float64)
+    return to_pixels(noise.numpy(), model, processor)
 
 
 def optimize_pixels(
@@ -150,9 +136,11 @@ def optimize_pixels(
 ) -> None:
     """Minimize `objective(pixels)` with Adam, in place. Pixels stay in the box of what an image in [0, 1] can give.
 
+    The learning rate falls to a tenth after 3/8, 5/8 and 7/8 of the steps.
+
     Args:
         pixels (`Tensor (n, channels, height, width)`): where it starts.
-        sign (`bool`, *optional*, defaults to `False`): take the sign of the gradient only.
+        sign (`bool`, *optional*, defaults to `False`): use only the sign of the gradient.
     """
     mean, std = (torch.as_tensor(values).to(pixels) for values in pixel_scale(processor))
     low, high = -mean / std, (1 - mean) / std
@@ -171,8 +159,14 @@ def optimize_pixels(
 
 
 def total_variation(pixels: Tensor) -> Tensor:
-    """Mean absolute difference of vertical, plus of horizontal neighbours: the less, the smoother."""
+    """Mean absolute difference of vertical neighbors plus that of horizontal ones: lower = smoother."""
     return pixels.diff(dim=-2).abs().mean() + pixels.diff(dim=-1).abs().mean()
+
+
+def to_pixels(images: np.ndarray, model: nn.Module, processor=None) -> Tensor:
+    """Images in [0, 1] as `pixel_values`, on the device and in the type of the model."""
+    (mean, std), weight = pixel_scale(processor), next(model.parameters())
+    return torch.as_tensor((images - mean) / std).to(weight.device, weight.dtype)
 
 
 def to_images(pixels: Tensor, processor=None) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""An adversary with two checkpoints: what the model before and the model after give away together.
+"""An adversary who has both checkpoints: what the model before and the model after give away together.
 
-What changed between them points to what was forgotten, whichever way it was: even a model that was retrained without the
-forget set gives it away beside the original (Wu et al., arXiv 2505.24379). So the pair (original, retrained) is always the
-yardstick of the pair (original, unlearned), and the original alone, weight 1, what the adversary has anyway.
+What changed between them points to what was forgotten, whatever the method: even a model that was retrained without the
+forget set gives it away beside the original (Wu et al., arXiv 2505.24379). So the pair (original, retrained) is the
+yardstick of the pair (original, unlearned), and the original alone (weight 1) is what the adversary has anyway.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from hf_unlearn.audit.table.streaming import (
     targets_of,
     warn_of_broken,
 )
-from hf_unlearn.data.images import ImageRows
-from hf_unlearn.models.likelihood import target_statistics
+from hf_unlearn.models.likelihood import is_image_classifier, target_statistics
 
 
 # From the model after (0) to the model before (1) and beyond, where the attack of the paper is.
@@ -46,7 +45,7 @@ class GuidedExtraction:
 
     Attributes:
         weights (`tuple` of `w`): 0 is the model after, 1 the model before.
-        verbatim (`float64 (w, n)`): 1 where the whole answer comes out, 0 where not.
+        verbatim (`float64 (w, n)`): 1 where the whole answer comes out, else 0.
         extraction_strength (`float64 (w, n)`): share of the answer that comes out by itself, in [0, 1].
         exact_memorization (`float64 (w, n)`): share of targets that are the most likely token, in [0, 1].
         log_prob (`float64 (w, n)`): mean log-probability of a target under the guided distribution, in nats.
@@ -62,41 +61,23 @@ class GuidedExtraction:
 
 
 def guided_extraction(
-    before,
-    after,
-    processing_class,
-    examples: Iterable,
-    weights: Sequence[float] = WEIGHTS,
-    batch_size: int = 8,
-    max_length: int | None = None,
-    truncate: bool = False,
+    before, after, processing_class, examples: Iterable, weights=WEIGHTS, **options
 ) -> GuidedExtraction:
     """How much of each answer comes out when the model after is guided by what changed since the model before.
 
-    Args:
-        before, after, processing_class, examples, weights, batch_size, max_length, truncate: as for [`guided_scores`].
+    The arguments are those of [`guided_scores`].
     """
-    tables = guided_scores(
-        before,
-        after,
-        processing_class,
-        examples,
-        weights,
-        batch_size=batch_size,
-        max_length=max_length,
-        truncate=truncate,
-    )
+    tables = guided_scores(before, after, processing_class, examples, weights, **options)
 
-    def stacked(metric) -> np.ndarray:
-        of_weights = [np.where(table.valid, metric(table), np.nan) for table in tables]
-        return np.array(of_weights, dtype=np.float64)
+    def by_weight(metric) -> np.ndarray:
+        return np.array([np.where(table.valid, metric(table), np.nan) for table in tables], dtype=np.float64)
 
     return GuidedExtraction(
         weights=tuple(weights),
-        verbatim=stacked(verbatim_extracted),
-        extraction_strength=stacked(extraction_strength),
-        exact_memorization=stacked(exact_memorization),
-        log_prob=-stacked(loss),
+        verbatim=by_weight(verbatim_extracted),
+        extraction_strength=by_weight(extraction_strength),
+        exact_memorization=by_weight(exact_memorization),
+        log_prob=-by_weight(loss),
     )
 
 
@@ -110,24 +91,23 @@ def guided_scores(
     max_length: int | None = None,
     truncate: bool = False,
 ) -> list[Scores]:
-    """The table of scores under the guided distribution, for each weight: any metric of a table can be read from them.
+    """The table of scores under the guided distribution, for each weight; any metric of a table can be read from them.
 
-    The guided log-probabilities are `ln p_after + w (ln p_before - ln p_after)`, normalized. Which token is the most
-    likely one depends on what precedes it alone, so greedy decoding under guidance need not be run: it reproduces a
-    target exactly where every `hit` is true. Each model reads each example once, whatever the number of weights.
+    The guided log-probabilities are `ln p_after + w (ln p_before - ln p_after)`, normalized. The most likely token
+    depends only on what precedes it, so greedy decoding under guidance need not be run: it reproduces a target exactly
+    where every `hit` is true. Each model reads each example once, whatever the number of weights.
 
     Args:
         before, after (`PreTrainedModel`, `str` or callable): the original, and the unlearned model (or the retrained one,
-            for the yardstick), with one tokenizer; both are in memory together. Names and functions are loaded.
-        processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`, *optional*): needed for text, and for images.
-        examples (iterable of `n`): as for [`score`].
+            for the yardstick), with one tokenizer; both are in memory together. A model may be given by its name, or as
+            a function that loads it.
+        processing_class, examples, batch_size, max_length, truncate: as for [`score`].
         weights (sequence of `float`, *optional*): 0 is the model after, 1 the model before, and more than 1 goes on in
             the same direction.
-        batch_size, max_length, truncate (*optional*): as for [`score`].
 
     Returns:
-        `list` of [`Scores`], one a weight, without sampling schemes and sizes of texts. A target that one of the models
-        rules out (a logit of `-inf`) and guidance makes certain has no distribution: its record counts as missing.
+        `list` of [`Scores`], one per weight, without sampling schemes and sizes of texts. Where guidance makes a token
+        certain that one of the models rules out (a logit of `-inf`), there is no distribution: the record is missing.
 
     Raises:
         ValueError: there are no weights, the models have different vocabularies or classes, or an example cannot be
@@ -140,16 +120,18 @@ def guided_scores(
         check_comparable(models)
         rows = encode_examples(models, processing_class, examples, max_length, truncate)
 
-        def of_batch(inputs: dict[str, Tensor]) -> list[np.ndarray]:
-            parts, of_rows = [], []
-            for (earlier, later), targets, of_row in side_by_side(models, inputs):
+        def statistics(inputs: dict[str, Tensor]) -> list[np.ndarray]:
+            parts, owners = [], []
+            for (earlier, later), targets, rows_of_part in side_by_side(models, inputs):
                 parts.append(np.stack([_columns(guided(earlier, later, w), targets) for w in weights]))
-                of_rows.append(of_row)
-            columns, of_row = np.concatenate(parts, axis=-1), np.concatenate(of_rows)
-            return split_by_row(columns, of_row, len(inputs["labels"]))
+                owners.append(rows_of_part)
+            return split_by_row(np.concatenate(parts, axis=-1), np.concatenate(owners), len(inputs["labels"]))
 
-        found = by_record(models, rows, batch_size, of_batch, "Guiding one model by another")
-    tables = [_table(rows, [None if of is None else of[k] for of in found]) for k in range(len(weights))]
+        found = by_record(models, rows, batch_size, statistics, "Guiding one model by another")
+        kind = "label" if is_image_classifier(models[0]) else "tokens"
+    nothing = np.zeros((len(weights), len(_COLUMNS), 0))
+    values = np.concatenate([nothing, *(columns for columns in found if columns is not None)], axis=-1)
+    tables = [_table(rows, dict(zip(_COLUMNS, columns, strict=True)), kind) for columns in values]
     warn_of_broken(np.where([table.not_finite for table in tables], np.nan, 0.0), rows)
     return tables
 
@@ -171,34 +153,25 @@ def _columns(logits: Tensor, targets: Tensor) -> np.ndarray:
     return np.stack([getattr(found, name).cpu().numpy().astype(np.float64) for name in _COLUMNS])
 
 
-def _table(rows: Rows, found: Sequence[np.ndarray | None]) -> Scores:
-    """One table from the columns of each row, `(columns, t)`; `None` for a row without targets."""
+def _table(rows: Rows, columns: dict[str, np.ndarray], kind: str) -> Scores:
+    """One table from the numbers of all targets, row after row."""
     targets = targets_of(rows)
-    lengths = np.array([len(of) for of in targets], dtype=np.int64)
+    lengths = np.array([len(ids) for ids in targets], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    kept = [of for of in found if of is not None]
-    values = np.concatenate(kept, axis=1) if kept else np.zeros((len(_COLUMNS), 0))
-    columns = dict(zip(_COLUMNS, values, strict=True))
     # No value of a record with a broken target is kept: a metric that reads only some of them must be NaN as well.
-    of_target = np.repeat(np.arange(len(lengths)), lengths)
-    broken = np.isin(of_target, of_target[np.isnan(columns["log_prob"])])
-    for name in ("log_prob", "mean", "std", "margin"):
-        columns[name] = np.where(broken, np.nan, columns[name])
-    of_images = isinstance(rows, ImageRows) or any("pixel_values" in row for row in rows if row)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    broken = np.isin(owners, owners[np.isnan(columns["log_prob"])])
     is_end = np.zeros(offsets[-1], dtype=bool)
     is_end[offsets[1:][n_end_of(rows) > 0] - 1] = True
     return Scores(
         offsets=offsets,
         target_ids=np.concatenate([np.zeros(0), *targets]).astype(np.int32),
-        log_prob=columns["log_prob"],
         hit=(columns["hit"] > 0) & ~broken,
         rank=columns["rank"].astype(np.int32),
-        mean=columns["mean"],
-        std=columns["std"],
-        margin=columns["margin"],
         is_end=is_end,
         zlib_size=np.zeros(len(lengths), dtype=np.int32),
-        meta={"targets": "label" if of_images else "tokens"},
+        meta={"targets": kind},
+        **{name: np.where(broken, np.nan, columns[name]) for name in ("log_prob", "mean", "std", "margin")},
     )
 
 
@@ -210,15 +183,9 @@ def guidance(model, records: AuditRecords, original) -> Found:
     the original is the yardstick.
     """
     weights = tuple(sorted({*records.config.guidance_weights, 1.0}))
-    strength = guided_extraction(
-        original,
-        model,
-        records.processing_class,
-        records.rows("forget"),
-        weights=weights,
-        batch_size=records.config.batch_size,
-        **records.lengths,
-    ).extraction_strength
+    rows, options = records.rows("forget"), {"batch_size": records.config.batch_size, **records.lengths}
+    found = guided_extraction(original, model, records.processing_class, rows, weights, **options)
+    strength = found.extraction_strength
     gained = np.max(strength, axis=0) - strength[weights.index(1.0)]
     return Found(
         {records.statistic("extraction_strength_gained_by_guidance", "two-checkpoint"): gained},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,14 +28,18 @@ from hf_unlearn.models.blocks import find_blocks, output_replaced, states_of
 from hf_unlearn.models.likelihood import log_probs_and_hits, reading_positions, scored_positions
 
 
+# In nats per target, as in the paper.
+THRESHOLD = 0.05
+
+
 @dataclass(frozen=True)
 class PatchingDepth:
     """How deep the unlearning of each record goes, for `layers` blocks and `n` records.
 
     Attributes:
-        depth (`float64 (n,)`): from 0, the states hold what those of the original hold, to 1, they lack as much as those
-            of the retrained model; **best near 1**. NaN for a record without targets or with NaN logits, and where the
-            retrained model's states take nothing from the original in any layer.
+        depth (`float64 (n,)`): from 0, where the states hold what those of the original hold, to 1, where they lack as
+            much as those of the retrained model; **best near 1**. NaN for a record without targets or with NaN logits, and
+            where the states of the retrained model lower the answer of the original in no layer.
         drop_unlearned, drop_retrained (`float64 (layers, n)`): by how much the mean log-probability of a target under the
             original falls with the states of that model in a layer, in nats.
     """
@@ -51,27 +56,25 @@ def patching_depth(
     processing_class,
     examples: Iterable,
     batch_size: int = 8,
-    threshold: float = 0.05,
     max_length: int | None = None,
     truncate: bool = False,
 ) -> PatchingDepth:
     """Unlearning depth by activation patching (Lee et al., arXiv 2605.24614).
 
     The states of a layer of the original, where they predict targets, are replaced by those of the retrained or the
-    unlearned model, and the rest of the original answers. Counted are layers in which the retrained model takes more than
-    the threshold from the log-probability; the depth is the share of this that the unlearned model takes too, at least 0
-    and at most 1 in each, weighed by what the retrained one takes. Of an image the state of the class token is replaced, or
-    all where there is none.
+    unlearned model, and the rest of the original answers. Only layers count in which the retrained model lowers the
+    log-probability by more than 0.05 nats per target, as in the paper. The depth is the share of this drop that the
+    unlearned model causes too, in each layer between 0 and 1, weighted by the drop of the retrained model. For an image
+    the state of the class token is replaced, or all states where there is none.
 
-    All three models are in memory, and the original runs two passes a layer.
+    All three models are in memory, and the original runs two passes per layer.
 
     Args:
         original, unlearned, retrained (`PreTrainedModel`, `str` or callable): of one architecture.
         processing_class, examples, batch_size, max_length, truncate: as for [`score`].
-        threshold (`float`, *optional*, defaults to `0.05`): in nats a target, as in the paper.
 
     Raises:
-        ValueError: the models are not of one shape, no blocks are found in them, or an example cannot be encoded.
+        ValueError: the models have different shapes, no blocks are found in them, or an example cannot be encoded.
     """
     with in_memory(original, unlearned, retrained) as models:
         check_comparable(models)
@@ -79,29 +82,27 @@ def patching_depth(
         widths = [model.config.get_text_config().hidden_size for model in models]
         if len(set(widths)) > 1 or len(set(map(len, blocks))) > 1:
             raise ValueError(
-                f"The models have {', '.join(str(len(of)) for of in blocks)} blocks of width {', '.join(map(str, widths))}. "
-                "States can only be exchanged between models of one shape."
+                f"The models have {', '.join(str(len(layers)) for layers in blocks)} blocks of width "
+                f"{', '.join(map(str, widths))}. States can only be exchanged between models of one shape."
             )
         rows = encode_examples(models, processing_class, examples, max_length, truncate)
         limit = max_targets(models[:1])
 
-        def of_batch(inputs: dict[str, Tensor]) -> np.ndarray:
-            means = [_mean_log_probs(models[0], inputs, limit)]
+        def means_of_patched(inputs: dict[str, Tensor]) -> np.ndarray:
             inputs = inputs_for(models[0], inputs)
+            means = [_mean_log_probs(models[0], inputs, limit)]
             for model, own in zip(models[1:], blocks[1:], strict=True):
                 for block, state in zip(blocks[0], states_of(model, own, inputs_for(model, inputs))[1:], strict=True):
-                    with output_replaced(
-                        block, lambda output, state=state: _patched(models[0], inputs, output, state)
-                    ):
+                    with output_replaced(block, partial(_patched, models[0], inputs, state)):
                         means.append(_mean_log_probs(models[0], inputs, limit))
             return np.stack(means, axis=1)
 
-        found = by_record(models, rows, batch_size, of_batch, "Patching the layers")
+        found = by_record(models, rows, batch_size, means_of_patched, "Patching the layers")
     n_layers = len(blocks[0])
     means = stacked(found, (1 + 2 * n_layers,))
     warn_of_broken(means, rows)
     drop_unlearned, drop_retrained = (means[0] - means[1:]).reshape(2, n_layers, len(found))
-    counts = drop_retrained > threshold
+    counts = drop_retrained > THRESHOLD
     weight = np.where(counts, drop_retrained, 0.0)
     share = np.clip(drop_unlearned / np.where(counts, drop_retrained, 1.0), 0, 1)
     total = weight.sum(axis=0)
@@ -112,13 +113,12 @@ def patching_depth(
 
 def _mean_log_probs(model: nn.Module, inputs: dict[str, Tensor], limit: int) -> np.ndarray:
     """Mean log-probability of a target of each row: `float64 (rows,)`."""
-    inputs = inputs_for(model, inputs)
-    of_row = scored_positions(inputs["labels"]).nonzero()[:, 0].cpu().numpy()
+    owners = scored_positions(inputs["labels"]).nonzero()[:, 0].cpu().numpy()
     log_probs = log_probs_and_hits(model, inputs, limit)[0]
-    return np.array([of.mean() for of in split_by_row(log_probs, of_row, len(inputs["labels"]))])
+    return np.array([values.mean() for values in split_by_row(log_probs, owners, len(inputs["labels"]))])
 
 
-def _patched(model: nn.Module, inputs: dict[str, Tensor], output: Tensor, state: Tensor) -> Tensor:
+def _patched(model: nn.Module, inputs: dict[str, Tensor], state: Tensor, output: Tensor) -> Tensor:
     return torch.where(reading_positions(model, inputs, output.shape[1])[:, :, None], state.to(output), output)
 
 

@@ -1,8 +1,8 @@
 """Can an image that was asked to be forgotten be reconstructed? Reconstructions beside the images, and beside baselines.
 
-A number of decibels says little alone. A reconstruction shows an image as far as it is more like it than what needs no
-attack: a single colour, or an image that the model still keeps. Where it does not show the image it may still betray it,
-if it is more like the forget set than like images that were never trained on, to which the same attack gives nothing.
+A number of decibels alone says little. A reconstruction shows an image only if it is more like it than what needs no
+attack: a single color, or an image that the model still keeps. A reconstruction that does not show the image may still
+betray it, by being more like the forget set than like images that were never trained on.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from hf_unlearn.audit.attacks.attack import attack
 from hf_unlearn.audit.attacks.inversion import Reconstruction, reconstruct_from_weights
 from hf_unlearn.audit.measures.image_similarity import image_chunks, nearest_psnr, psnr, reidentified, ssim
 from hf_unlearn.audit.records import AuditRecords, Found
+from hf_unlearn.data.images import labels_of
 from hf_unlearn.statistics import intervals
 from hf_unlearn.statistics.estimate import known, plain
 
 
-#: From this PSNR on a reconstruction is as good as the image. 3 dB are half of the error.
+#: From this PSNR on a reconstruction is as good as the image; 3 dB more are half the error.
 RECOVERED_DB, MARGIN_DB = 40.0, 3.0
-#: Of the test whether a reconstruction betrays the forget set.
+#: Level of the test whether a reconstruction betrays the forget set.
 LEVEL = 0.05
 
 
@@ -37,12 +38,12 @@ class ReconstructionAudit:
         route (`str`): the attack, in words.
         reason (`str`): what its reconstruction rests on, or why there is none.
         psnr, ssim (`float64 (n,)`): of the reconstruction to the image; **higher = more is recovered**. PSNR in dB.
-        found (`float64 (n,)`): 1 where the retained image nearest to the reconstruction is of the same class, as one person
-            is; else 0.
+        found (`float64 (n,)`): 1 where the retained image nearest to the reconstruction is of the same class (in portraits:
+            the same person), else 0.
         chance (`float64 (n,)`): the share of the retained images that are of that class.
-        mean_color, nearest_retained (`float64 (n,)`): PSNR of the best single colour, and of the retained image that is
+        mean_color, nearest_retained (`float64 (n,)`): PSNR of the best single color, and of the retained image that is
             most like the record.
-        non_members, non_members_ssim (`float64 (m,)`): of the reconstruction to images that were never trained on; of
+        non_members, non_members_ssim (`float64 (m,)`): of the reconstruction to images that were never trained on; with
             several reconstructions, of the one most like each.
         recovered_db (`float`): from this PSNR on a record counts as recovered.
         details (`Reconstruction` or `None`): rank, condition and residual of the closed form, and its image.
@@ -69,18 +70,18 @@ class ReconstructionAudit:
 
     @property
     def recovered(self) -> np.ndarray:
-        """`bool (n,)`: the image itself."""
+        """`bool (n,)`: the image itself comes out."""
         return self.psnr >= self.recovered_db
 
     @property
     def above_baseline(self) -> np.ndarray:
-        """`bool (n,)`: more of the image than one has without the attack (3 dB, half of the error)."""
+        """`bool (n,)`: more of the image comes out than one has without the attack (3 dB, half the error)."""
         return self.recovered | (self.psnr >= self.baseline + MARGIN_DB)
 
     @cached_property
     def p_value(self) -> float:
-        """Of the one-sided Mann-Whitney U test against "it is no more like the forget set than like images never trained
-        on", by SSIM; with one record at least `1 / (m + 1)`. NaN without such images."""
+        """One-sided Mann-Whitney U test, by SSIM, of "no more like the forget set than like images never trained on"; for
+        one record at least `1 / (m + 1)`. NaN without such images."""
         members, others = known(self.ssim), known(self.non_members_ssim)
         if not len(members) or not len(others):
             return float("nan")
@@ -99,7 +100,7 @@ class ReconstructionAudit:
         return "not_applicable" if np.isnan(self.psnr).all() else "nothing_found"
 
     def shows_records(self, family: int = 1) -> bool:
-        """Whether records are shown or betrayed; the test of the latter corrected for a family of so many tests."""
+        """Whether records are shown or betrayed; `family` is the number of tests, for the correction of the latter."""
         if self.outcome == "betrayed":
             return self.p_value * family <= LEVEL
         return self.outcome in ("recovered", "partly_recovered")
@@ -149,40 +150,20 @@ class ReconstructionAudit:
         return plain(shown)
 
 
-def reconstruction_audit(
-    before,
-    after,
-    images,
-    processor=None,
-    retain=None,
-    non_members=None,
-    embed: Callable[[np.ndarray], np.ndarray] | None = None,
-    recovered_db: float = RECOVERED_DB,
-) -> ReconstructionAudit:
+def reconstruction_audit(before, after, images, processor=None, **options) -> ReconstructionAudit:
     """Whether images to be forgotten can be read off the weights before and after an edit, see `inversion`.
 
-    The closed form gives one image. It is compared with every record: of several in the forget set, it is a mixture.
+    The closed form gives one image, which is compared with every record: of a larger forget set, it is a mixture.
 
     Args:
         before, after (`PreTrainedModel`, `PeftModel` or `str`): see [`reconstruct_from_weights`].
-        images, retain, non_members, embed: see [`compare_reconstructions`].
-        processor (`BaseImageProcessor`, *optional*): that of the model. Without one, the model reads images in [0, 1].
-        recovered_db (`float`, *optional*, defaults to `40.0`).
+        images, processor, options: see [`compare_reconstructions`]; `retain`, `non_members`, `embed` and `recovered_db`.
     """
     details = reconstruct_from_weights(before, after, processor)
     image = np.nan if details.image is None else np.clip(details.image, 0, 1)[None]
-    return compare_reconstructions(
-        image,
-        images,
-        processor,
-        retain=retain,
-        non_members=non_members,
-        embed=embed,
-        route="the difference of the weights, in closed form",
-        reason=details.reason,
-        recovered_db=recovered_db,
-        details=details,
-    )
+    route = "the difference of the weights, in closed form"
+    told = {"route": route, "reason": details.reason, "details": details}
+    return compare_reconstructions(image, images, processor, **told, **options)
 
 
 def compare_reconstructions(
@@ -203,23 +184,23 @@ def compare_reconstructions(
         reconstructed (`float (n, channels, height, width)` in [0, 1]): one for each record, or one for all; NaN where
             there is none.
         images (`float (n, channels, height, width)` in [0, 1], or rows with image and label): the forget set.
-        processor (`BaseImageProcessor`, *optional*): needed for rows.
-        retain (*optional*): the same of images that the model keeps. Where both have labels, these are the people among
-            whom the reconstruction is looked for.
-        non_members (*optional*): the same of images that were never trained on.
+        processor (`BaseImageProcessor`, *optional*): that of the model, needed for rows. Without one, the model reads
+            images in [0, 1].
+        retain (*optional*): images that the model keeps, like `images`. Where both have labels, the class of each record
+            is looked for among them.
+        non_members (*optional*): images that were never trained on, like `images`.
         embed (`Callable`, *optional*): features for the search, see [`reidentified`].
-        route, reason (`str`, *optional*): for the report.
-        recovered_db, details: see [`ReconstructionAudit`].
+        route, reason, details (*optional*): for the report, see [`ReconstructionAudit`].
+        recovered_db (`float`, *optional*, defaults to `40.0`): from this PSNR on a record counts as recovered.
 
     All sets are in memory at once, in the size that the model reads.
     """
-    forget, kept, others = (_stacked(of, processor) for of in (images, retain, non_members))
+    forget, kept, others = (_stacked(rows, processor) for rows in (images, retain, non_members))
     reconstructed = np.asarray(reconstructed, dtype=np.float64)
-    # One that serves for all is compared with the non-members once.
+    # A reconstruction that serves for all records is compared with the non-members once.
     distinct = reconstructed if reconstructed.ndim == 4 else np.full((1, *forget.shape[1:]), reconstructed)
     reconstructed = np.broadcast_to(distinct, forget.shape)
-    missing = np.full(len(forget), np.nan)
-    found = chance = missing
+    found = chance = missing = np.full(len(forget), np.nan)
     labels, kept_labels = _labels(images), _labels(retain)
     if labels is not None and kept_labels is not None:
         found = reidentified(reconstructed, labels, kept, kept_labels, embed)
@@ -251,19 +232,15 @@ def _best(similarity: Callable, reconstructed: np.ndarray, others: np.ndarray | 
 
 
 def _labels(rows) -> np.ndarray | None:
-    if rows is None or (hasattr(rows, "shape") and not hasattr(rows, "column_names")):
+    if rows is None or not len(rows) or (hasattr(rows, "shape") and not hasattr(rows, "column_names")):
         return None
-    if hasattr(rows, "labels"):  # encoded already
-        return np.asarray(rows.labels)
-    from hf_unlearn.data.images import labels_of
-
-    labels = labels_of(rows)
+    labels = rows.labels if hasattr(rows, "labels") else labels_of(rows)  # encoded already, or not
     return None if None in labels else np.asarray(labels)
 
 
 @attack("inversion", ("image",), beside=("original",))
 def reconstruction_from_weights(model, records: AuditRecords, original) -> Found:
     """Images of the forget set from the difference of the weights, which publishing both checkpoints gives away."""
-    retain, non_members = (rows if len(rows) else None for rows in map(records.rows, ("retain", "holdout")))
+    sets = {"retain": records.rows("retain"), "non_members": records.rows("holdout")}
     forget, processor = records.rows("forget"), records.processing_class
-    return Found(reconstruction=reconstruction_audit(original, model, forget, processor, retain, non_members))
+    return Found(reconstruction=reconstruction_audit(original, model, forget, processor, **sets))

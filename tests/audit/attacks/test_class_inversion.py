@@ -6,6 +6,7 @@ import torch
 from tiny import tiny_vit
 from transformers import ViTImageProcessorPil
 
+from hf_unlearn.audit.attacks import class_inversion
 from hf_unlearn.audit.attacks.class_inversion import invert_class
 from hf_unlearn.audit.attacks.gradient_inversion import random_pixels
 from hf_unlearn.audit.measures.image_similarity import psnr
@@ -19,9 +20,10 @@ def probabilities(model, images):
         return model(torch.tensor(images * 2 - 1, dtype=torch.float32)).logits.double().softmax(-1).numpy()
 
 
-def test_the_class_becomes_likely_and_the_evaluator_judges_the_same_images():
+def test_the_class_becomes_likely_and_the_evaluator_judges_the_same_images(monkeypatch):
+    monkeypatch.setattr(class_inversion, "TV_WEIGHT", 0.1)
     model, evaluator = tiny_vit(), tiny_vit(seed=1)
-    found = invert_class(model, 2, PROCESSOR, evaluator=evaluator, n_starts=3, n_steps=60, tv_weight=0.1)
+    found = invert_class(model, 2, PROCESSOR, evaluator=evaluator, n_starts=3, n_steps=60)
     start = probabilities(model, random_pixels(model, 3, PROCESSOR).double().numpy() / 2 + 0.5)[:, 2]
     assert (found.confidence > 0.9).all() and (start < 0.9).all()
     np.testing.assert_allclose(found.confidence, probabilities(model, found.images)[:, 2], rtol=1e-4)
@@ -41,9 +43,12 @@ def test_a_start_depends_on_its_seed_alone():
     assert np.isnan(few.evaluator_confidence).all()
 
 
-def test_smoother_with_a_larger_weight():
-    model = tiny_vit()
-    rough, smooth = (invert_class(model, 1, PROCESSOR, n_starts=2, n_steps=80, tv_weight=w).images for w in (0, 50))
+def test_smoother_with_a_larger_weight(monkeypatch):
+    model, images = tiny_vit(), []
+    for weight in (0, 50):
+        monkeypatch.setattr(class_inversion, "TV_WEIGHT", weight)
+        images.append(invert_class(model, 1, PROCESSOR, n_starts=2, n_steps=80).images)
+    rough, smooth = images
     assert np.abs(np.diff(smooth, axis=-1)).mean() < 0.5 * np.abs(np.diff(rough, axis=-1)).mean()
 
 

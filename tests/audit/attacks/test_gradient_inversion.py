@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_vit
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from hf_unlearn.audit.attacks import gradient_inversion
 from hf_unlearn.audit.attacks.gradient_inversion import (
     invert_gradient,
     optimize_pixels,
@@ -57,11 +58,11 @@ def stepped(model, image, label, rate):
     return after
 
 
-@pytest.mark.parametrize("ascent", [True, False])
-def test_finds_an_image_that_is_one_patch_and_its_label(ascent):
+def test_finds_an_image_that_is_one_patch_and_its_label(monkeypatch):
+    monkeypatch.setattr(gradient_inversion, "TV_WEIGHT", 0.0)
     model, image = one_patch(), an_image()
-    after = stepped(model, image, label=3, rate=0.1 if ascent else -0.1)
-    found = invert_gradient(model, after, None, PROCESSOR, ascent=ascent, tv_weight=0.0, n_starts=2)
+    after = stepped(model, image, label=3, rate=0.1)
+    found = invert_gradient(model, after, None, PROCESSOR, n_starts=2)
     assert found.labels.tolist() == [3] and found.images.shape == (1, 3, 8, 8)
     assert psnr(found.images, image)[0] > 30
     assert found.mismatch.shape == (2,) and found.mismatch.min() < 1e-4

@@ -203,9 +203,6 @@ def test_probe_reads_what_is_there(build):
     assert probe.accuracy.shape == probe.control.shape == (3,) and probe.correct.shape == (3, 80)
     assert probe.accuracy.min() > 0.85 and probe.control.max() < 0.7
     assert (probe.accuracy - probe.control).min() > 0.25
-    # The last token of the prompt is the same in all rows before any block has looked at the others.
-    prompt = layer_probe(tiny_llama(), tiny_tokenizer(), rows, labels, groups, pool="prompt")
-    assert prompt.accuracy[0] == 0.5 and prompt.accuracy[1:].min() > 0.9
 
 
 def test_folds_by_group_do_not_recognize_the_person():
@@ -220,23 +217,21 @@ def test_folds_by_group_do_not_recognize_the_person():
     assert selectivity[0] < 0.25 < selectivity[1]
 
 
-@pytest.mark.parametrize("pool", ["mean", "prompt"])
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
-def test_probe_against_scikit_learn_on_unpadded_states(build, pool):
+def test_probe_against_scikit_learn_on_unpadded_states(build):
     rows, labels, groups = people(12, 4, "town", seed=1)
     rows = [{**row, "prompt": "Question: " * (i % 3) + row["prompt"]} for i, row in enumerate(rows)]
     model, tokenizer = build(), tiny_tokenizer()
     # Not easy: noise on the labels.
     labels = np.where(np.random.default_rng(0).random(48) < 0.25, 1 - labels, labels)
-    probe = layer_probe(model, tokenizer, rows, labels, groups, pool=pool, n_folds=4, seed=3, batch_size=16)
+    probe = layer_probe(model, tokenizer, rows, labels, groups, seed=3, batch_size=16)
     features = []
     for row in rows:
         encoded = encode(row, tokenizer)
         with torch.no_grad():
             states = model(input_ids=torch.tensor([encoded["input_ids"]]), output_hidden_states=True).hidden_states
-        last = encoded["labels"].count(-100) - 1
-        features.append([s[0].mean(0).numpy() if pool == "mean" else s[0, last].numpy() for s in states[:-1]])
-    folds = StratifiedGroupKFold(4, shuffle=True, random_state=3)
+        features.append([s[0].mean(0).numpy() for s in states[:-1]])
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=3)
     for layer in range(2):
         x = np.array([of[layer] for of in features])
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
@@ -291,8 +286,7 @@ def test_records_without_targets_keep_their_place():
     [
         ({"labels": [0, 1] * 5}, "There are 30 records"),
         ({"labels": [0] * 30}, "All labels are the same"),
-        ({"groups": np.arange(30) % 3}, "in 3 groups, but each of 5 folds"),
-        ({"pool": "last"}, "pool must be one of mean, prompt"),
+        ({"groups": np.arange(30) % 3}, "has 3 groups, but each of 5 folds"),
     ],
 )
 def test_bad_probes_end_before_the_model_runs(arguments, message):
@@ -301,9 +295,3 @@ def test_bad_probes_end_before_the_model_runs(arguments, message):
     model.register_forward_pre_hook(lambda *_: pytest.fail("The model was run"))
     with pytest.raises(ValueError, match=message):
         layer_probe(model, tiny_tokenizer(), rows, **{"labels": labels, "groups": groups} | arguments)
-
-
-def test_texts_have_no_prompt():
-    with pytest.raises(ValueError, match="example 0 has no prompt") as caught:
-        layer_probe(tiny_llama(), tiny_tokenizer(), ["Zanzibar 1.", "Zanzibar 2."] * 5, [0, 1] * 5, pool="prompt")
-    assert "Zanzibar" not in str(caught.value)

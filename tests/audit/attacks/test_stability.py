@@ -357,11 +357,10 @@ def test_null_band():
     few = null_band(pairs[:3])
     assert few.bound["js"] == few.values["js"].max()
     assert few.bound["top1_agreement"] == few.values["top1_agreement"].min()
-    assert few.as_dict()["bound"]["tv"] == few.bound["tv"]
 
 
 def test_a_band_needs_two_models():
-    with pytest.raises(ValueError, match="takes two of them or more"):
+    with pytest.raises(ValueError, match="two retrained models or more, .* not 1"):
         pairwise_distances([tiny_llama()], tiny_tokenizer(), EXAMPLES)
     with pytest.raises(ValueError, match="at least one pair"):
         null_band([])
