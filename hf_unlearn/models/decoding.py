@@ -142,8 +142,7 @@ class _Reserved(DynamicLayer):
         self._show()
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, of which there are no more than before."""
+    def batch_select_indices(self, indices: Tensor) -> None:  # of no more rows than before
         indices = indices.to(self.device)
         moved = (indices != torch.arange(len(indices), device=self.device)).nonzero()[:, 0]
         for memory in self._memory:
@@ -231,11 +230,8 @@ class _Batch:
         self.logits = self._forward(ids, self.next_position + ahead, self.mask[:, : self.length], self.past, width)
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, Tensor, Tensor]:
-        """Read each distinct prompt once, and what all begin with once.
-
-        Returns their cache; the mask `long (rows, columns)`, 0 for padding, which is on the left of what follows a shared
-        beginning; and the logits `(rows, 1, vocabulary)` of the token after the prompt.
-        """
+        """Cache, mask `long (rows, columns)` (0 for padding, left of what follows a shared beginning) and logits
+        `(rows, 1, vocabulary)` of prompts; each distinct prompt is read once, and so is what all begin with."""
         prompts = [tuple(prompt) for prompt in prompts]
         distinct = list(dict.fromkeys(prompts))
         shared = commonprefix([prompt[:-1] for prompt in distinct])
@@ -288,11 +284,8 @@ class _Batch:
 
 
 def _room(cache: Cache, mask: Tensor, logits: Tensor, n_new: int) -> int:
-    """Number of sequences like these that may be continued together.
-
-    Their keys and values fit into the memory that the logits of a scoring pass may take, and the logits of a step into a
-    quarter of it, since drawing from them needs several temporaries in float64.
-    """
+    """Number of sequences like these whose keys and values fit into the memory for the logits of a scoring pass, and whose
+    logits of a step fit into a quarter of it: drawing needs several temporaries in float64."""
     n_rows, width = mask.shape
     states = [s for layer in cache.layers if layer.is_initialized for s in (layer.keys, layer.values)]
     bytes_per_row = sum(s.nbytes for s in states) / n_rows / width * (width + n_new)

@@ -91,17 +91,15 @@ def sample(
 ) -> list[list[list[int] | None]]:
     """Draw `n` continuations of every prompt.
 
-    The random numbers of a sample are a function of the seed, the ids of the prompt and the number of the sample. So
-    samples depend neither on the batch size (but for rounding) nor on the other prompts, equal prompts get equal samples,
-    and two models are compared under the same luck.
+    The random numbers of a sample depend on the seed, the ids of the prompt and the number of the sample alone, not on the
+    batch size or the other prompts. So equal prompts get equal samples, and two models are compared under the same luck.
 
     Args:
         model, tokenizer, prompts, max_new_tokens, ends: as for [`greedy`].
         n (`int`): samples of each prompt.
         temperature, top_k, top_p (*optional*): the scheme, see [`Sampling`]; the warpers are those of transformers.
         seed (`int`, *optional*, defaults to `0`).
-        batch_size (`int`, *optional*, defaults to `32`): samples whose prompts are read at a time, each prompt once; more
-            are continued together, as for [`greedy`].
+        batch_size (`int`, *optional*, defaults to `32`): samples whose prompts are read at a time; see [`greedy`].
 
     Returns:
         For each prompt a list of `n` lists of new token ids, or of `None`, as for [`greedy`].

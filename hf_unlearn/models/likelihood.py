@@ -79,10 +79,9 @@ class TargetLogits:
         """Cut a fused batch into named parts of consecutive examples; `sizes` sum to `n_rows`."""
         parts, start = {}, 0
         for name, size in sizes.items():
-            first, last = torch.searchsorted(self.rows, torch.tensor([start, start + size], device=self.rows.device))
-            parts[name] = TargetLogits(
-                self.logits[first:last], self.targets[first:last], self.rows[first:last] - start, size
-            )
+            ends = torch.tensor([start, start + size], device=self.rows.device)
+            part = slice(*torch.searchsorted(self.rows, ends))
+            parts[name] = TargetLogits(self.logits[part], self.targets[part], self.rows[part] - start, size)
             start += size
         return parts
 
@@ -147,15 +146,10 @@ def max_logits(device: torch.device) -> int:
 def target_logits_in_parts(
     model: nn.Module, inputs: Mapping[str, Tensor], max_targets: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """[`target_logits`] of one long text, `max_targets` logits at a time: pairs of logits and targets, in order.
+    """[`target_logits`] of a causal LM for one row without padding, in order: pairs of logits and targets.
 
-    Each part of the text goes on from the keys and values of those before it, so that no token is computed twice and
-    no more than `max_targets` rows of logits are in memory. A model without such a cache gives all of them at once.
-
-    Args:
-        model (`nn.Module`): a causal LM.
-        inputs (`Mapping`): `input_ids`, `attention_mask` and `labels` of one row, without padding.
-        max_targets (`int`): at least 1.
+    Each part of the text goes on from the keys and values of those before it, so that no token is computed twice and at
+    most `max_targets` rows of logits are in memory. A model without such a cache gives all of them at once.
     """
     length, labels = inputs["input_ids"].shape[1], inputs["labels"]
     predicting = F.pad(scored_positions(labels), (0, length + 1 - labels.shape[1]))
@@ -236,10 +230,7 @@ class TargetStatistics:
 
 
 def log_probs_and_hits(model: nn.Module, inputs: Mapping[str, Tensor], limit: int) -> np.ndarray:
-    """Log-probability of each target, and whether it is the most likely token: `float64 (2, t)`, row after row.
-
-    A pass of its own for every `limit` targets, so that a text of many need not have all its logits at once.
-    """
+    """Log-probability of each target, and whether it is the most likely token: `float64 (2, t)`, at most `limit` per pass."""
     scored = inputs["labels"] != IGNORE_INDEX
     if scored.dim() == 2:
         scored[:, 0] = False  # nothing predicts the first token

@@ -20,9 +20,9 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gathered(work: Callable[[], T]) -> list[T]:
-    """Do `work` in every process and give each of them the results of all, in the order of the processes.
+    """Do `work` in every process, which each must call this, and give each the results of all, in their order.
 
-    Every process must call it. Where the work fails in one process it fails in all: the others would wait for ever.
+    Where the work fails in one process it fails in all, as the others would wait forever.
 
     Raises:
         RuntimeError: the work failed in another process; the message has the kind of its error and no more.

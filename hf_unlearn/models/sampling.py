@@ -21,9 +21,7 @@ class Sampling:
 
     def __post_init__(self):
         if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be positive, not {self.temperature}. Greedy decoding is the `hit` column."
-            )
+            raise ValueError(f"temperature must be positive, not {self.temperature}. For greedy decoding read `hit`.")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all tokens) or positive, not {self.top_k}.")
         if not 0 < self.top_p <= 1:

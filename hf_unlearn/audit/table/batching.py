@@ -17,7 +17,7 @@ T = TypeVar("T")
 COST_OF_A_PASS = 128
 # Rows share beginnings if that costs at most this part of reading them whole.
 WORTH_SHARING = 0.9
-# Number of batches of rows that may share beginnings. They are one piece of work, which one process does.
+# Batches of rows that may share beginnings. They are one piece of work, which one process does.
 BATCHES_A_PIECE = 16
 # Every depth costs a trial plan of the piece, and rows share something at two or three depths.
 DEPTHS_TO_TRY = 8
@@ -28,10 +28,8 @@ class Span:
     """The tokens `start` to `end` of a row, which are read at once; each predicts the token after it.
 
     Attributes:
-        row (`int`): the row, or one of the rows that share these tokens, all before them and the next one.
-        start, end (`int`): as of a Python slice.
-        parent ([`Span`], *optional*): the span that ends where this one starts.
-        depth (`int`): number of spans before this one.
+        row (`int`): the row, or one of the rows that share all tokens up to and including the one at `end`.
+        parent ([`Span`], *optional*): the span that ends where this one starts; `depth` is the number of spans before.
     """
 
     row: int
@@ -53,8 +51,7 @@ class Batch:
 
     Attributes:
         last (`list[list[Span]]`): passes of the last spans of rows, one per row. The spans of a pass have the same depth.
-        shared (`list[list[list[Span]]]`): for each depth, passes of the spans that several rows share: those that begin
-            rows, those that go on from these, and so on.
+        shared (`list[list[list[Span]]]`): for each depth, passes of the spans that several rows share.
     """
 
     last: list[list[Span]]
@@ -73,7 +70,7 @@ def symbols(ids: Sequence[int], labels: Sequence[int]) -> tuple[int, ...]:
 
 
 def n_targets(row: Sequence[int]) -> int:
-    """Number of targets among symbols."""
+    """Number of targets among the symbols of a row."""
     return sum(symbol & 1 for symbol in row)
 
 

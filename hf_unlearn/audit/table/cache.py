@@ -85,8 +85,7 @@ class ScoreCache:
 def digest_of_model(model) -> str:
     """SHA-256 over what determines the outputs of a model: weights with their types, configuration, and adapters in use.
 
-    The place that a model was loaded from does not count. Weights that are spread over processes (FSDP) are gathered one
-    by one, so every process must call it.
+    Weights that are spread over processes (FSDP) are gathered one by one, so every process must call it.
 
     Raises:
         ValueError: weights are not in memory, or forward hooks may change what the model computes.

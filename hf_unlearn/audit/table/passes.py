@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ Places = list[tuple[int, int]]
 
 @dataclass
 class _Read:
-    """What a model knows of spans that it has read: keys and values, attention mask, and the line of each in both."""
+    """Spans that a model has read: keys and values, attention mask, and the line of each span in both."""
 
     cache: Cache
     mask: Tensor
@@ -43,20 +44,13 @@ class _Read:
 
 
 class Passes:
-    """The passes of one model over encoded rows, and what they leave: a few numbers per target.
+    """The passes of a model in evaluation mode over encoded rows with targets, which leave a few numbers per target.
 
-    The rows are cut into pieces of work that do not depend on how many processes do them.
+    The rows are cut into pieces of work that do not depend on the number of processes.
 
-    * What rows of text share at their beginning is read once, where the model has a cache to go on from
-      ([`batching.plan`]).
-    * A pass has at most `max_logits` logits. Where a single row has more, it is read part by part.
+    * Beginnings that rows of text share are read once, if the model has a cache to go on from ([`batching.plan`]).
+    * A pass has at most `max_logits` logits. A single row with more is read part by part.
     * Padding repeats a token of its own row, so that the weights of no token outside a row have a part in it.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`): in evaluation mode.
-        rows (sequence of encoded rows): of text or of images, each with at least one target.
-        batch_size (`int`): most rows per pass.
-        sampling (sequence of [`Sampling`]): schemes to keep the log-probability of.
 
     Attributes:
         lengths (`int64 (rows,)`): number of targets of each row.
@@ -86,7 +80,7 @@ class Passes:
 
     def batches(self) -> list[Batch]:
         """The pieces of work."""
-        if self.has_images:  # all of one size, so there is no order to prefer
+        if self.has_images:
             every = [Span(i, 0, 0) for i in range(len(self.rows))]
             return [Batch([every[k : k + self.batch_size]]) for k in range(0, len(every), self.batch_size)]
         return batching.plan(self._symbols, self.batch_size, self.max_targets, self._max_depth)
@@ -105,18 +99,15 @@ class Passes:
                 if spans[0].depth == depth:
                     found, _ = self._run_spans(spans, read)
                     self.places |= {s.row: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
-            if depth < len(batch.shared):
-                read = self._run_shared(batch.shared[depth], read, places)
-
-    def _run_shared(self, passes: list[list[Span]], before: _Read | None, places: dict[Span | None, Places]) -> _Read:
-        """Run the shared spans of a depth, and add to `places` where the values of their targets are."""
-        width = max(len(span) for spans in passes for span in spans) if self._slides else 0
-        parts = []
-        for spans in passes:
-            found, part = self._run_spans(spans, before, width)
-            parts.append(part)
-            places |= {s: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
-        return self._joined(parts)
+            if depth == len(batch.shared):
+                return
+            width = max(len(span) for spans in batch.shared[depth] for span in spans) if self._slides else 0
+            parts = []
+            for spans in batch.shared[depth]:
+                found, part = self._run_spans(spans, read, width)
+                parts.append(part)
+                places |= {s: [*places[s.parent], at] for s, at in zip(spans, found, strict=True)}
+            read = self._joined(parts)
 
     def _run_whole(self, rows: list[int]) -> None:
         """Run rows that share nothing."""
@@ -134,7 +125,7 @@ class Passes:
             self.places[i] = [place]
 
     def _run_spans(self, spans: list[Span], before: _Read | None, left_width: int = 0) -> tuple[Places, _Read]:
-        """Go on with spans from their parents. The result holds where the values of their targets are."""
+        """Read spans that follow their parents. Returns the places of the values of their targets, and what was read."""
         inputs = self._padded(
             [self.rows[span.row]["input_ids"][span.start : span.end] for span in spans],
             [self.rows[span.row]["labels"][span.start : span.end + 1] for span in spans],
@@ -152,7 +143,7 @@ class Passes:
         return places, _Read(cache, inputs["attention_mask"], {span: k for k, span in enumerate(spans)})
 
     def _joined(self, parts: list[_Read]) -> _Read:
-        """What was read in several passes, as if it had been one: with more padding."""
+        """The spans of several passes, padded as those of one."""
         if len(parts) == 1:
             return parts[0]
         longest = max(part.mask.shape[1] for part in parts)
@@ -170,7 +161,7 @@ class Passes:
         return joined
 
     def _keep(self, logits: Tensor, targets: Tensor, lengths: list[int]) -> Places:
-        """Reduce the logits of several rows, one after the other, and say where the values are."""
+        """Reduce the logits of several rows, one after the other, and return the places of their values."""
         table = target_statistics(logits, targets, self.sampling)
         kept = vars(table) | {f"sampled/{key}": values for key, values in table.sampled.items()}
         del kept["sampled"]
@@ -179,11 +170,9 @@ class Passes:
             kept["class_log_probs"] = logits.log_softmax(-1).masked_fill(broken, torch.nan)
         for name, values in kept.items():
             self.columns[name].append(values.cpu().numpy())
-        places = []
-        for length in lengths:
-            places.append((self._n_computed, length))
-            self._n_computed += length
-        return places
+        starts = list(accumulate(lengths, initial=self._n_computed))
+        self._n_computed = starts[-1]
+        return list(zip(starts, lengths, strict=False))
 
     def _padded(
         self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], left_width=0

@@ -13,10 +13,7 @@ def example_of_target(scores: Scores) -> np.ndarray:
 
 
 def sum_by_example(scores: Scores, values: np.ndarray, keep: np.ndarray | None = None) -> np.ndarray:
-    """Sum in float64 of `values (t,)` over the targets of each example, or over those in `keep (t,)`: `(n,)`.
-
-    An example without such a target sums to 0.
-    """
+    """Sum in float64 of `values (t,)` over the targets of each example, or those in `keep (t,)`: `(n,)`; 0 without any."""
     examples, values = example_of_target(scores), np.asarray(values, dtype=np.float64)
     if keep is not None:
         examples, values = examples[keep], values[keep]
@@ -25,10 +22,7 @@ def sum_by_example(scores: Scores, values: np.ndarray, keep: np.ndarray | None =
 
 
 def mean_by_example(scores: Scores, values: np.ndarray, keep: np.ndarray | None = None) -> np.ndarray:
-    """Mean in float64 of `values (t,)` over the targets of each example, or over those in `keep (t,)`: `(n,)`.
-
-    An example without such a target has NaN: it cannot be scored, which is not the same as a score of 0.
-    """
+    """Mean in float64 of `values (t,)` over the targets of each example, or those in `keep (t,)`: `(n,)`; NaN without any."""
     counts = sum_by_example(scores, np.ones(len(scores.log_prob)), keep)
     counts[(counts == 0) | ~scores.valid] = np.nan
     return sum_by_example(scores, values, keep) / counts

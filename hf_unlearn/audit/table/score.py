@@ -71,7 +71,9 @@ def score(
     # A score cache has to look at images before their batch is due, so some are kept.
     room = CACHE_BYTES if cache is not None else 0
     rows = encode_examples([model], processing_class, examples, max_length, truncate, room)
-    zlib_size = [0] * len(rows) if isinstance(rows, ImageRows) else [_zlib_size(example) for example in examples]
+    # Of the text that is scored: the answer where there is a prompt.
+    texts = [None] * len(rows) if isinstance(rows, ImageRows) else map(scored_text, examples)
+    zlib_size = [len(zlib.compress(text.encode("utf-8"))) if text else 0 for text in texts]
     table = key = None
     if cache is not None:
         key = cache.key(model, rows, zlib_size, sampling)
@@ -85,12 +87,6 @@ def score(
         table = replace(table, target_ids=_target_ids(rows))
     warn_of_broken(np.where(table.not_finite, np.nan, 0.0), rows)
     return table
-
-
-def _zlib_size(example: str | Mapping[str, Any]) -> int:
-    """Compressed size of the text that is scored: the answer where there is a prompt."""
-    text = scored_text(example)
-    return len(zlib.compress(text.encode("utf-8"))) if text else 0
 
 
 def _computed(
