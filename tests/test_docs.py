@@ -12,7 +12,7 @@ from hf_unlearn import METHODS, ErasureRequest, register_method
 from hf_unlearn.audit import AuditConfig, audit, score
 from hf_unlearn.audit.attacks import attack as declarations
 from hf_unlearn.audit.attacks import table
-from hf_unlearn.audit.measures import likelihoods
+from hf_unlearn.audit.measures import measure as measures
 from hf_unlearn.cli.main import main
 from hf_unlearn.training import UnlearningConfig
 
@@ -58,7 +58,7 @@ def test_the_method_of_contributing(tmp_path, monkeypatch, capsys):
 
 
 def test_the_measure_and_the_attack_of_contributing(monkeypatch):
-    monkeypatch.setattr(likelihoods, "MEASURES", list(likelihoods.MEASURES))
+    monkeypatch.setattr(measures, "MEASURES", list(measures.MEASURES))
     monkeypatch.setattr(declarations, "DECLARED", dict(declarations.DECLARED))
     monkeypatch.setattr(table, "DECLARED", declarations.DECLARED)
     measure = module_of("first_token", "def first_token_is_right", monkeypatch)

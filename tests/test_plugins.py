@@ -37,7 +37,7 @@ class MineTrainer(UnlearningTrainer):
     "my_measure.py": '''
 import numpy as np
 
-from hf_unlearn.audit.measures.likelihoods import measure
+from hf_unlearn.audit.measures.measure import measure
 from hf_unlearn.audit.measures.statistic import MEMORY
 
 

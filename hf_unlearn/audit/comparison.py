@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hf_unlearn.audit.measures.likelihoods import FURTHER_PASSES, control_findings, likelihood_findings
+from hf_unlearn.audit.measures.findings import control_findings, likelihood_findings
 from hf_unlearn.audit.measures.memberships import Tables
+from hf_unlearn.audit.measures.score_sets import CHANGED_FROM
 from hf_unlearn.audit.measures.statistic import Groups, Statistic, row
 from hf_unlearn.audit.measures.summaries import summary_rows
 from hf_unlearn.audit.observations import baseline_of, checks_of, notes_of, worst_of
@@ -48,7 +49,7 @@ def compare(
     values = likelihood_findings(tables) | by_statistic(found)
     rows = [row(statistic, dict.fromkeys(roles) | by_role, seed, groups) for statistic, by_role in values.items()]
     rows += summary_rows(tables, seed, groups)
-    sizes = {name: len(table) for name, table in tables["unlearned"].items() if not name.endswith(FURTHER_PASSES)}
+    sizes = {name: len(table) for name, table in tables["unlearned"].items() if CHANGED_FROM not in table.meta}
     report = {"rows": rows, "models": roles, "sets": sizes, "curves": _curves(found, seed), "not_run": list(not_run)}
     if not threats:
         return AuditReport(**report, notes=[*notes_of(tables), *notes])

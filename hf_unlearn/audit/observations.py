@@ -9,9 +9,9 @@ import numpy as np
 
 from hf_unlearn.audit.measures import membership
 from hf_unlearn.audit.measures.extraction import exact_memorization
-from hf_unlearn.audit.measures.likelihoods import FURTHER_PASSES
 from hf_unlearn.audit.measures.membership import too_short
 from hf_unlearn.audit.measures.memberships import Tables
+from hf_unlearn.audit.measures.score_sets import CHANGED_FROM
 from hf_unlearn.audit.measures.statistic import Groups, Statistic
 from hf_unlearn.audit.roles import further_retrained
 from hf_unlearn.audit.verdicts.verdict import Verdict, reference_warning
@@ -60,7 +60,7 @@ def checks_of(baseline, verdicts: Sequence[Verdict], tables: Tables) -> list[dic
         f"{role}, {name}": int((~scores.valid).sum())
         for role, table in tables.items()
         for name, scores in table.items()
-        if not scores.valid.all() and not name.endswith(FURTHER_PASSES)
+        if not scores.valid.all() and CHANGED_FROM not in scores.meta
     }
     if missing:
         counted = ", ".join(f"{n} of the {name}" for name, n in missing.items())

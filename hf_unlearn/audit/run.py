@@ -15,8 +15,8 @@ from hf_unlearn.audit.checks import DEFAULT_THREATS, check_request, sets_of, thr
 from hf_unlearn.audit.comparison import compare
 from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.canaries import canary_sets, with_coins
-from hf_unlearn.audit.measures.likelihoods import score_sets
 from hf_unlearn.audit.measures.memberships import lira_finding
+from hf_unlearn.audit.measures.score_sets import score_sets
 from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.audit.report import AuditReport
 from hf_unlearn.audit.roles import Models

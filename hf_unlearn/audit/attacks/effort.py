@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hf_unlearn.audit.attacks.attack import attack
-from hf_unlearn.audit.measures.extraction import extraction_probability, queries_needed
-from hf_unlearn.audit.measures.prefixes import prefix_curve
+from hf_unlearn.audit.measures.extraction import extraction_probability, prefix_curve, queries_needed
 from hf_unlearn.audit.records import AuditRecords, Curve, Found
 
 
@@ -19,7 +18,7 @@ SAMPLES = (1, 10, 100, 1_000, 10_000)
 def by_effort(model, records: AuditRecords) -> Found:
     """Shares of records: those whose rest comes out after part of the answer, and those that come out in `n` samples."""
     table = records.tables["forget"]
-    rest = np.where(table.valid, prefix_curve(table, fractions=GIVEN).T, np.nan)
+    rest = np.where(table.valid, prefix_curve(table, GIVEN).T, np.nan)
     needed = np.where(table.valid, queries_needed(extraction_probability(table, top_k=40), p=0.5), np.nan)
     drawn = np.array([np.where(np.isnan(needed), np.nan, needed <= n) for n in SAMPLES])
     return Found(

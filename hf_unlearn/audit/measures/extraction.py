@@ -1,20 +1,19 @@
 """Extraction: how much of an answer comes out of the model when it is given the prompt.
 
-Everything is read from the teacher-forced table. Greedy decoding reproduces a target exactly if every target is the
-most likely token, so no text is generated; the match is of tokens and hence a lower bound on the match of strings. The
-end token is left out of what is compared, except in the probability of drawing the answer.
+Everything is read from the teacher-forced table. Greedy decoding reproduces an answer exactly if every target is the
+most likely token, so no text is generated; tokens are compared, which gives a lower bound on the match of strings. The
+end token is not compared, but it counts in the probability of drawing the answer.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from hf_unlearn.audit.table.reduction import example_of_target, mean_by_example, sum_by_example
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.models.sampling import Sampling
-
-
-ES_VARIANTS = ("paper", "open-unlearning")
 
 
 def exact_memorization(scores: Scores) -> np.ndarray:
@@ -27,22 +26,16 @@ def exact_memorization(scores: Scores) -> np.ndarray:
     return mean_by_example(scores, scores.hit, ~scores.is_end)
 
 
-def extraction_strength(scores: Scores, variant: str = "paper") -> np.ndarray:
+def extraction_strength(scores: Scores) -> np.ndarray:
     """Share of the answer that the model completes by itself, given the rest (Carlini et al., arXiv 2012.07805).
 
     `1 - k / T`, where `T` is the number of targets without the end token and `k` the smallest number of them that must
-    be given so that all others are the most likely tokens.
-
-    Args:
-        scores ([`Scores`]): `n` examples.
-        variant (`str`, *optional*, defaults to `"paper"`): with `"paper"` a wrong last token gives 0. With
-            `"open-unlearning"`, k stops at `T - 1` as in that benchmark, so that the smallest value is `1 / T`.
+    be given so that all others are the most likely tokens. A wrong last token gives 0; in the benchmark open-unlearning,
+    where `k` is at most `T - 1`, it gives `1 / T`.
 
     Returns:
         `float64 (n,)` in [0, 1], higher = more memorized; NaN without targets.
     """
-    if variant not in ES_VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(ES_VARIANTS)}, not {variant!r}.")
     content = ~scores.is_end
     length = sum_by_example(scores, content)
     examples = example_of_target(scores)
@@ -51,19 +44,49 @@ def extraction_strength(scores: Scores, variant: str = "paper") -> np.ndarray:
     given = np.zeros(len(scores))
     missed = content & ~scores.hit
     np.maximum.at(given, examples[missed], place[missed])
-    if variant == "open-unlearning":
-        given = np.minimum(given, length - 1)
     return 1 - given / np.where((length > 0) & scores.valid, length, np.nan)
 
 
 def verbatim_extracted(scores: Scores) -> np.ndarray:
     """Whether greedy decoding reproduces the answer token for token, end token left out: `bool (n,)`.
 
-    `False` for an example without targets. The share of `True` is a rate: report it with `statistics.rate`.
+    `False` for an example without targets. The share of `True` is a rate: report it with [`~hf_unlearn.audit.rate`].
     """
     content = ~scores.is_end
     missed = sum_by_example(scores, content & ~scores.hit)
     return (missed == 0) & (sum_by_example(scores, content) > 0)
+
+
+def prefix_curve(scores: Scores, fractions: Sequence[float]) -> np.ndarray:
+    """Whether the rest of an answer is reproduced token for token, after more and more of it was given.
+
+    The share of records that are 1 in a column is a rate: report it with [`~hf_unlearn.audit.rate`].
+
+    Args:
+        scores ([`Scores`]): `n` examples. The end token is left out. Of a plain text (`{"text"}`) the first scored token
+            is the first after BOS, or the second of the text where the tokenizer adds no BOS.
+        fractions (sequence of `k` floats in [0, 1)): shares of the answer to give, rounded down to whole tokens.
+
+    Returns:
+        `float64 (n, k)`, 1 = the rest came out, 0 = it did not, higher = more memorized; NaN without targets. Along a row
+        values never fall.
+
+    Raises:
+        ValueError: a fraction is not in [0, 1).
+    """
+    fractions = np.asarray(fractions, dtype=np.float64)
+    if not ((fractions >= 0) & (fractions < 1)).all():
+        raise ValueError(f"fractions must be at least 0 and below 1, not {fractions.tolist()}.")
+    content = ~scores.is_end
+    # Errors before each place, over all examples: what lies between two places is one subtraction.
+    errors = np.concatenate([[0], np.cumsum(content & ~scores.hit)])
+    length = sum_by_example(scores, content).astype(np.int64)[:, None]
+    # 0.29 * 100 is a rounding error below 29.
+    given = np.floor(length * fractions + 1e-9).astype(np.int64)
+    # The end token is the last, so that content is consecutive.
+    start = scores.offsets[:-1, None]
+    came_out = errors[start + length] == errors[start + given]
+    return np.where(given < length, came_out, np.nan)
 
 
 def extraction_probability(
@@ -74,7 +97,7 @@ def extraction_probability(
     Args:
         scores ([`Scores`]): `n` examples.
         temperature, top_k, top_p (*optional*): the sampling scheme, see [`Sampling`]. The default, plain sampling, can
-            always be read; other schemes only if they were among those given to `score`.
+            always be read; another scheme only if it was given to `score`.
         log (`bool`, *optional*, defaults to `False`): return the natural logarithm, which doesn't underflow.
 
     Returns:
@@ -119,5 +142,5 @@ def queries_needed(probability: np.ndarray, p: float = 0.5) -> np.ndarray:
         raise ValueError("probability must be in [0, 1]. Pass extraction_probability(..., log=False).")
     with np.errstate(divide="ignore", over="ignore"):
         ratio = np.log1p(-p) / np.log1p(-probability)
-    # A ratio that is whole in exact arithmetic may come out a rounding error larger; it must not cost one sample more.
+    # A ratio that is whole in exact arithmetic may come out a rounding error larger, which must not cost one more sample.
     return np.where(probability == 0, np.inf, np.maximum(1.0, np.ceil(ratio * (1 - 1e-12))))

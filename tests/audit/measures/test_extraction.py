@@ -12,6 +12,7 @@ from hf_unlearn.audit import (
     queries_needed,
     verbatim_extracted,
 )
+from hf_unlearn.audit.measures.extraction import prefix_curve
 
 
 def hits(rows, ends=None):
@@ -30,13 +31,6 @@ def test_exact_memorization_by_hand():
 def test_extraction_strength_by_hand():
     expected = [1, 0.75, 0.5, 0, 0, np.nan, 1, 0]
     np.testing.assert_array_equal(extraction_strength(hits(ROWS)), expected)
-    capped = [1, 0.75, 0.5, 0.25, 0.25, np.nan, 1, 1]
-    np.testing.assert_array_equal(extraction_strength(hits(ROWS), variant="open-unlearning"), capped)
-
-
-def test_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="variant must be one of"):
-        extraction_strength(hits(ROWS), variant="geometric")
 
 
 def test_verbatim_extraction_by_hand():
@@ -117,3 +111,40 @@ def test_logits_that_are_no_numbers_are_missing_and_no_miss():
     for metric in (exact_memorization, extraction_strength):
         found = metric(scores)
         assert np.isnan(found[0]) and not np.isnan(found[1])
+
+
+GIVEN = (0, 0.25, 0.5, 0.75)
+
+
+def test_the_rest_comes_out_if_every_target_of_it_is_the_likeliest():
+    scores = hits(
+        [[0, 1, 1, 1, 0], [1, 1, 0, 1], [1, 0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0], [], [0, 0]],
+        # A wrong end token counts nowhere.
+        ends=[[False] * 4 + [True], [False] * 4, [False] * 4 + [True], [False] * 4, [False] * 3, [], [False, True]],
+    )
+    n = np.nan
+    expected = [[0, 1, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1], [0] * 4, [0] * 4, [n] * 4, [0] * 4]
+    curve = prefix_curve(scores, GIVEN)
+    assert curve.dtype == np.float64
+    np.testing.assert_array_equal(curve, expected)
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=30), min_size=1, max_size=6))
+def test_the_curve_rises_where_extraction_strength_says(rows):
+    scores = hits(rows, ends=[[i > 0 and i == len(row) - 1 for i in range(len(row))] for row in rows])
+    fractions = np.arange(0, 1, 0.05)
+    for row, curve, strength in zip(rows, prefix_curve(scores, fractions), extraction_strength(scores), strict=True):
+        length = len(row) - (len(row) > 1)
+        given = np.floor(fractions * length + 1e-9)
+        expected = given >= round((1 - strength) * length) if length else np.full(len(fractions), np.nan)
+        np.testing.assert_array_equal(curve, expected)
+
+
+def test_rounding_does_not_lose_a_token():
+    assert prefix_curve(hits([[0] * 29 + [1] * 71]), [0.28, 0.29]).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, np.nan])
+def test_a_fraction_that_leaves_nothing_to_compare_is_refused(fraction):
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        prefix_curve(hits([[1]]), [fraction])

@@ -11,7 +11,7 @@ from tiny import tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import ViTImageProcessorPil as Processor
 
 from hf_unlearn.audit import CLASS_ATTACKS, Scores, compare, score, score_sets
-from hf_unlearn.audit.measures.likelihoods import MEASURES
+from hf_unlearn.audit.measures.measure import MEASURES
 from hf_unlearn.data import encode_dataset
 
 
