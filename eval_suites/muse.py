@@ -5,8 +5,8 @@ import numpy as np
 from evaluate.evaluation_suite import SubTask
 
 from hf_unlearn.audit import Estimate, min_k, privleak
-from hf_unlearn.audit.measures.statistic import MEMBER, MEMORY, UTILITY, Statistic
 from hf_unlearn.audit.attacks.answers import knowledge_memorization, verbatim_memorization
+from hf_unlearn.audit.measures.statistic import MEMBER, MEMORY, UTILITY, Statistic
 from hf_unlearn.evaluate_modules.base import loaded
 from hf_unlearn.evaluate_modules.suites import read_rows, result, results, score_once
 

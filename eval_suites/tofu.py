@@ -12,9 +12,9 @@ from hf_unlearn.audit import (
     option_probability,
     truth_ratio,
 )
+from hf_unlearn.audit.attacks.answers import answer_rouge
 from hf_unlearn.audit.measures.quality import folded_truth_ratio
 from hf_unlearn.audit.measures.statistic import MEMORY, UTILITY, Statistic
-from hf_unlearn.audit.attacks.answers import answer_rouge
 from hf_unlearn.evaluate_modules.base import loaded
 from hf_unlearn.evaluate_modules.suites import FOLDED, TRUE_BETTER, of_test, read_rows, result, results, score_once
 from hf_unlearn.statistics.resampling import N_RESAMPLES

@@ -7,8 +7,8 @@ import evaluate
 import numpy as np
 
 from hf_unlearn.audit import ATTACKS, CLASS_ATTACKS, auc, paired_auc_difference, score, tpr_at_fpr
-from hf_unlearn.evaluate_modules.base import AuditModule, flat, loaded
 from hf_unlearn.data.rows import content_of
+from hf_unlearn.evaluate_modules.base import AuditModule, flat, loaded
 from hf_unlearn.statistics.exchangeability import blind_baseline
 
 

@@ -21,8 +21,8 @@ from transformers import ViTImageProcessorPil
 from hf_unlearn.audit import loss, min_k, paired_difference, privleak, score, truth_ratio
 from hf_unlearn.audit.measures.statistic import Statistic
 from hf_unlearn.audit.table.reduction import sum_by_example
-from hf_unlearn.evaluate_modules.base import EVAL_SUITES, load_suite, suite_names
 from hf_unlearn.evaluate_modules import suites as suites_module
+from hf_unlearn.evaluate_modules.base import EVAL_SUITES, load_suite, suite_names
 from hf_unlearn.evaluate_modules.suites import read_rows, score_once
 from hf_unlearn.examples.registry import make_registry
 
