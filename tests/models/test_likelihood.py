@@ -2,6 +2,7 @@ import math
 from itertools import product
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -478,3 +479,20 @@ def test_any_object_with_the_fields_of_a_scheme_will_do():
     torch.testing.assert_close(
         target_statistics(z, y, [scheme]).sampled["mine"], target_statistics(z / 2, y).log_prob, **EXACT
     )
+
+
+@pytest.mark.parametrize("scheme", [Sampling(top_p=0.8), Sampling(temperature=1.7, top_k=12, top_p=0.6)])
+def test_the_nucleus_is_the_smallest_set_of_likely_tokens_with_that_mass(scheme):
+    rng = np.random.default_rng(0)
+    z = rng.normal(scale=3, size=(40, 50))
+    targets = rng.integers(50, size=40)
+    expected = []
+    for row, target in zip(z / scheme.temperature, targets, strict=True):
+        kept = np.argsort(-row)[: scheme.top_k or None]
+        p = np.exp(row[kept]) / np.exp(row[kept]).sum()
+        # A token is kept as long as those before it do not have the mass yet.
+        kept = kept[np.cumsum(p) - p < scheme.top_p]
+        total = np.exp(row[kept]).sum()
+        expected.append(row[target] - np.log(total) if target in kept else -np.inf)
+    found = target_statistics(torch.from_numpy(z), torch.from_numpy(targets), [scheme]).sampled[scheme.key]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-12)
