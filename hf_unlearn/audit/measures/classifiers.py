@@ -1,9 +1,9 @@
-"""Attacks on image classifiers, from the log-probabilities of all classes, and the table in which they are published.
+"""Membership attacks on image classifiers, and the table in which SalUn publishes them.
 
 Images must be scored without augmentation, members and non-members alike. Non-members of a forgotten class are unseen
 images *of that class*: an attack that compares with other classes finds the class, not the membership.
 
-`loss` of the module `membership` is minus the log of [`confidence`]; RMIA and LiRA are in `shadow`.
+`loss` in the module `membership` is minus the logarithm of [`confidence`]; RMIA and LiRA are in `shadow`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from hf_unlearn.audit.table.reduction import mean_by_example
 from hf_unlearn.audit.table.scores import Scores
-from hf_unlearn.statistics.estimate import Estimate
+from hf_unlearn.statistics.estimate import Estimate, known
 from hf_unlearn.statistics.intervals import rate_of
 
 
@@ -26,7 +26,7 @@ def confidence(scores: Scores) -> np.ndarray:
 
 def correctness(scores: Scores) -> np.ndarray:
     """1 where the label is the most likely class, 0 where not: `float64 (n,)`, higher = more member-like."""
-    # Of logits that are not numbers none is the largest, but argmax names one.
+    # If logits are not numbers none of them is the largest, but argmax names one.
     return mean_by_example(scores, np.where(np.isnan(scores.log_prob), np.nan, scores.hit))
 
 
@@ -46,17 +46,22 @@ def modified_entropy(scores: Scores) -> np.ndarray:
 
     Returns:
         `float64 (n,)`, `inf` where the label has no probability at all.
+
+    Raises:
+        ValueError: the table has no log-probabilities of all classes, because it is of texts or was scored without.
     """
-    log_p = class_log_probs(scores)
-    of_label = np.arange(log_p.shape[1]) == _labels(scores)[:, None]
+    if scores.class_log_probs is None:
+        raise ValueError(
+            "The scores have no log-probabilities of all classes. Only tables of image classifiers do: score the "
+            "images again if this is one, or use the attacks on texts."
+        )
+    log_p = np.asarray(scores.class_log_probs, dtype=np.float64)
+    labels = np.full(len(scores), -1)
+    labels[scores.lengths > 0] = scores.target_ids
+    is_label = np.arange(log_p.shape[1]) == labels[:, None]
     log_rest = _log_of_rest(log_p)
-    terms = np.where(of_label, np.exp(log_rest) * log_p, np.exp(log_p) * log_rest)
+    terms = np.where(is_label, np.exp(log_rest) * log_p, np.exp(log_p) * log_rest)
     return np.where(scores.valid, -terms.sum(axis=1), np.nan)
-
-
-def class_probabilities(scores: Scores) -> np.ndarray:
-    """Probabilities of all classes: `float64 (n, C)`."""
-    return np.exp(class_log_probs(scores))
 
 
 # The attacks that read the table of one model and fit nothing; all are higher = more member-like.
@@ -67,27 +72,16 @@ CLASS_ATTACKS: dict[str, Callable[[Scores], np.ndarray]] = {
     "modified_entropy": lambda scores: -modified_entropy(scores),
 }
 
-# What the classifier of SalUn's attack may look at.
-FEATURES: dict[str, Callable[[Scores], np.ndarray]] = {
-    "confidence": confidence,
-    "correctness": correctness,
-    "entropy": entropy,
-    "modified_entropy": modified_entropy,
-    "probabilities": class_probabilities,
-}
 
-
-def svc_attack(forget: Scores, retain: Scores, test: Scores, feature: str = "confidence", seed: int = 0) -> np.ndarray:
+def svc_attack(forget: Scores, retain: Scores, test: Scores, seed: int = 0) -> np.ndarray:
     """Which forget images a support vector classifier takes for members, as in SalUn (Fan et al., arXiv 2310.12508).
 
-    It learns to tell as many retain images as there are test images from the test images (RBF kernel, C = 3, gamma =
-    1 / number of features), all under the audited model, and is then shown the forget set.
+    It learns to tell retain images from as many test images by their [`confidence`] (RBF kernel, C = 3, gamma = 1), all
+    under the audited model, and is then shown the forget set.
 
     Args:
         forget, retain, test ([`Scores`]): images under the audited model; it was trained on the retain set and not on
             the test set.
-        feature (`str`, *optional*, defaults to `"confidence"`): `"confidence"`, `"correctness"`, `"entropy"`,
-            `"modified_entropy"` or `"probabilities"`.
         seed (`int`, *optional*, defaults to `0`): which retain images (or, if there are fewer of these, test images).
 
     Returns:
@@ -95,18 +89,24 @@ def svc_attack(forget: Scores, retain: Scores, test: Scores, feature: str = "con
         see [`forget_efficacy`].
 
     Raises:
-        ValueError: the feature is unknown, or no retain or no test image can be scored.
+        ValueError: no retain or no test image can be scored.
     """
     from sklearn.svm import SVC
 
-    if feature not in FEATURES:
-        raise ValueError(f"feature must be one of {', '.join(FEATURES)}, not {feature!r}.")
-    members, non_members = (_finite(FEATURES[feature](scores)) for scores in (retain, test))
+    members, non_members = known(confidence(retain)), known(confidence(test))
     size, rng = min(len(members), len(non_members)), np.random.default_rng(seed)
-    members, non_members = (
-        side[np.sort(rng.choice(len(side), size, replace=False))] for side in (members, non_members)
-    )
-    return _called_members(SVC(C=3, kernel="rbf", gamma="auto"), members, non_members, FEATURES[feature](forget))
+    if size == 0:
+        raise ValueError(
+            f"The attack learns from {len(members)} retain and {len(non_members)} test images that can be scored, and "
+            "needs some of both."
+        )
+    sides = [side[np.sort(rng.choice(len(side), size, replace=False))] for side in (members, non_members)]
+    classifier = SVC(C=3, kernel="rbf", gamma="auto").fit(np.concatenate(sides)[:, None], np.repeat([1, 0], size))
+    values = confidence(forget)
+    called, usable = np.full(len(values), np.nan), ~np.isnan(values)
+    if usable.any():
+        called[usable] = classifier.predict(values[usable, None])
+    return called
 
 
 def forget_efficacy(called_members: np.ndarray) -> Estimate:
@@ -118,48 +118,20 @@ def forget_efficacy(called_members: np.ndarray) -> Estimate:
     return rate_of(1 - np.asarray(called_members, dtype=np.float64))
 
 
-def salun_row(
-    forget: Scores, retain: Scores, test: Scores, feature: str = "confidence", seed: int = 0
-) -> dict[str, Estimate]:
+def salun_row(forget: Scores, retain: Scores, test: Scores, seed: int = 0) -> dict[str, Estimate]:
     """A row of SalUn's table (arXiv 2310.12508), in [0, 1]: UA, RA, TA and MIA.
 
     UA is one minus the accuracy on the forget set, RA and TA are the accuracy on retain and test set, MIA is
     [`forget_efficacy`]. Each is best near that of the retrained model: compare rows with
-    [`~hf_unlearn.audit.measures.aggregates.average_gap`] of their values. The table's last column, the minutes it
-    took, is not to be seen here.
+    [`~hf_unlearn.audit.measures.aggregates.average_gap`] of their values. The table's last column, the minutes that the
+    method took, cannot be read off scores.
     """
-    accuracies = {name: rate_of(correctness(scores)) for name, scores in (("RA", retain), ("TA", test))}
     return {
         "UA": rate_of(1 - correctness(forget)),
-        **accuracies,
-        "MIA": forget_efficacy(svc_attack(forget, retain, test, feature, seed)),
+        "RA": rate_of(correctness(retain)),
+        "TA": rate_of(correctness(test)),
+        "MIA": forget_efficacy(svc_attack(forget, retain, test, seed)),
     }
-
-
-def class_log_probs(scores: Scores) -> np.ndarray:
-    """Log-probabilities of all classes, `float64 (n, C)`.
-
-    Raises:
-        ValueError: the table has none, because it is of texts or was scored without.
-    """
-    values = getattr(scores, "class_log_probs", None)
-    if values is None:
-        raise ValueError(
-            "The scores have no log-probabilities of all classes. Only tables of image classifiers do: score the "
-            "images again if this is one, or use the attacks on texts."
-        )
-    return np.asarray(values, dtype=np.float64)
-
-
-def _labels(scores: Scores) -> np.ndarray:
-    """The label of each image, `int64 (n,)`; -1 where there is none."""
-    if np.any(scores.lengths > 1):
-        raise ValueError(
-            "The scores are of texts, with several targets an example. This attack is made for classifiers."
-        )
-    labels = np.full(len(scores), -1)
-    labels[scores.lengths > 0] = scores.target_ids
-    return labels
 
 
 def _log_of_rest(log_p: np.ndarray) -> np.ndarray:
@@ -171,24 +143,3 @@ def _log_of_rest(log_p: np.ndarray) -> np.ndarray:
         np.put_along_axis(others, top, -np.inf, axis=1)
         np.put_along_axis(log_rest, top, logsumexp(others, axis=1)[:, None], axis=1)
     return log_rest
-
-
-def _finite(features: np.ndarray) -> np.ndarray:
-    """The images whose features can be used, as `(n, features)`."""
-    features = features[:, None] if features.ndim == 1 else features
-    return features[np.isfinite(features).all(axis=1)]
-
-
-def _called_members(classifier, members: np.ndarray, non_members: np.ndarray, audited: np.ndarray) -> np.ndarray:
-    if not len(members) or not len(non_members):
-        raise ValueError(
-            f"The attack learns from {len(members)} retain and {len(non_members)} test images that can be scored, and "
-            "needs some of both."
-        )
-    audited = audited[:, None] if audited.ndim == 1 else audited
-    classifier.fit(np.concatenate([members, non_members]), np.repeat([1, 0], [len(members), len(non_members)]))
-    usable = np.isfinite(audited).all(axis=1)
-    called = np.full(len(audited), np.nan)
-    if usable.any():
-        called[usable] = classifier.predict(audited[usable])
-    return called
