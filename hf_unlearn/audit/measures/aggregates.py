@@ -1,7 +1,7 @@
 """Published aggregates: several measures of a model in one number, with the exact formula of each.
 
 None of them decides anything: two models with the same aggregate can differ in every part, so the parts are always
-returned with it. A missing part gives no value, never the value of the others.
+returned with it. If a part is missing there is no value, never the value of the others.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from hf_unlearn.audit.measures.quality import Aggregate, harmonic_mean, warn_if_reference_is_member
-
-
-PRIVACY_VARIANTS = ("relative", "gap")
+from hf_unlearn.audit.measures.quality import (
+    Aggregate,
+    aggregate,
+    check_retrained,
+    harmonic_mean,
+    warn_if_reference_is_member,
+)
 
 
 def memorization_score(
@@ -39,49 +42,33 @@ def memorization_score(
     return harmonic_mean({f"1 - {name}": None if value is None else 1 - value for name, value in parts.items()})
 
 
-def privacy_score(
-    unlearned: Mapping[str, float | None],
-    retrained: Mapping[str, float | None],
-    original: Mapping[str, float | None] | None = None,
-    variant: str = "relative",
-) -> Aggregate:
+def privacy_score(unlearned: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> Aggregate:
     """Priv: harmonic mean over attacks of how near the AUC is to that of the retrained model, higher = nearer.
+
+    For each attack `1 - |A_u - A_r| / A_r`, at least 0, as in a study of 150 published checkpoints. It depends on the
+    orientation of the AUC.
 
     Args:
         unlearned, retrained (`dict[str, float]`): AUC of each attack, forget set against holdout, higher = forget set
-            looks like members. The published ones are loss, zlib, min_k and min_k_plus_plus.
-        original (`dict[str, float]`, *optional*): the same of the original model, for `"gap"`.
-        variant (`str`, *optional*, defaults to `"relative"`):
-            - `"relative"`: `1 - |A_u - A_r| / A_r`, at least 0, as in a study of 150 published checkpoints. It depends
-              on the orientation of the AUC.
-            - `"gap"`: `1 - |A_u - A_r| / |A_o - A_r|`, at least 0: 0 as the original, 1 as retrained.
+            looks like members. The published attacks are loss, zlib, min_k and min_k_plus_plus.
 
     Returns:
-        [`Aggregate`] in [0, 1] with a part for each attack, which is `None` where a denominator is 0.
+        [`Aggregate`] in [0, 1] with a part for each attack, which is `None` where the retrained AUC is 0.
 
     Raises:
         ValueError: there is no retrained model, or the models were attacked differently.
     """
-    if variant not in PRIVACY_VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(PRIVACY_VARIANTS)}, not {variant!r}.")
-    if retrained is None:
-        raise ValueError(
-            "The privacy score compares with a model retrained without the forget set, but you gave none. Attack that "
-            "model too, or report the AUC of the unlearned model with its interval."
-        )
-    if variant == "gap" and original is None:
-        raise ValueError('variant="gap" needs the AUC of the original model. Give original, or use "relative".')
-    scales = retrained if variant == "relative" else original
-    if not set(unlearned) == set(retrained) == set(scales):
+    check_retrained(retrained, "The privacy score")
+    if set(unlearned) != set(retrained):
         raise ValueError("The models were attacked differently. Give the AUC of the same attacks for each.")
     parts: dict[str, float | None] = {}
-    for name in unlearned:
-        if _missing(unlearned[name], retrained[name], scales[name]):
+    for name, value in unlearned.items():
+        reference = retrained[name]
+        if _missing(value) or _missing(reference):
             parts[name] = None
             continue
-        warn_if_reference_is_member(retrained[name], f"The privacy score of {name}")
-        scale = abs(scales[name] - (retrained[name] if variant == "gap" else 0))
-        parts[name] = None if scale == 0 else max(0.0, 1 - abs(unlearned[name] - retrained[name]) / scale)
+        warn_if_reference_is_member(reference, f"The privacy score of {name}")
+        parts[name] = None if reference == 0 else max(0.0, 1 - abs(value - reference) / reference)
     return harmonic_mean(parts)
 
 
@@ -103,25 +90,21 @@ def utility_score(
     """
     if (fluency is None) != (original_fluency is None):
         raise ValueError("The fluency of one model is missing. Give that of both models, or of neither.")
-    if fluency is None:
-        parts, reason = {"unlearned": model_utility, "original": original_model_utility}, "without fluency"
-    else:
+    parts, reason = {"unlearned": model_utility, "original": original_model_utility}, "without fluency"
+    if fluency is not None:
         both = {"unlearned": (model_utility, fluency), "original": (original_model_utility, original_fluency)}
         parts = {name: harmonic_mean({"utility": u, "fluency": f}).value for name, (u, f) in both.items()}
         reason = None
-    missing = [name for name, value in parts.items() if _missing(value)]
-    if missing:
-        return Aggregate(None, parts, f"missing: {', '.join(missing)}")
-    if parts["original"] == 0:
+    if parts["original"] == 0 and not _missing(parts["unlearned"]):
         return Aggregate(None, parts, "the original model has no utility to keep")
-    return Aggregate(min(1.0, parts["unlearned"] / parts["original"]), parts, reason)
+    return aggregate(parts, lambda unlearned, original: min(1.0, unlearned / original), reason)
 
 
 def overall_score(memorization: float | None, privacy: float | None, utility: float | None) -> Aggregate:
     """Harmonic mean of [`memorization_score`], [`privacy_score`] and [`utility_score`], higher = better on the whole.
 
-    The study of 150 checkpoints takes as privacy the harmonic mean of [`privacy_score`] and of a measure of the depth
-    of unlearning inside the model.
+    As privacy the study of 150 checkpoints takes the harmonic mean of [`privacy_score`] and a measure of how deep inside
+    the model the unlearning goes.
     """
     return harmonic_mean({"memorization": memorization, "privacy": privacy, "utility": utility})
 
@@ -135,9 +118,11 @@ def average_gap(unlearned: Mapping[str, float | None], retrained: Mapping[str, f
 
     Returns:
         [`Aggregate`] in the unit of the measures; its parts are the signed differences, unlearned minus retrained.
+
+    Raises:
+        ValueError: the models have different measures.
     """
-    gaps = _gaps(unlearned, retrained)
-    return _of_gaps(gaps, lambda: sum(map(abs, gaps.values())) / len(gaps))
+    return aggregate(_gaps(unlearned, retrained), lambda *gaps: sum(map(abs, gaps)) / len(gaps))
 
 
 def tug_of_war(unlearned: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> Aggregate:
@@ -151,12 +136,11 @@ def tug_of_war(unlearned: Mapping[str, float | None], retrained: Mapping[str, fl
         [`Aggregate`] in [0, 1]; its parts are the signed differences, unlearned minus retrained.
 
     Raises:
-        ValueError: a measure is not in [0, 1].
+        ValueError: a measure is not in [0, 1], or the models have different measures.
     """
     if any(not _missing(value) and not 0 <= value <= 1 for value in (*unlearned.values(), *retrained.values())):
         raise ValueError("ToW multiplies shares, but a measure is not in [0, 1]. Divide percentages by 100.")
-    gaps = _gaps(unlearned, retrained)
-    return _of_gaps(gaps, lambda: math.prod(1 - abs(gap) for gap in gaps.values()))
+    return aggregate(_gaps(unlearned, retrained), lambda *gaps: math.prod(1 - abs(gap) for gap in gaps))
 
 
 def _gaps(unlearned: Mapping[str, float | None], retrained: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -165,16 +149,9 @@ def _gaps(unlearned: Mapping[str, float | None], retrained: Mapping[str, float |
             f"The unlearned model has {sorted(unlearned)} and the retrained one {sorted(retrained)}. Give the same "
             "measures for both."
         )
-    return {
-        name: None if _missing(value, retrained[name]) else float(value - retrained[name])
-        for name, value in unlearned.items()
-    }
+    pairs = {name: (value, retrained[name]) for name, value in unlearned.items()}
+    return {name: None if None in pair else pair[0] - pair[1] for name, pair in pairs.items()}
 
 
-def _of_gaps(gaps: dict[str, float | None], of) -> Aggregate:
-    missing = [name for name, gap in gaps.items() if gap is None]
-    return Aggregate(None, gaps, f"missing: {', '.join(missing)}") if missing else Aggregate(float(of()), gaps)
-
-
-def _missing(*values: float | None) -> bool:
-    return any(value is None or math.isnan(value) for value in values)
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)

@@ -1,6 +1,6 @@
 """What a model knows and how well: perplexity, answer probability, truth ratio and the aggregates made of them.
 
-Where a function says `Scores` or array, an array holds losses: mean negative log-likelihoods a target in nats, as
+Where a function takes `Scores` or an array, the array holds losses: mean negative log-likelihoods per target in nats, as
 [`loss`] returns them and as published logs store them. The probability of an answer is `exp(-loss)`, the geometric
 mean of its token probabilities, end token included.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit, logsumexp
@@ -18,7 +18,7 @@ from scipy.special import expit, logsumexp
 from hf_unlearn.audit.measures.membership import loss
 from hf_unlearn.audit.table.reduction import sum_by_example
 from hf_unlearn.audit.table.scores import Scores
-from hf_unlearn.statistics.estimate import Estimate
+from hf_unlearn.statistics.estimate import AsDict, Estimate
 from hf_unlearn.statistics.intervals import KolmogorovSmirnov, ks, mean
 
 
@@ -26,8 +26,8 @@ TRUTH_RATIO_VARIANTS = ("tofu", "paper", "probability")
 
 
 @dataclass(frozen=True)
-class Aggregate:
-    """A number made of others, with these.
+class Aggregate(AsDict):
+    """A number made of others, and these parts.
 
     Attributes:
         value (`float` or `None`): the number; `None` if a part is missing.
@@ -39,9 +39,16 @@ class Aggregate:
     parts: dict[str, float | None]
     reason: str | None = None
 
-    def as_dict(self) -> dict:
-        """Plain types for JSON."""
-        return asdict(self)
+
+def aggregate(
+    parts: Mapping[str, float | None], combine: Callable[..., float], reason: str | None = None
+) -> Aggregate:
+    """`combine` of the values of all parts; if some are missing (`None` or NaN) there is no value, and `reason` names them."""
+    parts = {name: None if value is None or math.isnan(value) else float(value) for name, value in parts.items()}
+    missing = [name for name, value in parts.items() if value is None]
+    if missing:
+        return Aggregate(None, parts, f"missing: {', '.join(missing)}")
+    return Aggregate(float(combine(*parts.values())), parts, reason)
 
 
 def perplexity(scores: Scores | Sequence[np.ndarray]) -> np.ndarray:
@@ -56,9 +63,9 @@ def perplexity(scores: Scores | Sequence[np.ndarray]) -> np.ndarray:
 
 
 def corpus_perplexity(scores: Scores | Sequence[np.ndarray]) -> float:
-    """Perplexity a target over all texts together, low = fits; NaN if there is no target.
+    """Perplexity per target over all texts together, low = fits; NaN if there is no target.
 
-    Long texts weigh more. It is not the mean of [`perplexity`], which a single odd text can dominate.
+    Long texts weigh more. This is not the mean of [`perplexity`], which a single odd text can dominate.
     """
     total, count = _log_prob_sums(scores)
     with np.errstate(over="ignore"):
@@ -98,9 +105,9 @@ def truth_ratio(paraphrased: Scores | np.ndarray, perturbed: Scores | np.ndarray
     Args:
         paraphrased ([`Scores`] or `float (n,)`): a paraphrase of each correct answer (or the answer itself where there
             is none), or its losses.
-        perturbed ([`Scores`] or `float (n, K)`): K wrong answers a record. As `Scores` these are `n * K` examples, the
-            K answers of the first record first, as in `[answer for row in rows for answer in row["perturbed"]]`. With
-            another number of answers a record pass the losses, with NaN for the missing ones.
+        perturbed ([`Scores`] or `float (n, K)`): K wrong answers per record. As `Scores` these are `n * K` examples, the
+            K answers of the first record first, as in `[answer for row in rows for answer in row["perturbed"]]`. Where
+            records have different numbers of answers pass the losses, with NaN for the missing ones.
         variant (`str`, *optional*, defaults to `"tofu"`):
             - `"tofu"`: geometric mean of the wrong probabilities over the correct one, `R = exp(loss of the correct -
               mean loss of the wrong)`. TOFU's scripts and later benchmarks compute this one.
@@ -159,36 +166,27 @@ def forget_quality(unlearned: np.ndarray, retrained: np.ndarray) -> KolmogorovSm
     Raises:
         ValueError: there is no retrained model; forget quality does not exist without one.
     """
-    if retrained is None:
-        raise ValueError(
-            "Forget quality compares with a model retrained without the forget set, but you gave none. Pass its truth "
-            "ratios, or report the forget truth ratio of the unlearned model alone."
-        )
+    check_retrained(retrained, "Forget quality")
     return ks(unlearned, retrained)
 
 
 def harmonic_mean(parts: Mapping[str, float | None]) -> Aggregate:
     """Harmonic mean of named parts, without a small term added inside: all must be high for it to be high.
 
-    A part of 0 gives 0 and is named; a missing part (`None` or NaN) gives `None` and is named, never the mean of the
-    others.
+    A part of 0 gives 0, a missing part (`None` or NaN) gives `None`; `reason` names it.
 
     Raises:
         ValueError: there are no parts, or one is negative.
     """
     if not parts:
         raise ValueError("A harmonic mean needs at least one part, but you gave none.")
-    parts = {name: None if value is None or math.isnan(value) else float(value) for name, value in parts.items()}
-    missing = [name for name, value in parts.items() if value is None]
     negative = [name for name, value in parts.items() if value is not None and value < 0]
-    zero = [name for name, value in parts.items() if value == 0]
     if negative:
         raise ValueError(f"A harmonic mean needs parts of at least 0, but these are negative: {', '.join(negative)}.")
-    if missing:
-        return Aggregate(None, parts, f"missing: {', '.join(missing)}")
+    zero = [name for name, value in parts.items() if value == 0]
     if zero:
-        return Aggregate(0.0, parts, f"zero: {', '.join(zero)}")
-    return Aggregate(len(parts) / sum(1 / value for value in parts.values()), parts)
+        return aggregate(parts, lambda *values: 0.0, f"zero: {', '.join(zero)}")
+    return aggregate(parts, lambda *values: len(values) / sum(1 / value for value in values))
 
 
 def model_utility(parts: Mapping[str, float | None]) -> Aggregate:
@@ -215,13 +213,18 @@ def privleak(unlearned_auc: float, retrained_auc: float) -> float:
     Raises:
         ValueError: there is no retrained model. 0.5 is no substitute: real retrained models are often far from it.
     """
-    if retrained_auc is None:
-        raise ValueError(
-            "PrivLeak compares with a model retrained without the forget set, but you gave no AUC for it. Score that "
-            "model too, or report the AUC of the unlearned model with its interval."
-        )
+    check_retrained(retrained_auc, "PrivLeak")
     warn_if_reference_is_member(retrained_auc, "PrivLeak")
     return float("nan") if retrained_auc == 1 else 100 * (retrained_auc - unlearned_auc) / (1 - retrained_auc)
+
+
+def check_retrained(given, name: str) -> None:
+    """Raise a `ValueError` where the number of the retrained model, with which `name` compares, is missing."""
+    if given is None:
+        raise ValueError(
+            f"{name} compares with a model retrained without the forget set, but you gave none. Either measure that "
+            "model too, or report the measure of the unlearned model with its interval."
+        )
 
 
 def warn_if_reference_is_member(retrained_auc: float, name: str) -> None:
