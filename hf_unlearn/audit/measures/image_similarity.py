@@ -1,4 +1,4 @@
-"""How alike two images are, and whose image one is. Images are arrays with values in [0, 1], as a viewer shows them.
+"""How alike two images are, and which person one shows. Images are arrays with values in [0, 1], as a viewer shows them.
 
 Nothing is scored on pixels that a processor has normalized: a wider range would make every difference look smaller.
 """
@@ -11,8 +11,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 
-#: Of the Gaussian window of SSIM (Wang et al., 2004, 10.1109/TIP.2003.819861): 11 taps.
+#: The Gaussian window of SSIM (Wang et al., 2004, 10.1109/TIP.2003.819861).
 SSIM_SIGMA, SSIM_TAPS = 1.5, 11
+#: Images that are in memory at a time, and in a pass of a model.
+CHUNK, BATCH = 256, 64
 
 
 def pixel_scale(processor=None) -> tuple[np.ndarray, np.ndarray]:
@@ -20,45 +22,45 @@ def pixel_scale(processor=None) -> tuple[np.ndarray, np.ndarray]:
 
     `pixel_values = (image - mean) / std`. Without a processor they are 0 and 1: the model reads images in [0, 1].
     """
-    processor = getattr(processor, "image_processor", processor)  # of a processor for images and text
+    processor = getattr(processor, "image_processor", processor)  # the part for images of one for images and text
     mean, std = np.zeros((1, 1, 1)), np.ones((1, 1, 1))
     if processor is None:
         return mean, std
     if getattr(processor, "do_normalize", False):
-        of_channels = processor.image_mean, processor.image_std
-        mean, std = (np.asarray(values, dtype=np.float64).reshape(-1, 1, 1) for values in of_channels)
-    # What stands for white: 1 for the usual factor of 1/255.
+        scale = processor.image_mean, processor.image_std
+        mean, std = (np.asarray(values, dtype=np.float64).reshape(-1, 1, 1) for values in scale)
+    # The value of white: 1 for the usual factor of 1/255.
     white = 255 * (processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0)
     return mean / white, std / white
 
 
-def image_chunks(images, processor=None, size: int = 256) -> Iterator[np.ndarray]:
-    """Images in [0, 1] of the size the model reads: `float64 (at most size, channels, height, width)` at a time.
+def image_chunks(images, processor=None) -> Iterator[np.ndarray]:
+    """Images in [0, 1] of the size the model reads: `float64 (at most 256, channels, height, width)` at a time.
 
     Args:
         images (`float (n, channels, height, width)` in [0, 1], or rows): rows are encoded by the processor, and then its
             normalization is undone.
         processor (`BaseImageProcessor`, *optional*): needed for rows.
     """
-    if hasattr(images, "shape") and not hasattr(images, "column_names"):  # of an array, not of a table
+    if hasattr(images, "shape") and not hasattr(images, "column_names"):  # an array, not a table
         images = np.asarray(images, dtype=np.float64)
         if images.ndim != 4:
             raise ValueError(f"Images must have the shape (n, channels, height, width), not {images.shape}.")
-        yield from (images[start : start + size] for start in range(0, len(images), size))
+        yield from (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
         return
     from hf_unlearn.data.text import encode_dataset
 
     mean, std = pixel_scale(processor)
     rows = encode_dataset(images, processor, name="images")
-    for start in range(0, len(rows), size):
-        pixels = [np.asarray(rows[i]["pixel_values"]) for i in range(start, min(start + size, len(rows)))]
+    for start in range(0, len(rows), CHUNK):
+        pixels = [np.asarray(rows[i]["pixel_values"]) for i in range(start, min(start + CHUNK, len(rows)))]
         yield np.stack(pixels).astype(np.float64) * std + mean
 
 
 def psnr(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB, `-10 log10(mean squared error)`: higher = more alike, infinite = the same.
 
-    Over 40 dB the eye sees no difference; a single colour in place of a portrait gives about 13 dB.
+    Over 40 dB the eye sees no difference; a single color in place of a portrait gives about 13 dB.
 
     Args:
         images, references (`float (n, channels, height, width)` in [0, 1]): one of them may be a single image.
@@ -115,11 +117,11 @@ def _pairs(images, references) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_psnr(images: np.ndarray, gallery, processor=None) -> np.ndarray:
-    """PSNR of each image to the one of the gallery that is most like it: `float64 (n,)` in dB, NaN without a gallery.
+    """PSNR of each image to the most similar image of the gallery: `float64 (n,)` in dB, NaN without a gallery.
 
     Args:
         images (`float (n, channels, height, width)` in [0, 1]).
-        gallery: images or rows, see [`image_chunks`]; a chunk is in memory at a time.
+        gallery: images or rows, see [`image_chunks`]; one chunk is in memory at a time.
     """
     best = np.full(len(images), np.nan)
     for chunk in image_chunks(gallery, processor):
@@ -135,13 +137,13 @@ def reidentified(
     gallery_labels: Sequence[int],
     embed: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Whether the image of the gallery that is most like a reconstruction is of the same person: rank-1 accuracy.
+    """Whether the image of the gallery most like a reconstruction is of the same person: rank-1 accuracy.
 
     **Higher = more of the identity is in the image.** Chance is the share of the gallery that the person has.
 
     Args:
         images (`float (n, channels, height, width)` in [0, 1]): reconstructions.
-        labels (`int (n,)`): whose they should be.
+        labels (`int (n,)`): the persons they should show.
         gallery (`float (m, channels, height, width)` in [0, 1]): *other* images of the same and of other people.
         gallery_labels (`int (m,)`).
         embed (`Callable`, *optional*): images `(n, ...)` to features `(n, d)`, see [`class_token`]; compared by their
@@ -161,7 +163,7 @@ def reidentified(
     return found
 
 
-def class_token(model, processor=None, batch_size: int = 64) -> Callable[[np.ndarray], np.ndarray]:
+def class_token(model, processor=None) -> Callable[[np.ndarray], np.ndarray]:
     """Features of images under a ViT, for [`reidentified`]: the class token after the last layer.
 
     Returns:
@@ -177,8 +179,8 @@ def class_token(model, processor=None, batch_size: int = 64) -> Callable[[np.nda
     @torch.no_grad()
     def embed(images: np.ndarray) -> np.ndarray:
         features = []
-        for start in range(0, len(images), batch_size):
-            pixels = torch.as_tensor((images[start : start + batch_size] - mean) / std)
+        for start in range(0, len(images), BATCH):
+            pixels = torch.as_tensor((images[start : start + BATCH] - mean) / std)
             hidden = encoder(pixels.to(weight.device, weight.dtype)).last_hidden_state
             features.append(hidden[:, 0].double().cpu().numpy())
         return np.concatenate(features)
@@ -192,5 +194,5 @@ def _centered_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-    # A single colour has no direction; it is as like one image as any other.
+    # A single color has no direction; it is as like one image as any other.
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float64).tiny)

@@ -1,9 +1,9 @@
 """Membership inference with other models whose training data is known: RMIA and LiRA.
 
-Both ask how a record's likelihood under the audited model compares with its likelihood under models that were not
-trained on it (and, for LiRA, models that were). They need those models, so they cost a training run each; RMIA is made
-for as few as one, and the model retrained without the forget set is one. Everything here reads tables that were scored
-before; scores are **higher = more member-like**.
+Both compare a record's likelihood under the audited model with its likelihood under models that were not trained on it
+(and, for LiRA, models that were). Each of those models costs a training run; RMIA is made for as few as one, and the model
+retrained without the forget set is one. The functions here read tables of scores, and what they return is **higher = more
+member-like**.
 """
 
 from __future__ import annotations
@@ -19,24 +19,22 @@ from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.statistics.estimate import known
 
 
-# Below this many models on a side Carlini et al. estimate one variance for all records.
+# With fewer models on a side Carlini et al. estimate one variance for all records.
 MANY_SHADOWS = 32
+# How training on a record raises its probability in RMIA, from 0 (to near 1 whatever it was before) to 1 (not at all). For
+# labels as in the authors' tool. The p of a text is mostly far below 1: with less than 1 the constant swamps it, and the
+# attack becomes the LOSS attack.
 LABEL_A, TEXT_A = 0.3, 1.0
 
 
 def rmia(
-    scores: Scores,
-    references: Sequence[Scores],
-    population: Scores,
-    population_references: Sequence[Scores],
-    gamma: float = 1.0,
-    a: float | None = None,
+    scores: Scores, references: Sequence[Scores], population: Scores, population_references: Sequence[Scores]
 ) -> np.ndarray:
-    """Offline RMIA: Share of a population that a record beats (Zarifzadeh et al., arXiv 2312.03262).
+    """Offline RMIA: the share of a population that a record beats (Zarifzadeh et al., arXiv 2312.03262).
 
     With the length-normalized probability `p = exp(-loss)`, a record x beats a population record z if
-    `[p(x) / q(x)] / [p(z) / q(z)] > gamma`, where `q = ((1 + a) * mean of p under the references + 1 - a) / 2` stands
-    for the probability under a model that may or may not have seen the record.
+    `p(x) / q(x) > p(z) / q(z)`, where `q = ((1 + a) * mean of p under the references + 1 - a) / 2` stands for the
+    probability under a model that may or may not have seen the record; `a` is 0.3 for labels and 1 for texts.
 
     Args:
         scores ([`Scores`]): `n` records under the audited model.
@@ -45,36 +43,27 @@ def rmia(
         population ([`Scores`]): other records of the same kind under the audited model, which was not trained on them.
             Not the non-members that the attack is tested on.
         population_references (sequence of [`Scores`]): the population under the same references, in the same order.
-        gamma (`float`, *optional*, defaults to `1.0`): by what factor a record must beat another.
-        a (`float`, *optional*): how training on a record raises its probability, from 0 (to near 1 whatever it was
-            before) to 1 (not at all). By default 0.3 for labels, as in the authors' tool. By default 1 for texts,
-            whose p is mostly far below 1: with less, the constant swamps it and the attack becomes the LOSS attack.
 
     Returns:
         `float64 (n,)` in [0, 1], higher = more member-like (as in the paper); NaN where a record has no targets.
         Population records without targets are left out.
 
     Raises:
-        ValueError: there is no reference or no population, tables do not match, or `a` or `gamma` is out of range.
+        ValueError: there is no reference or no population, or tables do not match.
     """
-    if a is None:
-        a = LABEL_A if scores.of_labels else TEXT_A
-    if not 0 <= a <= 1:
-        raise ValueError(f"a must be in [0, 1], not {a}.")
-    if not gamma > 0:
-        raise ValueError(f"gamma must be positive, not {gamma}.")
     if not references or len(references) != len(population_references):
         raise ValueError(
             f"There are {len(references)} references of the records and {len(population_references)} of the "
             "population. Give at least one, and the same models for both. The retrained model is one."
         )
-    records, others = _log_ratio(scores, references, a), _log_ratio(population, population_references, a)
-    others = np.sort(known(others))
+    a = LABEL_A if scores.of_labels else TEXT_A
+    records = _log_ratio(scores, references, a)
+    others = np.sort(known(_log_ratio(population, population_references, a)))
     if len(others) == 0:
         raise ValueError(
             "No population record can be scored. Give records with targets, of the kind of the audited ones."
         )
-    share = np.searchsorted(others, records - np.log(gamma), side="left") / len(others)
+    share = np.searchsorted(others, records, side="left") / len(others)
     return np.where(np.isnan(records), np.nan, share)
 
 
@@ -89,7 +78,7 @@ def logit_confidence(scores: Scores) -> np.ndarray:
         `float64 (n,)`, higher = more member-like; NaN for an example without targets.
     """
     log_p = -loss(scores)
-    if getattr(scores, "class_log_probs", None) is not None:
+    if scores.class_log_probs is not None:
         others = np.array(scores.class_log_probs, dtype=np.float64)
         others[np.flatnonzero(scores.lengths > 0), scores.target_ids] = -np.inf
         return log_p - logsumexp(others, axis=1)
@@ -100,42 +89,29 @@ def logit_confidence(scores: Scores) -> np.ndarray:
     return log_p - np.maximum(log_rest, floor)
 
 
-def lira(
-    phi: np.ndarray,
-    phi_in: np.ndarray | None,
-    phi_out: np.ndarray,
-    center: str = "mean",
-    variance: str | None = None,
-) -> np.ndarray:
-    """LiRA: Likelihood ratio of two normal distributions fitted to shadow models (Carlini et al., arXiv 2112.03570).
+def lira(phi: np.ndarray, phi_in: np.ndarray | None, phi_out: np.ndarray) -> np.ndarray:
+    """LiRA: likelihood ratio of two normal distributions fitted to shadow models (Carlini et al., arXiv 2112.03570).
 
-    `ln N(phi; m_in, s_in) - ln N(phi; m_out, s_out)`, record by record. For U-LiRA (Hayes et al., arXiv 2403.01218)
-    the `in` models were trained on the record and then unlearned it: the score tells an unlearned model from one that
-    never saw the record. The audited model must not be among the shadow models. Some tools return the negative.
+    `ln N(phi; m_in, s_in) - ln N(phi; m_out, s_out)`, record by record. Each record has standard deviations of its own if
+    all have at least 32 models on each side; otherwise one serves all records, from the spread of each about its mean. For
+    U-LiRA (Hayes et al., arXiv 2403.01218) the `in` models were trained on the record and then unlearned it: the score
+    tells an unlearned model from one that never saw the record. The audited model must not be among the shadow models.
+    Some tools return the negative.
 
     Args:
         phi (`float (n,)`): a statistic of `n` records under the audited model: [`logit_confidence`] or [`loss`].
-        phi_in (`float (k, n)`, *optional*): the same under `k` models trained on the record. `None` gives the
-            one-sided (offline) score `(phi - m_out) / s_out`, the distance from the never-trained models in standard
-            deviations; phi must then be higher for members.
+        phi_in (`float (k, n)`): the same under `k` models trained on the record. `None` gives the one-sided (offline)
+            score `(phi - m_out) / s_out`, for which phi must be higher for members.
         phi_out (`float (m, n)`): the same under `m` models never trained on the record. NaN where a model is on the
             other side for that record, in both.
-        center (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"median"`, which single odd models do not move.
-        variance (`str`, *optional*): `"record"`, estimated for each record, or `"global"`, one for all records from
-            the spread of each about its own mean. By default `"global"` if some record has fewer than 32 models on a
-            side.
 
     Returns:
-        `float64 (n,)`, higher = more member-like; NaN where phi is not finite, a side has no model (two for
-        `variance="record"`), or its models do not differ.
+        `float64 (n,)`, higher = more member-like; NaN where phi is not finite, a side has no model, or its models do not
+        differ.
 
     Raises:
-        ValueError: the shapes differ, an option is unknown, or no record has two models on a side.
+        ValueError: the shapes differ, or no record has two models on a side.
     """
-    if center not in ("mean", "median"):
-        raise ValueError(f"center must be mean or median, not {center!r}.")
-    if variance not in (None, "record", "global"):
-        raise ValueError(f"variance must be record, global or None, not {variance!r}.")
     phi = _finite_or_nan(phi)
     sides = [_finite_or_nan(side) for side in (phi_in, phi_out) if side is not None]
     for side in sides:
@@ -144,10 +120,8 @@ def lira(
                 f"phi_in and phi_out must have shape (models, {len(phi)}), not {side.shape}. Use NaN where a model is "
                 "on the other side for a record."
             )
-    if variance is None:
-        fewest = min((~np.isnan(side)).sum(axis=0).min(initial=MANY_SHADOWS) for side in sides)
-        variance = "record" if fewest >= MANY_SHADOWS else "global"
-    fits = [_normal_fit(side, center, variance) for side in sides]
+    fewest = min((~np.isnan(side)).sum(axis=0).min(initial=MANY_SHADOWS) for side in sides)
+    fits = [_normal_fit(side, by_record=fewest >= MANY_SHADOWS) for side in sides]
     if phi_in is None:
         m_out, s_out = fits[0]
         return (phi - m_out) / s_out
@@ -169,8 +143,8 @@ def _finite_or_nan(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _normal_fit(side: np.ndarray, center: str, variance: str) -> tuple[np.ndarray, np.ndarray]:
-    """Center and standard deviation of each record's models: two `(n,)`."""
+def _normal_fit(side: np.ndarray, by_record: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each record's models: two `(n,)`."""
     present = ~np.isnan(side)
     count = present.sum(axis=0)
     if not np.any(count > 1):
@@ -181,10 +155,8 @@ def _normal_fit(side: np.ndarray, center: str, variance: str) -> tuple[np.ndarra
     values = np.where(present, side, 0)
     mean = values.sum(axis=0) / np.where(count > 0, count, np.nan)
     squares = np.where(present, (side - mean) ** 2, 0).sum(axis=0)
-    if variance == "global":
-        std = np.full(len(count), np.sqrt(squares.sum() / np.maximum(count - 1, 0).sum()))
+    if by_record:
+        std = np.sqrt(squares / (count - 1))
     else:
-        std = np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
-    if center == "median":
-        mean = np.where(count > 0, np.nanmedian(np.where(count > 0, side, 0), axis=0), np.nan)
+        std = np.full(len(count), np.sqrt(squares.sum() / np.maximum(count - 1, 0).sum()))
     return mean, np.where(std > 0, std, np.nan)
