@@ -1,4 +1,4 @@
-"""Second moments of what comes into linear layers, streamed: memory is bounded by the layer, not by the data."""
+"""Second moments of the inputs of linear layers, streamed: memory is bounded by the layer, not by the data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hf_unlearn.models.modes import evaluating
 def input_covariances(
     model: nn.Module, modules: Mapping[str, nn.Module], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Sum over all tokens of `x x^T` for the inputs `x` of each module, not centred. Padding does not count.
+    """Sum over all tokens of `x x^T` for the inputs `x` of each module, not centered. Padding does not count.
 
     Returns:
         `dict[str, Tensor]`: `float64 (d_in, d_in)` by name of the module; modules with the same input (queries, keys and
         values) share one tensor.
     """
     sums: dict[str, Tensor] = {}
-    owner: dict[str, str] = {}  # module -> the one that adds up their common input
+    owner: dict[str, str] = {}  # by module, the first one with the same input, which adds it up
     last: dict[str, Tensor] = {}
     mask: Tensor | None = None
 

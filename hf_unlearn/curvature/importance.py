@@ -16,22 +16,21 @@ def squared_gradients(
 ) -> dict[str, Tensor]:
     """Mean over the rows of the squared gradient of each row's own loss, `E[(d loss / d theta_i)^2]`.
 
-    One gradient a row, not the square of the gradient of a batch, which is another statistic and shrinks with the size of
+    There is one gradient per row. The square of a batch's gradient is another statistic, which shrinks with the size of
     the batch. The loss of a row is -ln p(answer), summed over its tokens.
 
     Args:
         batches (iterable of `dict`): what the model's forward takes, and `labels`.
-        names (iterable of `str`): parameters of interest; they must require a gradient.
+        names (iterable of `str`): the parameters, which must require a gradient.
 
     Returns:
         `dict[str, Tensor]`: by name, the shape of the parameter, in float32 or wider.
     """
-    everything = dict(model.named_parameters())
-    wanted = {name: everything[name] for name in names}
+    wanted = {name: model.get_parameter(name) for name in names}
     total = {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in wanted.items()
     }
-    n = 0
+    parameters, n = list(wanted.values()), 0
     with evaluating(model):
         for batch in batches:
             # Row by row, without padding: attention has no rule for vmap, which falls back to a slower loop.
@@ -41,7 +40,7 @@ def squared_gradients(
                     real = row["attention_mask"][0].bool()
                     row = {key: value[:, real] for key, value in row.items()}
                 loss = -target_logits(model, row).sequence_log_probs.sum()
-                for name, g in zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True):
+                for name, g in zip(wanted, torch.autograd.grad(loss, parameters), strict=True):
                     total[name] += g.to(total[name].dtype).square()
             n += len(batch["labels"])
     return {name: value / max(1, n) for name, value in total.items()}

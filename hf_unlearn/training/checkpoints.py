@@ -17,13 +17,8 @@ class NonFiniteLossError(ArithmeticError):
     """The loss became NaN or infinite; the weights are those of the last completed step."""
 
 
-def save_state(folder: str | Path, state: dict[str, Tensor]) -> None:
-    """Write the state of a method or an update rule into a checkpoint folder, beside weights and optimizer."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, Path(folder) / _FILE)
-
-
 def load_state(folder: str | Path) -> dict[str, Tensor]:
-    """The state that `save_state` wrote; empty where it wrote nothing."""
+    """The state of the method and the update rule in a checkpoint folder; empty where they have none."""
     path = Path(folder) / _FILE
     return load_file(path) if path.exists() else {}
 
@@ -54,7 +49,8 @@ class Checkpoints:
         if self._rule is not None:
             state = state | self._rule.state()
         if state and self.args.should_save:
-            save_state(Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), state)
+            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / _FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if not self._load_plain(resume_from_checkpoint):

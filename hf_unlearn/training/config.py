@@ -11,9 +11,6 @@ from transformers import TrainingArguments
 from hf_unlearn.training.updates import UPDATE_RULES
 
 
-RETAIN_LOSSES = ("nll", "kl", "none")
-
-
 @dataclass
 class UnlearningConfig(TrainingArguments):
     """`TrainingArguments` and what every method shares. The loss is `forget_weight * L_f + retain_weight * L_r`.
@@ -30,13 +27,13 @@ class UnlearningConfig(TrainingArguments):
         subspace_energy (`float`, *optional*, defaults to `0.95`): for `update_rule="subspace"`, the share of the energy of
             the retain set's inputs that is protected (0.95 to 0.99 in arXiv 2103.09762).
         trainable (`str`, *optional*): regular expression; only parameters whose whole name matches may move.
-        trainable_layers (`list[int]`, *optional*): only parameters of these layers may move; negative counts from the
-            last. With `trainable`, both must hold.
+        trainable_layers (`list[int]`, *optional*): only parameters of these layers may move; negative indices count from
+            the last. With `trainable`, both must hold.
         saliency (`float`, *optional*): only this share of the entries of the weights may move: those with the largest
             gradient of the forget set's likelihood (arXiv 2310.12508 takes 0.5).
         singular_rank (`int`, *optional*): only the weights of linear layers may move, and only within this many of their
-            singular directions (see [`~hf_unlearn.training.low_rank.SingularSubspace`]).
-        singular_part (`str`, *optional*, defaults to `"top"`): those with the largest singular values, or the `"bottom"`.
+            singular directions (see [`~hf_unlearn.training.constraints.SingularSubspace`]).
+        singular_part (`str`, *optional*, defaults to `"top"`): directions with the `"top"` or `"bottom"` singular values.
         max_length (`int`, *optional*): longest row in tokens. Defaults to the context of the model.
         truncate (`bool`, *optional*, defaults to `False`): cut longer rows instead of raising an error.
         stop_when_forgotten (`bool`, *optional*, defaults to `True`): stop at the first evaluation in which the losses of
@@ -46,8 +43,8 @@ class UnlearningConfig(TrainingArguments):
         stop_level (`float`, *optional*, defaults to `0.5`): level of the one-sided Mann-Whitney U test that decides.
     """
 
-    retain_losses: ClassVar = RETAIN_LOSSES
-    #: Options that must be above 0, at least 0 and at least 1, where they are set; each config names its own.
+    retain_losses: ClassVar = ("nll", "kl", "none")
+    #: Options that must be above 0, at least 0 and at least 1, where they are set; each config class names its own.
     positive: ClassVar = ()
     not_negative: ClassVar = ()
     at_least_one: ClassVar = ()
@@ -90,14 +87,13 @@ class UnlearningConfig(TrainingArguments):
     def __post_init__(self):
         if self.push_to_hub:
             raise ValueError(
-                "You set push_to_hub=True, but the Trainer uploads the whole output folder, with optimizer states and "
-                "weights from before the end of the unlearning. Leave it off, and push the final checkpoint after its "
-                "audit: model.push_to_hub(...)."
+                "You set push_to_hub=True, but the Trainer uploads the whole output folder, with optimizer states and weights "
+                "that still remember. Leave it off, and push the final checkpoint after its audit: model.push_to_hub(...)."
             )
         if "wandb" in self.report_to and os.environ.get("WANDB_LOG_MODEL", "false").lower() not in ("false", "0", ""):
             raise ValueError(
-                "WANDB_LOG_MODEL is set, so that checkpoints with optimizer states would be uploaded. Either unset it, or "
-                "leave wandb out of report_to."
+                "WANDB_LOG_MODEL is set, which uploads checkpoints with optimizer states. Either unset it, or leave wandb out "
+                "of report_to."
             )
         if self.needs_retain and not (self.retain_loss in self.retain_losses and self.reads_retain):
             raise ValueError(
@@ -121,8 +117,8 @@ class UnlearningConfig(TrainingArguments):
         for name in ("forget_weight", "retain_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(
-                    f"You set {name}={getattr(self, name)}, but a weight is not negative: losses are terms to minimise, "
-                    "ascent on the forget set has its sign inside."
+                    f"You set {name}={getattr(self, name)}, but a weight is not negative: all losses are minimized, and "
+                    "one that is ascended has its sign inside."
                 )
         for name in ("gru_gamma", "subspace_energy", "saliency"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
@@ -133,7 +129,7 @@ class UnlearningConfig(TrainingArguments):
             raise ValueError("You set remove_unused_columns=True, which would drop the pairs. Leave it false.")
         if self.label_smoothing_factor or self.use_liger_kernel:
             raise ValueError(
-                "label_smoothing_factor and use_liger_kernel change a loss that the model computes, but here the "
-                "method does. Leave both off."
+                "label_smoothing_factor and use_liger_kernel change the loss that a model computes, but here the method "
+                "computes it. Leave both off."
             )
         super().__post_init__()

@@ -94,15 +94,15 @@ def _attention_point(name, module, linears, inner, n) -> GatePoint | None:
     projection = linears[outer[0]]
     d = in_features(projection)
     sizes = sorted(out_features(linear) for linear in inner.values())
+    first = next(iter(inner.values()))
     feeding = ()
-    if not _nothing_between(module, width=d // n):
-        pass
-    elif len(inner) == 3 and sizes[0] == sizes[1] and sizes[2] == d and d % sizes[0] == sizes[0] % (d // n) == 0:
-        feeding = tuple((linear, 0, out_features(linear)) for linear in inner.values())
-    elif sizes == [3 * d]:
-        (linear,) = inner.values()
+    if _nothing_between(module, width=d // n):
         # The layout of a fused projection differs from model to model: only that of GPT-2 is a Conv1D.
-        feeding = tuple((linear, part * d, d) for part in range(3)) if isinstance(linear, Conv1D) else ()
+        if sizes == [3 * d] and isinstance(first, Conv1D):
+            feeding = tuple((first, part * d, d) for part in range(3))
+        grouped = len(sizes) == 3 and sizes[0] == sizes[1] and sizes[2] == d
+        if grouped and d % sizes[0] == 0 and sizes[0] % (d // n) == 0:
+            feeding = tuple((linear, 0, out_features(linear)) for linear in inner.values())
     return GatePoint(f"{name}.{outer[0]}", projection, n, feeding)
 
 
@@ -162,11 +162,10 @@ class Gates(nn.Module):
 
     def _multiply(self, here: slice, module: nn.Module, inputs: tuple) -> tuple:
         x = inputs[0]
-        if self._given is not None:
-            z = self._given[:, here]
-            z = z.view(len(z), *[1] * (x.dim() - 2), -1)
-        else:
+        if self._given is None:
             z = self.values(here)
+        else:
+            z = self._given[:, here].view(len(x), *[1] * (x.dim() - 2), -1)
         z = z.to(x).repeat_interleave(x.shape[-1] // z.shape[-1], -1)
         return (x * z, *inputs[1:])
 

@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator, batches
 from hf_unlearn.data.text import context_length, encode_dataset
 from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
 from hf_unlearn.models.load import load_model, load_processing_class
-from hf_unlearn.training.callbacks import RunCallback
+from hf_unlearn.models.sharding import whole
 from hf_unlearn.training.checkpoints import Checkpoints, load_state
 from hf_unlearn.training.checks import check_run, check_sharding, warn_of_readable_images
 from hf_unlearn.training.config import UnlearningConfig
@@ -23,9 +23,39 @@ from hf_unlearn.training.constraints import constraints_of
 from hf_unlearn.training.evaluation import LikelihoodEvaluation
 from hf_unlearn.training.objective import Objective
 from hf_unlearn.training.reference import Reference, cached_log_probs
-from hf_unlearn.training.two_gradients import TwoGradients
-from hf_unlearn.training.updates import UPDATE_RULES, UpdateRule
+from hf_unlearn.training.updates import UPDATE_RULES, TwoGradients, UpdateRule
 from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_except_linear
+
+
+class RunCallback(TrainerCallback):
+    """Tells the trainer where its run is, after a start, a resume or a retry with smaller batches."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_run(state.global_step)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Here, because not every data loader passes `set_epoch` on to its data set.
+        epoch = int(state.epoch or 0)
+        self.trainer.train_dataset.set_epoch(epoch)
+        self.trainer.train_dataset.set_phase(self.trainer.phase(epoch))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_step()
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        if self.trainer.accelerator.scaler is not None:
+            return  # float16: the scaler skips steps with infinite gradients, and lowers its scale
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if gradients:
+            norm = torch.stack([g.to(torch.float32).square().sum() for g in gradients]).sum()
+            self.trainer.require_finite(whole(norm), "gradient")
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.take_back()
+        self.trainer.after_step()
 
 
 class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
