@@ -35,7 +35,7 @@ Args:
     model (`PreTrainedModel` or `str`): with `examples`, the causal language model, used where it is, or where to load it
         from.
     processing_class (`PreTrainedTokenizerBase`): with `examples`, its tokenizer; needed with a model object.
-    batch_size (`int`, *optional*, defaults to `8`): with `examples`, texts a forward pass.
+    batch_size (`int`, *optional*, defaults to `8`): with `examples`, texts per forward pass.
     planted (`list[bool]`, *optional*): which canaries were trained on; all, if it is not given.
     method (`str`, *optional*, defaults to `"rank"`): `"rank"` counts candidates, up to `log2(candidates + 1)`; `"fit"`
         extrapolates beyond them with a fitted skew-normal distribution and takes at least 20.

@@ -47,7 +47,7 @@ Args:
         from.
     processing_class (`PreTrainedTokenizerBase`): with `examples`, its tokenizer; needed with a model object.
     p (`float`, *optional*, defaults to `0.5`): with `examples`, the chance of success behind `queries_needed`.
-    batch_size (`int`, *optional*, defaults to `8`): with `examples`, examples a forward pass.
+    batch_size (`int`, *optional*, defaults to `8`): with `examples`, examples per forward pass.
     truncate (`bool`, *optional*, defaults to `False`): with `examples`, cut those that are longer than the context.
 
 Returns:

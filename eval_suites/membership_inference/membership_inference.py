@@ -39,7 +39,7 @@ Args:
     processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`): with `examples`; needed with a model object.
     attack (`str`, *optional*, defaults to `"min_k"`): with `examples`; or `"loss"`, `"zlib"`, `"min_k_plus_plus"`. Of images
         `"loss"`, `"confidence"`, `"correctness"`, `"entropy"` or `"modified_entropy"`.
-    batch_size (`int`, *optional*, defaults to `8`): with `examples`, examples a forward pass.
+    batch_size (`int`, *optional*, defaults to `8`): with `examples`, examples per forward pass.
     truncate (`bool`, *optional*, defaults to `False`): with `examples`, cut those that are longer than the context.
     retrained (`list[float]`, *optional*): `predictions` of the same records, in the same order, under a model retrained
         without the members; with `examples` that model itself, or its name.

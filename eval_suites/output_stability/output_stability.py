@@ -40,7 +40,7 @@ Args:
         were retrained with different seeds, the first; the distances among them are the yardstick.
     processing_class (`PreTrainedTokenizerBase` or `BaseImageProcessor`): with `examples`; needed with model objects.
     zrf (`bool`, *optional*, defaults to `False`): with `examples`, compare with an untrained network as well.
-    batch_size (`int`, *optional*, defaults to `8`): with `examples`, examples a forward pass.
+    batch_size (`int`, *optional*, defaults to `8`): with `examples`, examples per forward pass.
     truncate (`bool`, *optional*, defaults to `False`): with `examples`, cut those that are longer than the context.
     seed (`int`, *optional*, defaults to `0`): of the bootstrap intervals, and of the untrained network.
 

@@ -29,15 +29,15 @@ Args:
     model (`PreTrainedModel` or `str`): with texts, the causal language model, used where it is, or where to load it
         from.
     processing_class (`PreTrainedTokenizerBase`, *optional*): with texts, its tokenizer; needed with a model object.
-    batch_size (`int`, *optional*, defaults to `8`): texts a forward pass; the result doesn't depend on it.
+    batch_size (`int`, *optional*, defaults to `8`): texts per forward pass; the result doesn't depend on it.
     truncate (`bool`, *optional*, defaults to `False`): cut texts that are longer than the context.
     seed (`int`, *optional*, defaults to `0`): of the bootstrap over texts.
 
 Returns:
     `dict`, **low = the model fits the texts**. All tokens count but the first, which nothing predicts; it is the BOS
     token where the tokenizer adds one. The two means have the ends of their 95 % interval, `_low` and `_high`.
-    - **perplexities** (`list[float]`): one a text, NaN where it has no token to score.
-    - **corpus_perplexity** (`float`): one a token, over all texts together; the one that papers print.
+    - **perplexities** (`list[float]`): one per text, NaN where it has no token to score.
+    - **corpus_perplexity** (`float`): one per token, over all texts together; the one that papers print.
     - **mean_perplexity** (`float`): mean of `perplexities`. Another number, which a single odd text can dominate.
     - **n**, **n_missing** (`int`): texts used, and left out because there is nothing to score.
     - **reason** (`str` or `None`): why a value or an interval is missing or degenerate.

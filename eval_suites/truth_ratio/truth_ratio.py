@@ -44,7 +44,7 @@ Args:
     model (`PreTrainedModel` or `str`): with `examples`, the causal language model, used where it is, or where to load it
         from.
     processing_class (`PreTrainedTokenizerBase`): with `examples`, its tokenizer; needed with a model object.
-    batch_size (`int`, *optional*, defaults to `8`): with `examples`, answers a forward pass.
+    batch_size (`int`, *optional*, defaults to `8`): with `examples`, answers per forward pass.
     variant (`str`, *optional*, defaults to `"tofu"`): `"tofu"` (geometric mean of the wrong answers, as the scripts of
         TOFU compute it), `"paper"` (arithmetic mean, as its paper says) or `"probability"` (`1 / (1 + R)`).
     retrained (`list[float]`, *optional*): `truth_ratios` of the same records, in the same order and variant, under a model
