@@ -1,4 +1,4 @@
-"""Planted canaries in an audit: their exposure, and the bound on epsilon that their coins give."""
+"""Planted canaries in an audit: their exposure, and the lower bound of epsilon that their coins give."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def canary_sets(canaries: Canaries) -> dict[str, list]:
 
 
 def with_coins(table: Scores, canaries: Canaries) -> Scores:
-    """The table of the canaries, with which of them were planted."""
+    """The table of the canaries, which then also says which of them were planted."""
     coins = "".join("1" if included else "0" for included in canaries.included)
     return replace(table, meta={**table.meta, "included": coins})
 
@@ -32,24 +32,24 @@ def canary_findings(tables: Tables) -> dict[Statistic, dict[str, Any]]:
     bits = Statistic("exposure_in_bits", "planted canaries", MEMORY, bounds=(0.0, math.inf))
     share = Statistic("exposure_share", "planted canaries", MEMORY, "verbatim")
     found: dict[Statistic, dict[str, Any]] = {bits: {}, share: {}}
-    for role, of in tables.items():
-        values = exposure(of["canaries"], of["candidates"])[_coins(of["canaries"])]
+    for role, sets in tables.items():
+        values = exposure(sets["canaries"], sets["candidates"])[_coins(sets["canaries"])]
         found[bits][role] = values
-        found[share][role] = values / np.log2(len(of["candidates"]) + 1)
+        found[share][role] = values / np.log2(len(sets["candidates"]) + 1)
     return found
 
 
 def epsilon_row(tables: Tables, seed: int = 0) -> dict[str, Any]:
-    """A lower bound of epsilon for every model, from which canaries were in: each by the throw of a fair coin."""
+    """A lower bound of epsilon for every model: how well it tells which canaries were planted, each by a fair coin."""
     row: dict[str, Any] = {
         "measure": "epsilon_lower_bound",
         "set": "canaries",
         "direction": "higher = more given away; 0 shows nothing",
     }
-    for role, of in tables.items():
-        scores = membership.negative_loss(of["canaries"])
-        # Which canaries cannot be scored might tell which were in.
-        bound = None if np.isnan(scores).any() else one_run_epsilon(scores, _coins(of["canaries"]), seed=seed)
+    for role, sets in tables.items():
+        scores = membership.negative_loss(sets["canaries"])
+        # Which canaries cannot be scored might tell which were planted.
+        bound = None if np.isnan(scores).any() else one_run_epsilon(scores, _coins(sets["canaries"]), seed=seed)
         row[role] = None if bound is None else {**bound.as_dict(), "n": [bound.n]}
     return row
 

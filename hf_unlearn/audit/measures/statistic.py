@@ -21,16 +21,16 @@ FIT = "lower = fits better"
 
 @dataclass(frozen=True)
 class Groups:
-    """Whose a record is: a label each of the forget set and of the holdout. Records of one person are not independent."""
+    """The person each record is about: one label per record. Records of one person are not independent."""
 
     forget: list
     holdout: list
 
     @classmethod
     def of(cls, groups, n_holdout: int) -> Groups | None:
-        """From a label a forget row, or labels by set; a row of the holdout without one counts by itself."""
-        if groups is None or isinstance(groups, Groups):
-            return groups
+        """From one label per forget row, or labels by set; a row of the holdout without a label counts by itself."""
+        if groups is None:
+            return None
         by_set = groups if isinstance(groups, Mapping) else {"forget": groups}
         alone = [f"holdout {i}" for i in range(n_holdout)]
         return cls(list(by_set["forget"]), alone if by_set.get("holdout") is None else list(by_set["holdout"]))
@@ -38,20 +38,20 @@ class Groups:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number an audit reports, and how to read it.
+    """A number that an audit reports, and how to read it.
 
     Attributes:
         name, set (`str`): what is measured, and of which records.
         direction (`str`): how to read it, in words.
-        surface (`str`, *optional*): what it may betray, one of `SURFACES`; without one it gets no verdict, as utility does
-            not.
-        kind (`str`): `"share"` (the mean of numbers in [0, 1]), `"rate"` (of yes and no), `"relearn"` (a share after
-            relearning) or `"unbounded"` (the mean of other numbers) of values `(n,)` per model, or `"auc"` of two arrays per
-            model: membership scores `(n,)` of the forget set and `(m,)` of the holdout.
-        bounds (`tuple` of two, *optional*): what a value can be, such as `(0, math.inf)` for a loss; without them values that
-            all lie in [0, 1] are taken for shares.
-        records (`tuple` of `n`, *optional*): positions in the forget set of the values, where they are not of all of it.
-        others (`tuple` of `m`, *optional*): likewise in the holdout, of an AUC.
+        surface (`str`, *optional*): where a trace would show, one of `SURFACES`; without one there is no verdict, as for
+            utility.
+        kind (`str`): for values `(n,)` per model `"share"` (the mean of numbers in [0, 1]), `"rate"` (of yes and no),
+            `"relearn"` (a share after relearning) or `"unbounded"` (the mean of other numbers); `"auc"` for two arrays per
+            model, membership scores `(n,)` of the forget set and `(m,)` of the holdout.
+        bounds (`tuple` of two, *optional*): smallest and largest possible value, such as `(0, math.inf)` for a loss;
+            without them values that all lie in [0, 1] are taken for shares.
+        records (`tuple` of `n`, *optional*): positions of the values in the forget set, if they are only a part of it.
+        others (`tuple` of `m`, *optional*): the same for the holdout, for an AUC.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Statistic:
     bounds: tuple[float, float] | None = None
 
     def estimate(self, values, seed: int = 0, groups=None) -> Estimate:
-        """The value with its interval; with `groups`, whose a record is, that of drawing persons and not rows."""
+        """The value with its interval; with `groups`, the person of each record, persons are resampled and not records."""
         if self.kind == "auc":
             return intervals.auc(*values, seed=seed, groups=groups)
         values = np.asarray(values, dtype=np.float64)
@@ -79,8 +79,8 @@ class Statistic:
         return paired_difference(first, second, seed=seed, groups=groups)
 
     def groups_of(self, groups: Groups | None) -> Any:
-        """The groups of the forget rows as these values need them; none where they are of another set."""
-        if groups is None or not self.set.startswith("forget"):
+        """The groups of the records that were measured; `None` where these are not of the forget set."""
+        if groups is None or not (self.set == "forget" or self.kind == "auc"):
             return None
         forget, holdout = _picked(groups.forget, self.records), _picked(groups.holdout, self.others)
         return (forget, holdout) if self.kind == "auc" else forget
@@ -90,7 +90,7 @@ def _picked(labels: list, places: tuple[int, ...] | None) -> list:
     return labels if places is None else [labels[i] for i in places]
 
 
-#: Values a model, by its role: `(n,)`, or for an AUC `((n,), (m,))`; `None` where there is none.
+#: Values by the role of the model: `(n,)`, or for an AUC `((n,), (m,))`; `None` where there are none.
 Values = Mapping[str, Any]
 
 
@@ -105,7 +105,7 @@ def row(statistic: Statistic, values: Values, seed: int = 0, groups: Groups | No
 
 
 def row_of(statistic: Statistic, estimates: Mapping[str, Any], difference: Difference | None = None) -> dict[str, Any]:
-    """A row from estimates that are made already."""
+    """A row from estimates."""
     found = {"measure": statistic.name, "set": statistic.set, "direction": statistic.direction}
     if statistic.surface is not None:
         found["surface"] = statistic.surface

@@ -1,11 +1,11 @@
-"""Rows of an audit beside its statistics: rates at fixed thresholds, and the aggregates that papers publish.
+"""Rows of an audit that are no statistics: rates at fixed thresholds, and the aggregates that papers publish.
 
 They inform and decide nothing: two models with the same aggregate can differ in every part of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from hf_unlearn.audit.measures import aggregates, membership, quality
 from hf_unlearn.audit.measures.canaries import epsilon_row
 from hf_unlearn.audit.measures.classifiers import salun_row
 from hf_unlearn.audit.measures.extraction import exact_memorization, extraction_strength
-from hf_unlearn.audit.measures.memberships import Tables
+from hf_unlearn.audit.measures.memberships import Pair, Tables
 from hf_unlearn.audit.measures.statistic import MEMBER, Statistic, row_of
+from hf_unlearn.audit.roles import ROLES, further_retrained
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.statistics import intervals
 from hf_unlearn.statistics.estimate import known_mean
@@ -23,7 +24,7 @@ from hf_unlearn.statistics.thresholds import at_original_threshold
 
 
 Rows = list[dict[str, Any]]
-# What a table knows of utility. TOFU's nine parts need answers, real authors and world facts: those are in the suite `tofu`.
+# What a table knows about utility. TOFU's nine parts need answers, real authors and world facts: see the suite `tofu`.
 UTILITY_OF_TABLE = (
     "higher = better; utility of answer probability and next-token accuracy on retain, not TOFU's nine parts"
 )
@@ -38,16 +39,16 @@ PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 def summary_rows(tables: Tables, seed: int = 0, groups=None) -> Rows:
     """All rows that the tables allow."""
     sets = tables["unlearned"]
-    of_labels = sets["forget"].of_labels
+    has_labels = sets["forget"].of_labels
     rows: Rows = []
     if len(sets.get("holdout", ())):
         rows += _rates(tables) + _frozen_threshold(tables, seed, groups)
-        rows += [] if of_labels else _privleak(tables)
+        rows += [] if has_labels else _privleak(tables)
     if "forget_paraphrased" in sets:
         rows += _truth_ratio(tables, seed)
-    if of_labels and len(sets.get("test", ())) and len(sets.get("retain", ())):
+    if has_labels and len(sets.get("test", ())) and len(sets.get("retain", ())):
         rows += _salun(tables, seed)
-    elif not of_labels:
+    elif not has_labels:
         rows += _published_scores(tables)
     if "canaries" in sets:
         rows.append(epsilon_row(tables, seed))
@@ -55,7 +56,7 @@ def summary_rows(tables: Tables, seed: int = 0, groups=None) -> Rows:
 
 
 def _rates(tables: Tables) -> Rows:
-    scores = {role: _loss_attack(of) for role, of in tables.items()}
+    scores = {role: _attack(membership.negative_loss, sets) for role, sets in tables.items()}
     rows = []
     for fpr in (0.01, 0.05):
         statistic = Statistic(f"membership_tpr_at_{fpr:.0%}_fpr", "forget against holdout", MEMBER)
@@ -69,20 +70,18 @@ def _rates(tables: Tables) -> Rows:
 
 def _frozen_threshold(tables: Tables, seed: int, groups) -> Rows:
     """What an attack calls a member whose threshold was fixed on the original model."""
-    models = {role: _loss_attack(of) for role, of in tables.items() if role in ("original", "unlearned", "retrained")}
-    if "original" not in models or min(len(side) for side in models["original"]) < 2:
-        return []
-    of_sides = None if groups is None else (groups.forget, groups.holdout)
+    scores = {role: _attack(membership.negative_loss, tables[role]) for role in tables if role in ROLES}
+    sides = None if groups is None else (groups.forget, groups.holdout)
     try:
-        found = at_original_threshold(models, seed=seed, groups=of_sides)
-    except ValueError:  # too few records that can be scored, or too few persons
+        found = at_original_threshold(scores, seed=seed, groups=sides)
+    except ValueError:  # no original model, too few records that can be scored, or too few persons
         return []
     named = (
         ("tpr_at_threshold_of_original", "forget", MEMBER, found.tpr),
         ("fpr_at_threshold_of_original", "holdout", "0 = no false alarm", found.fpr),
         ("balanced_accuracy_at_threshold_of_original", "forget against holdout", MEMBER, found.balanced_accuracy),
     )
-    return [row_of(Statistic(name, of, direction), values) for name, of, direction, values in named]
+    return [row_of(Statistic(name, set, direction), values) for name, set, direction, values in named]
 
 
 def _privleak(tables: Tables) -> Rows:
@@ -90,10 +89,11 @@ def _privleak(tables: Tables) -> Rows:
     if "retrained" not in tables:
         return []
     aucs = {
-        role: intervals.auc(*(membership.min_k(of[key], PRIVLEAK_K) for key in ("forget", "holdout")))
-        for role, of in tables.items()
+        role: intervals.auc(*_attack(lambda scores: membership.min_k(scores, PRIVLEAK_K), sets))
+        for role, sets in tables.items()
     }
-    if np.isnan(aucs["retrained"].value):
+    reference = aucs.pop("retrained").value
+    if np.isnan(reference):
         return []
     row: dict[str, Any] = {
         "measure": "privleak",
@@ -102,16 +102,13 @@ def _privleak(tables: Tables) -> Rows:
         "variant": "Min-40%",
         "retrained": None,
     }
-    for role, auc in aucs.items():
-        if role != "retrained":
-            row[role] = _number(quality.privleak(auc.value, aucs["retrained"].value), auc.n)
-    return [row]
+    return [row | {role: _number(quality.privleak(auc.value, reference), auc.n) for role, auc in aucs.items()}]
 
 
 def _truth_ratio(tables: Tables, seed: int) -> Rows:
     ratios = {
-        role: quality.truth_ratio(of["forget_paraphrased"], of["forget_perturbed"], VARIANT)
-        for role, of in tables.items()
+        role: quality.truth_ratio(sets["forget_paraphrased"], sets["forget_perturbed"], VARIANT)
+        for role, sets in tables.items()
     }
     estimates = {role: quality.forget_truth_ratio_aggregate(ratio, seed=seed) for role, ratio in ratios.items()}
     rows = [row_of(Statistic("truth_ratio", "forget", "as retrained is best"), estimates) | {"variant": VARIANT}]
@@ -119,37 +116,34 @@ def _truth_ratio(tables: Tables, seed: int) -> Rows:
         row: dict[str, Any] = {"measure": "forget_quality", "set": "forget", "variant": VARIANT}
         row["direction"] = "p of a KS test; high = not told apart"
         row["retrained"] = None  # against itself it is 1 by definition
-        for role in tables:
-            if role != "retrained":
-                test = quality.forget_quality(ratios[role], ratios["retrained"])
-                row[role] = {"value": test.p, **test.as_dict()}
-        rows.append(row)
+        reference = ratios.pop("retrained")
+        tests = {role: quality.forget_quality(ratio, reference) for role, ratio in ratios.items()}
+        rows.append(row | {role: {"value": test.p, **test.as_dict()} for role, test in tests.items()})
     return rows
 
 
 def _published_scores(tables: Tables) -> Rows:
     """Mem, Priv, Util and Overall as far as their parts are there; see [`~hf_unlearn.audit.measures.aggregates`]."""
     found: dict[str, dict[str, quality.Aggregate]] = {}
-    forget = {role: of for role, of in tables.items() if not role.startswith("retrained_")}
+    further = further_retrained(tables)
+    tables = {role: sets for role, sets in tables.items() if role not in further}
     if "forget_paraphrased" in tables["unlearned"]:
-        found["memorization_score"] = {role: _memorization(of) for role, of in forget.items()}
+        found["memorization_score"] = {role: _memorization(sets) for role, sets in tables.items()}
     if "retrained" in tables and len(tables["retrained"].get("holdout", ())):
-        aucs = {role: _privacy_aucs(of) for role, of in forget.items()}
+        aucs = {role: _privacy_aucs(sets) for role, sets in tables.items()}
         found["privacy_score"] = {
-            role: aggregates.privacy_score(of, aucs["retrained"])
-            for role, of in aucs.items()
-            if not np.isnan([*of.values(), *aucs["retrained"].values()]).any()
+            role: aggregates.privacy_score(by_attack, aucs["retrained"])
+            for role, by_attack in aucs.items()
+            if not np.isnan([*by_attack.values(), *aucs["retrained"].values()]).any()
         }
     if "original" in tables and len(tables["original"].get("retain", ())):
-        kept = {role: _utility(of["retain"]) for role, of in forget.items()}
-        found["utility_score"] = {
-            role: aggregates.utility_score(of.value, kept["original"].value) for role, of in kept.items()
-        }
+        kept = {role: _utility(sets["retain"]).value for role, sets in tables.items()}
+        found["utility_score"] = {role: aggregates.utility_score(u, kept["original"]) for role, u in kept.items()}
     parts = ("memorization_score", "privacy_score", "utility_score")
     if all(found.get(name) for name in parts):
         found["overall_score"] = {
             role: aggregates.overall_score(*(found[name][role].value for name in parts))
-            for role in forget
+            for role in tables
             if all(role in found[name] for name in parts)
         }
     n = {key: len(tables["unlearned"].get(key, ())) for key in ("forget", "retain", "holdout")}
@@ -157,32 +151,31 @@ def _published_scores(tables: Tables) -> Rows:
     sizes |= {"privacy_score": [n["forget"], n["holdout"]], "overall_score": list(n.values())}
     direction = {
         "memorization_score": "as retrained is best; higher = less memorized",
+        "privacy_score": "higher = better",
         "utility_score": UTILITY_OF_TABLE,
         "overall_score": UTILITY_OF_TABLE,
     }
     return [
-        {"measure": name, "set": "forget" if name != "utility_score" else "retain"}
-        | {"direction": direction.get(name, "higher = better")}
+        {"measure": name, "set": "retain" if name == "utility_score" else "forget", "direction": direction[name]}
         | ({"variant": "relative"} if name == "privacy_score" else {})
-        | {role: None if of.value is None else _number(n=sizes[name], **of.as_dict()) for role, of in of_roles.items()}
-        for name, of_roles in found.items()
-        if of_roles
+        | {role: None if x.value is None else _number(n=sizes[name], **x.as_dict()) for role, x in by_role.items()}
+        for name, by_role in found.items()
+        if by_role
     ]
 
 
-def _memorization(of: Mapping[str, Scores]) -> quality.Aggregate:
-    paraphrased, perturbed = of["forget_paraphrased"], of["forget_perturbed"]
+def _memorization(sets: Mapping[str, Scores]) -> quality.Aggregate:
+    paraphrased, perturbed = sets["forget_paraphrased"], sets["forget_perturbed"]
     return aggregates.memorization_score(
-        known_mean(extraction_strength(of["forget"])),
-        known_mean(exact_memorization(of["forget"])),
+        known_mean(extraction_strength(sets["forget"])),
+        known_mean(exact_memorization(sets["forget"])),
         known_mean(quality.answer_probability(paraphrased)),
         known_mean(quality.truth_ratio(paraphrased, perturbed, variant="probability")),
     )
 
 
-def _privacy_aucs(of: Mapping[str, Scores]) -> dict[str, float]:
-    attacks = {name: membership.ATTACKS[name] for name in PRIVACY_ATTACKS}
-    return {name: intervals.auc(attack(of["forget"]), attack(of["holdout"])).value for name, attack in attacks.items()}
+def _privacy_aucs(sets: Mapping[str, Scores]) -> dict[str, float]:
+    return {name: intervals.auc(*_attack(membership.ATTACKS[name], sets)).value for name in PRIVACY_ATTACKS}
 
 
 def _utility(retain: Scores) -> quality.Aggregate:
@@ -196,27 +189,24 @@ def _utility(retain: Scores) -> quality.Aggregate:
 
 def _salun(tables: Tables, seed: int) -> Rows:
     """The columns of SalUn's table, and how far they are from those of the retrained model on average."""
-    found = {role: salun_row(of["forget"], of["retain"], of["test"], seed=seed) for role, of in tables.items()}
-    sets = {"UA": "forget", "RA": "retain", "TA": "test", "MIA": "forget"}
-    rows = [
-        row_of(
-            Statistic(f"salun_{column.lower()}", of, "as retrained is best"),
-            {r: row[column] for r, row in found.items()},
-        )
-        for column, of in sets.items()
-    ]
+    keys = ("forget", "retain", "test")
+    found = {role: salun_row(*(sets[key] for key in keys), seed=seed) for role, sets in tables.items()}
+    rows = []
+    for column, set in {"UA": "forget", "RA": "retain", "TA": "test", "MIA": "forget"}.items():
+        statistic = Statistic(f"salun_{column.lower()}", set, "as retrained is best")
+        rows.append(row_of(statistic, {role: estimates[column] for role, estimates in found.items()}))
     if "retrained" in tables:
-        values = {role: {name: estimate.value for name, estimate in row.items()} for role, row in found.items()}
-        gaps = {role: aggregates.average_gap(of, values["retrained"]) for role, of in values.items()}
         row = {"measure": "salun_average_gap", "set": "all", "direction": "0 = as retrained", "retrained": None}
-        n = [len(tables["unlearned"][key]) for key in ("forget", "retain", "test")]
-        rows.append(row | {role: _number(n=n, **gap.as_dict()) for role, gap in gaps.items() if role != "retrained"})
+        n = [len(tables["unlearned"][key]) for key in keys]
+        values = {role: {name: x.value for name, x in estimates.items()} for role, estimates in found.items()}
+        reference = values.pop("retrained")
+        gaps = {role: aggregates.average_gap(columns, reference) for role, columns in values.items()}
+        rows.append(row | {role: _number(n=n, **gap.as_dict()) for role, gap in gaps.items()})
     return rows
 
 
-def _loss_attack(of: Mapping[str, Scores]) -> tuple[np.ndarray, np.ndarray]:
-    forget, holdout = (membership.negative_loss(of[key]) for key in ("forget", "holdout"))
-    return forget, holdout
+def _attack(attack: Callable[[Scores], np.ndarray], sets: Mapping[str, Scores]) -> Pair:
+    return attack(sets["forget"]), attack(sets["holdout"])
 
 
 def _number(value: float, n=(), **further: Any) -> dict[str, Any]:

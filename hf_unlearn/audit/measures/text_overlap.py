@@ -1,7 +1,7 @@
 """How much of a reference text is in what the model says: ROUGE-L, token F1, BLEU.
 
-All return one number per record. A prediction may be `None` (the model gave no text that can be judged) and
-a reference may have nothing to compare; both are NaN, never 0.
+All functions return one number per record, which is NaN, never 0, where the prediction is `None` (the model gave no text
+that can be judged) or the reference has nothing to compare.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def rouge_l(
     Benchmarks differ in both options: TOFU takes recall with the stemmer, MUSE F1 without. There is no resampling.
 
     Args:
-        predictions, references (sequences of `n` texts): what was generated, and what is to be forgotten.
+        predictions, references (sequences of `n` texts): the generated texts, and those to forget.
         part (`str`, *optional*, defaults to `"recall"`): `"recall"` (share of the reference that came out), `"precision"`
             or `"f1"`.
         stemmer (`bool`, *optional*, defaults to `True`): compare Porter stems of words of more than three letters.
@@ -42,12 +42,12 @@ def rouge_l(
     tokenizer = _Words(stemmer)
     scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
 
-    def of(prediction: str, reference: str) -> float:
+    def overlap(prediction: str, reference: str) -> float:
         if not tokenizer.tokenize(reference):
             return np.nan
         return getattr(scorer.score(reference, prediction)["rougeL"], ROUGE_PARTS[part])
 
-    return _by_record(of, predictions, references)
+    return _by_record(overlap, predictions, references)
 
 
 class _Words:
@@ -66,19 +66,19 @@ class _Words:
 
 
 def token_f1(predictions: Sequence[str | None], references: Sequence[str | None]) -> np.ndarray:
-    """F1 of the words that prediction and reference share, order aside, as in SQuAD (arXiv 1606.05250).
+    """F1 of the words that prediction and reference share in any order, as in SQuAD (arXiv 1606.05250).
 
     Returns:
         `float64 (n,)` in [0, 1], higher = more memorized; NaN without a prediction or a word in the reference.
     """
 
-    def of(prediction: str, reference: str) -> float:
+    def f1(prediction: str, reference: str) -> float:
         ours, theirs = squad_normalized(prediction).split(), squad_normalized(reference).split()
         if not theirs:
             return np.nan
         return 2 * (Counter(ours) & Counter(theirs)).total() / (len(ours) + len(theirs))
 
-    return _by_record(of, predictions, references)
+    return _by_record(f1, predictions, references)
 
 
 def squad_normalized(text: str) -> str:
@@ -100,16 +100,12 @@ def sentence_bleu(predictions: Sequence[str | None], references: Sequence[str | 
 
 
 def _by_record(
-    of: Callable[[str, str], float], predictions: Sequence[str | None], references: Sequence[str | None]
+    overlap: Callable[[str, str], float], predictions: Sequence[str | None], references: Sequence[str | None]
 ) -> np.ndarray:
-    _check_lengths(predictions, references)
-    pairs = zip(predictions, references, strict=True)
-    return np.array([np.nan if p is None or r is None else of(p, r) for p, r in pairs], dtype=np.float64)
-
-
-def _check_lengths(predictions: Sequence, references: Sequence) -> None:
     if len(predictions) != len(references):
         raise ValueError(
-            f"There are {len(predictions)} predictions but {len(references)} references. Give one prediction a record, in "
-            "the order of the references, and None where there is none."
+            f"There are {len(predictions)} predictions but {len(references)} references. Give one prediction per record, "
+            "in the order of the references, and None where there is none."
         )
+    pairs = zip(predictions, references, strict=True)
+    return np.array([np.nan if p is None or r is None else overlap(p, r) for p, r in pairs], dtype=np.float64)
