@@ -52,8 +52,8 @@ def modified_entropy(scores: Scores) -> np.ndarray:
     """
     if scores.class_log_probs is None:
         raise ValueError(
-            "The scores have no log-probabilities of all classes. Only tables of image classifiers do: score the "
-            "images again if this is one, or use the attacks on texts."
+            "Only tables of image classifiers have log-probabilities of all classes. Either score the images again, or "
+            "use the attacks on texts."
         )
     log_p = np.asarray(scores.class_log_probs, dtype=np.float64)
     labels = np.full(len(scores), -1)
@@ -97,8 +97,7 @@ def svc_attack(forget: Scores, retain: Scores, test: Scores, seed: int = 0) -> n
     size, rng = min(len(members), len(non_members)), np.random.default_rng(seed)
     if size == 0:
         raise ValueError(
-            f"The attack learns from {len(members)} retain and {len(non_members)} test images that can be scored, and "
-            "needs some of both."
+            f"The attack learns from {len(members)} retain and {len(non_members)} test images. Give both, with targets."
         )
     sides = [side[np.sort(rng.choice(len(side), size, replace=False))] for side in (members, non_members)]
     classifier = SVC(C=3, kernel="rbf", gamma="auto").fit(np.concatenate(sides)[:, None], np.repeat([1, 0], size))

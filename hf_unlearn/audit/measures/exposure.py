@@ -1,7 +1,7 @@
 """Exposure of planted canaries: how many bits of a random secret the model gives away.
 
 A canary is a text with a random part, such as "The code of the door is 4711.". It is planted in the training data, and
-afterwards compared with other fillings of the same template that were not. Exposure is **higher = more memorized**.
+afterwards compared with other fillings of the same template, which were not planted. Exposure is **higher = more memorized**.
 Source: Carlini et al., The Secret Sharer, arXiv 1802.08232.
 """
 
@@ -28,8 +28,7 @@ class Canaries:
     Attributes:
         rows (`list[dict]`): `n` canaries.
         included (`bool (n,)`): which of them belong in the training data, each by its own fair coin. The others show
-            what the same measure gives without training, and the coins are what a bound on epsilon from one run rests
-            on.
+            what the same measure gives without training; the bound on epsilon from one run rests on the coins.
         candidates (`list[dict]`): fillings that are never trained on, to rank the canaries among.
     """
 
@@ -43,40 +42,35 @@ class Canaries:
         return [row for row, included in zip(self.rows, self.included, strict=True) if included]
 
 
-def make_canaries(
-    template: str | Mapping[str, str], n: int, n_candidates: int = 1000, seed: int = 0, mark: str = "#"
-) -> Canaries:
+def make_canaries(template: str | Mapping[str, str], n: int, n_candidates: int = 1000, seed: int = 0) -> Canaries:
     """Draw canaries, and candidates to compare them with, uniformly from the fillings of a template.
 
     Args:
-        template (`str` or `dict`): a text, or a row of `{"text"}` or `{"prompt", "completion"}`, in which every `mark`
-            of the text that is scored stands for a random digit, as in `"The code is ####-####."`: 10 ** 8 fillings,
-            or 27 bits.
+        template (`str` or `dict`): a text, or a row of `{"text"}` or `{"prompt", "completion"}`, in which every `#` of
+            the text that is scored stands for a random digit, as in `"The code is ####-####."`: 10 ** 8 fillings, or 27
+            bits.
         n (`int`): number of canaries.
         n_candidates (`int`, *optional*, defaults to `1000`): exposure by rank cannot exceed `log2(n_candidates + 1)`.
-        seed (`int`, *optional*, defaults to `0`): of the digits and the coins. Who knows it knows which canaries are
-            in.
-        mark (`str`, *optional*, defaults to `"#"`): one character.
+        seed (`int`, *optional*, defaults to `0`): seed of digits and coins, which tells which canaries are planted.
 
     Raises:
-        ValueError: the template has no mark or more than 18, or has fewer fillings than are asked for.
+        ValueError: the template has no `#` or more than 18, or has fewer fillings than are asked for.
     """
     row = {"text": template} if isinstance(template, str) else dict(template)
     column = "completion" if "completion" in row else "text"
-    n_digits = row.get(column, "").count(mark)
+    n_digits = row.get(column, "").count("#")
     if not 1 <= n_digits <= 18:
         raise ValueError(
-            f"The {column} of the template has {n_digits} times {mark!r}. Put 1 to 18 of them where random digits "
-            "should go."
+            f"The {column} of the template has {n_digits} '#'. Put 1 to 18 where random digits should go."
         )
     if n + n_candidates > 10**n_digits:
         raise ValueError(
-            f"{n_digits} digits can be filled in {10**n_digits} ways, but you asked for {n} canaries and "
-            f"{n_candidates} candidates. Either use more digits, or ask for fewer."
+            f"{n_digits} digits have {10**n_digits} fillings, but you asked for {n} canaries and {n_candidates} "
+            "candidates. Either use more digits, or ask for fewer."
         )
     digits, coins = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     secrets = digits.choice(10**n_digits, size=n + n_candidates, replace=False)
-    before, *parts = row[column].split(mark)
+    before, *parts = row[column].split("#")
     filled = [
         {**row, column: before + "".join(map("".join, zip(f"{secret:0{n_digits}d}", parts, strict=True)))}
         for secret in secrets
@@ -85,7 +79,7 @@ def make_canaries(
 
 
 def exposure(canaries: Scores | np.ndarray, candidates: Scores | np.ndarray) -> np.ndarray:
-    """Exposure by rank in bits: `log2 N - log2 rank`, where the rank 1 is the likeliest of all `N` fillings.
+    """Exposure by rank in bits: `log2 N - log2 rank`, where rank 1 is the likeliest of all `N` fillings.
 
     `N` counts the canary itself, so it is the number of candidates plus one; a candidate that is as likely as the
     canary ranks before it. A canary that the model never saw has an exposure of at least e bits with a chance of
@@ -95,7 +89,7 @@ def exposure(canaries: Scores | np.ndarray, candidates: Scores | np.ndarray) -> 
         canaries ([`Scores`] or `float (n,)`): the canaries, or their negative log-likelihoods.
         candidates ([`Scores`], `float (K,)` or `float (n, K)`): other fillings of the same template that were not
             trained on, or their negative log-likelihoods: the same for all canaries, or a row for each. The canary
-            must not be among its own. Of tables the likelihood is that of the whole text, summed over its targets.
+            must not be among its own. From tables the log-likelihood is summed over the targets of the whole text.
 
     Returns:
         `float64 (n,)` in the order of the canaries, from 0 to `log2(K + 1)`, higher = more memorized; NaN where a
@@ -143,8 +137,7 @@ def _fit(candidates: np.ndarray) -> tuple[float, float, float]:
 
 def _skewnorm_log_cdf(z: np.ndarray, shape: np.ndarray) -> np.ndarray:
     log_cdf = skewnorm.logcdf(z, shape)
-    # Where that underflows: the density over the slope of its logarithm, which far out in the left tail is exact
-    # enough.
+    # Where that underflows: the density over the slope of its logarithm, which is exact enough far out in the left tail.
     with np.errstate(divide="ignore", invalid="ignore"):
         slope = -z + shape * np.exp(norm.logpdf(shape * z) - norm.logcdf(shape * z))
         tail = np.log(2) + norm.logpdf(z) + norm.logcdf(shape * z) - np.log(slope)

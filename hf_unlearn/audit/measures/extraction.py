@@ -52,9 +52,7 @@ def verbatim_extracted(scores: Scores) -> np.ndarray:
 
     `False` for an example without targets. The share of `True` is a rate: report it with [`~hf_unlearn.audit.rate`].
     """
-    content = ~scores.is_end
-    missed = sum_by_example(scores, content & ~scores.hit)
-    return (missed == 0) & (sum_by_example(scores, content) > 0)
+    return exact_memorization(scores) == 1
 
 
 def prefix_curve(scores: Scores, fractions: Sequence[float]) -> np.ndarray:

@@ -106,9 +106,7 @@ def ssim(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 def _pairs(images, references) -> tuple[np.ndarray, np.ndarray]:
     images, references = (np.asarray(side, dtype=np.float64) for side in (images, references))
     images, references = (side[None] if side.ndim == 3 else side for side in (images, references))
-    if images.shape[1:] != references.shape[1:] or (
-        len(images) != len(references) and 1 not in map(len, (images, references))
-    ):
+    if images.shape[1:] != references.shape[1:] or len({len(images), len(references)} - {1}) > 1:
         raise ValueError(
             f"Images of shape {images.shape} cannot be compared with images of shape {references.shape}. Give pairs of one "
             "size, or one image and several."

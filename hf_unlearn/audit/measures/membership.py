@@ -1,19 +1,18 @@
 """Membership inference: was this example in the training set?
 
 Every membership score is oriented **higher = more member-like**, so that an AUC above .5 always means that the members
-were recognized. Some papers state theirs the other way round. `loss` is the exception: it is the plain quantity, low
-for a text that the model fits; `ATTACKS["loss"]` is its negative.
+were recognized; some papers state theirs the other way round. Only [`loss`] is low for a text that the model fits;
+`ATTACKS["loss"]` is its negative.
 
-The attacks here read tables of scores and run no model. Those in `ATTACKS` need one table; those of
-[`further_passes`] need the scores of a changed text as well; [`reference_loss`] needs a second model. The ones that
-need several models trained on known data are in `shadow`, those made for image classifiers in `classifiers`.
+The attacks read tables of scores and run no model. Those in `ATTACKS` need one table; those of [`further_passes`] need the
+scores of a changed text as well; [`reference_loss`] needs a second model. Attacks that need several models trained on known
+data are in `shadow`, those made for image classifiers in `classifiers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +26,7 @@ MIN_STD = 1e-3
 
 
 def loss(scores: Scores) -> np.ndarray:
-    """Mean negative log-likelihood a target, in nats: `float64 (n,)`, **low = the model fits the example**.
+    """Mean negative log-likelihood per target, in nats: `float64 (n,)`, **low = the model fits the example**.
 
     The end token of an answer counts. NaN for an example without targets.
     """
@@ -42,7 +41,7 @@ def negative_loss(scores: Scores) -> np.ndarray:
 def zlib_ratio(scores: Scores) -> np.ndarray:
     """Minus the loss over the zlib-compressed size of the target text (Carlini et al., arXiv 2012.07805).
 
-    Discounts texts that any model would find easy. `float64 (n,)` in nats a target and byte, higher = more
+    Discounts texts that any model would find easy. `float64 (n,)` in nats per target and byte, higher = more
     member-like (the paper states the ratio without the minus). NaN where there are no targets or no text.
     """
     size = np.where(scores.zlib_size > 0, scores.zlib_size, np.nan)
@@ -77,25 +76,24 @@ def min_k_plus_plus(scores: Scores, k: float = 0.2) -> np.ndarray:
 
 
 def too_short(scores: Scores, k: float = 0.2) -> np.ndarray:
-    """Which examples have so few targets that the share `k` of them is less than one: `bool (n,)`.
+    """Which examples have so few targets that the share `k` of them is less than one target: `bool (n,)`.
 
-    [`min_k`] and [`min_k_plus_plus`] then read the smallest target alone, which is a larger share than was asked for.
-    Report how many there are. `False` without targets: those are not scored at all.
+    Of these [`min_k`] and [`min_k_plus_plus`] read the smallest target alone, which is a larger share than `k`: report how
+    many there are. `False` without targets: those are not scored at all.
     """
     return scores.valid & (_share(scores, k) == 0)
 
 
 def dc_pdd(scores: Scores, token_frequencies: np.ndarray, a: float = 0.01) -> np.ndarray:
-    """DC-PDD: Probabilities weighed by how rare their tokens are (Zhang et al., arXiv 2409.14781).
+    """DC-PDD: probabilities weighed by how rare their tokens are (Zhang et al., arXiv 2409.14781).
 
-    Mean of `min(a, p ln(1 / f))` over the targets whose token occurs for the first time in the example, where p is the
-    probability of the target and f its frequency in ordinary text. A likely rare token speaks for a member, a likely
-    common one does not.
+    Mean of `min(a, p ln(1 / f))` over the first target with each token, where p is the probability of the target and f the
+    frequency of the token in ordinary text. A likely rare token speaks for a member, a likely common one does not.
 
     Args:
         scores ([`Scores`]): `n` examples.
         token_frequencies (`float (V,)`): how often each token occurs in text that the model need not have seen, above
-            0 and summing to 1, from [`~hf_unlearn.audit.measures.membership.token_frequencies`].
+            0, from [`~hf_unlearn.audit.measures.membership.token_frequencies`].
         a (`float`, *optional*, defaults to `0.01`): bound on what a single token may add.
 
     Returns:
@@ -107,19 +105,18 @@ def dc_pdd(scores: Scores, token_frequencies: np.ndarray, a: float = 0.01) -> np
     """
     if not scores.has_target_ids:
         raise ValueError(
-            "DC-PDD needs the tokens, but tables that were read from a file do not have them. Score the examples "
-            "again, with the same cache if there was one."
+            "DC-PDD needs the tokens, but a table that was read from a file does not have them. Score the examples again."
         )
     frequencies = np.asarray(token_frequencies, dtype=np.float64)
     if not np.all((frequencies > 0) & (frequencies <= 1)):
         raise ValueError(
-            "token_frequencies must lie above 0 and not above 1, but some do not. Smooth the counts: a token that the "
-            "corpus does not hold is rare, not impossible. token_frequencies(ids, vocab_size) does so."
+            "token_frequencies must be above 0 and at most 1, but some are not. Smooth the counts, as "
+            "token_frequencies(ids, vocab_size) does: a token that the corpus does not hold is rare, not impossible."
         )
     if len(scores.target_ids) and scores.target_ids.max() >= len(frequencies):
         raise ValueError(
-            f"token_frequencies has {len(frequencies)} entries, but there are targets beyond it. It needs one entry "
-            "for each token of the model that was scored."
+            f"token_frequencies has {len(frequencies)} entries, but there are targets beyond it. Give one entry for each "
+            "token of the model."
         )
     weighed = np.exp(np.asarray(scores.log_prob, dtype=np.float64)) * -np.log(frequencies[scores.target_ids])
     first = np.zeros(len(weighed), dtype=bool)
@@ -130,29 +127,30 @@ def dc_pdd(scores: Scores, token_frequencies: np.ndarray, a: float = 0.01) -> np
 def token_frequencies(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
     """How often each token occurs among `token_ids (t,)`, for [`dc_pdd`]: `float64 (vocab_size,)`, with sum 1.
 
-    One is added to every count. Take ids of a public corpus, or the `target_ids` of scored texts that are neither
-    among those to be attacked nor chosen to be unlike them.
+    One is added to every count. Take the ids of a public corpus, or the `target_ids` of scored texts that are like those to
+    be attacked, and not among them.
+
+    Raises:
+        ValueError: an id is not in the vocabulary.
     """
     counts = np.bincount(np.asarray(token_ids, dtype=np.int64), minlength=vocab_size) + 1.0
     if len(counts) > vocab_size:
-        raise ValueError(
-            f"vocab_size is {vocab_size}, but there are larger token ids. Give the vocabulary of the model."
-        )
+        raise ValueError(f"vocab_size is {vocab_size}, but there are larger token ids. Give that of the model.")
     return counts / counts.sum()
 
 
 def reference_loss(scores: Scores, reference_scores: Scores) -> np.ndarray:
     """How much better the model fits an example than a reference model does: loss of the reference minus loss.
 
-    The reference may be the model retrained without the forget set, which makes it the strongest of the cheap attacks,
-    or a public base model with the same tokenizer (Carlini et al., arXiv 2012.07805).
+    With the model retrained without the forget set as reference it is the strongest of the cheap attacks; a public base
+    model with the same tokenizer will do, too (Carlini et al., arXiv 2012.07805).
 
     Args:
         scores ([`Scores`]): `n` examples under the audited model.
         reference_scores ([`Scores`]): the same examples, in the same order, under the reference model.
 
     Returns:
-        `float64 (n,)` in nats a target, higher = more member-like; NaN for an example without targets.
+        `float64 (n,)` in nats per target, higher = more member-like; NaN for an example without targets.
 
     Raises:
         ValueError: the two tables do not hold the same targets.
@@ -161,11 +159,19 @@ def reference_loss(scores: Scores, reference_scores: Scores) -> np.ndarray:
     return loss(reference_scores) - loss(scores)
 
 
+def likelihood_drop(before_scores: Scores, after_scores: Scores) -> np.ndarray:
+    """Membership from both checkpoints: by how much a record became less likely, mean of `ln p_before - ln p_after`.
+
+    Records of the forget set lose most, those of the holdout little. Compare the AUC with that of the pair (original,
+    retrained). Arguments, shape and errors as for [`reference_loss`]; higher = more likely to be what was forgotten.
+    """
+    return reference_loss(before_scores, after_scores)
+
+
 def lowercase_ratio(scores: Scores, lowercased_scores: Scores) -> np.ndarray:
     """Minus the loss over the loss of the same text in lower case (Carlini et al., arXiv 2012.07805).
 
-    A text that was learned by heart suffers from the change, others hardly do. MUSE states the ratio without the
-    minus; another tool stores minus the loss in lower case over the loss, low = member.
+    A text that was learned by heart suffers from the change, others hardly do. MUSE states the ratio without the minus.
 
     Args:
         scores ([`Scores`]): `n` examples.
@@ -181,8 +187,8 @@ def lowercase_ratio(scores: Scores, lowercased_scores: Scores) -> np.ndarray:
 def recall(scores: Scores, conditioned_scores: Scores) -> np.ndarray:
     """ReCaLL: log-likelihood after a prefix of non-members over log-likelihood (Xie et al., arXiv 2406.15968).
 
-    Other text before it takes more from a memorized text than from an unknown one. Between losses the ratio is the
-    same one, and it is oriented as in the paper.
+    Other text in front takes more from a memorized text than from an unknown one. The ratio of losses is the same, and
+    oriented as in the paper.
 
     Args:
         scores ([`Scores`]): `n` examples.
@@ -207,30 +213,28 @@ def lowercased(rows: Sequence[Mapping[str, Any] | str]) -> list:
     for index, row in enumerate(rows):
         if scored_text(row) is None:
             raise ValueError(
-                f"Row {index} holds no text that could be put in lower case. Either give rows of text, or leave this "
-                "attack out."
+                f"Row {index} holds no text. Either give rows of text, or leave the attack lowercase out."
             )
     return [reworded(row, answer=str.lower) for row in rows]
 
 
 def with_prefix(rows: Sequence[Mapping[str, Any] | str], prefix: str, tokenizer) -> list:
-    """The rows, encoded, with the prefix between BOS token and text; scored are the same targets as without it.
+    """The rows, encoded, with the prefix between BOS token and text, for [`recall`]; the scored targets stay the same.
 
-    The ids of prefix and text are joined, not their characters: that way BOS occurs once, no token is merged across
-    the border, and no end token is added to a text that has none. For [`recall`].
+    The ids of prefix and text are joined, not their characters: BOS occurs once, no token is merged across the border, and
+    no end token is added to a text that has none.
 
     Args:
         rows (sequence): rows of `{"text"}`, `{"prompt", "completion"}` or `{"messages"}`, or strings.
-        prefix (`str`): text that the model was not trained on, in the manner of the rows; several holdout texts joined
-            by line breaks are usual. They must not be among the holdout texts that are scored.
+        prefix (`str`): text like that of the rows that the model was not trained on, usually several holdout texts
+            joined by line breaks. They must not be among the holdout texts that are scored.
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the model.
 
     Returns:
-        list of `{"input_ids", "labels", "n_end"}`, one a row; a row with an empty text or answer stays as it is, so
-        that [`score`] keeps its place.
+        list of `{"input_ids", "labels", "n_end"}`, one per row; a row with an empty text or answer stays as it is.
 
     Raises:
-        ValueError: the prefix is empty, or a row cannot be encoded; the message has its index, and no text.
+        ValueError: the prefix is empty, or a row cannot be encoded; the message has its index and no text.
     """
     from hf_unlearn.data.text import EmptyTargetError, encode
 
@@ -261,16 +265,9 @@ def with_prefix(rows: Sequence[Mapping[str, Any] | str], prefix: str, tokenizer)
     return result
 
 
-@dataclass(frozen=True)
-class FurtherPass:
-    """An attack for which the model scores changed texts as well.
-
-    Attributes:
-        name (`str`): of the attack.
-        rows (callable): from the rows of a set to those of the further pass, one for each and in the same order.
-        combine (callable): from the scores of the rows and those of the further pass to `float64 (n,)`, higher = more
-            member-like.
-    """
+class FurtherPass(NamedTuple):
+    """An attack for which the model scores changed texts as well: `rows` changes the rows of a set, one for each and in the
+    same order, and `combine` makes `float64 (n,)` of the scores of both, higher = more member-like."""
 
     name: str
     rows: Callable[[Sequence], list]
@@ -278,7 +275,7 @@ class FurtherPass:
 
 
 def further_passes(prefix: str | None = None, tokenizer=None) -> list[FurtherPass]:
-    """The text attacks that need one pass of the audited model more: lowercase, and ReCaLL where a prefix is given.
+    """The text attacks that need one more pass of the audited model: lowercase, and ReCaLL where a prefix is given.
 
     Args:
         prefix (`str`, *optional*): text of non-members, see [`with_prefix`].
@@ -290,7 +287,7 @@ def further_passes(prefix: str | None = None, tokenizer=None) -> list[FurtherPas
     return passes
 
 
-# The attacks that read nothing but one table of scores of the audited model; all are higher = more member-like.
+# The attacks that read nothing but one table of the audited model; for all, higher = more member-like.
 ATTACKS: dict[str, Callable[[Scores], np.ndarray]] = {
     "loss": negative_loss,
     "zlib": zlib_ratio,
@@ -303,16 +300,15 @@ def check_same_targets(scores: Scores, others: Scores) -> None:
     """Raise a `ValueError` unless both tables are of the same examples, in the same order, with the same targets."""
     if not scores.same_targets(others):
         raise ValueError(
-            "The two tables of scores are of different targets. Score the same examples, in the same order and with "
-            "the same tokenizer, for both."
+            "The two tables have different targets. Score the same examples, in the same order and with the same "
+            "tokenizer, for both."
         )
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     if len(numerator) != len(denominator):
         raise ValueError(
-            f"The two tables hold {len(numerator)} and {len(denominator)} examples. The further pass must have one "
-            "row for each, in the same order."
+            f"The two tables hold {len(numerator)} and {len(denominator)} examples. Score one changed row for each row."
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         return numerator / (denominator + 0.0)  # -0.0, the loss of a text that the model is sure of, becomes 0.0
@@ -332,21 +328,3 @@ def _mean_of_smallest(scores: Scores, values: np.ndarray, k: float) -> np.ndarra
     keep = np.zeros(len(values), dtype=bool)
     keep[order] = place < keep_count[examples]
     return mean_by_example(scores, values, keep)
-
-
-def likelihood_drop(before_scores: Scores, after_scores: Scores) -> np.ndarray:
-    """Membership from both checkpoints: by how much a record became less likely, mean of `ln p_before - ln p_after`.
-
-    Records of the forget set lose most, those of the holdout little. Compare the AUC with that of the pair (original,
-    retrained).
-
-    Args:
-        before_scores, after_scores ([`Scores`]): the same examples, in the same order, under both models.
-
-    Returns:
-        `float64 (n,)` in nats a target, higher = more likely to be what was forgotten; NaN without targets.
-
-    Raises:
-        ValueError: the two tables do not hold the same targets.
-    """
-    return reference_loss(before_scores, after_scores)

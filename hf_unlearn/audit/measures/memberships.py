@@ -20,8 +20,6 @@ Tables = Mapping[str, Mapping[str, Scores]]
 #: Membership scores of the forget set `(n,)` and of the holdout `(m,)`.
 Pair = tuple[np.ndarray, np.ndarray]
 
-# A label has no text to compress and no least likely part: the other attacks are this one again, or made for text.
-LABEL_ATTACKS = ("loss",)
 # More references than this add little (Zarifzadeh et al., arXiv 2312.03262).
 MOST_REFERENCES = 4
 # Half of the holdout is the population of RMIA, so with fewer records neither half says anything.
@@ -80,7 +78,8 @@ def _of_one_model(tables: Tables) -> dict[str, dict[str, Pair]]:
     sets = tables["unlearned"]
     attacks = membership.ATTACKS
     if sets["forget"].of_labels:
-        attacks = {name: attacks[name] for name in LABEL_ATTACKS}
+        # A label has no text to compress and no least likely part: the other attacks are this one again.
+        attacks = {"loss": attacks["loss"]}
         if all(scores.class_log_probs is not None for scores in sets.values()):
             # The confidence is the loss again.
             attacks |= {name: attack for name, attack in CLASS_ATTACKS.items() if name != "confidence"}

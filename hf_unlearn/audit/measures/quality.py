@@ -231,8 +231,8 @@ def warn_if_reference_is_member(retrained_auc: float, name: str) -> None:
     """Warn where the AUC of an attack on the retrained model says that it may have seen the forget set."""
     if retrained_auc > 0.9:
         warnings.warn(
-            f"The retrained model itself has an AUC of {retrained_auc:.3f}: it looks as if it had seen the forget "
-            f"set, or forget set and holdout differ in kind. {name} means little here.",
+            f"The retrained model itself has an AUC of {retrained_auc:.3f}: it looks as if it had seen the forget set, or "
+            f"forget set and holdout differ in kind. {name} means little here.",
             stacklevel=3,
         )
 
@@ -241,10 +241,8 @@ def _log_prob_sums(scores: Scores | Sequence[np.ndarray]) -> tuple[np.ndarray, n
     """Sum of the log-probabilities and number of targets of each text: two `(n,)`."""
     if isinstance(scores, Scores):
         return sum_by_example(scores, scores.log_prob), scores.lengths
-    return (
-        np.array([np.sum(row, dtype=np.float64) for row in scores], dtype=np.float64),
-        np.array([len(row) for row in scores], dtype=np.int64),
-    )
+    totals = np.array([np.sum(row, dtype=np.float64) for row in scores], dtype=np.float64)
+    return totals, np.array([len(row) for row in scores], dtype=np.int64)
 
 
 def _losses(correct: Scores | np.ndarray, wrong: Scores | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -255,7 +253,7 @@ def _losses(correct: Scores | np.ndarray, wrong: Scores | np.ndarray) -> tuple[n
         if len(correct) == 0 or len(wrong) % len(correct) or len(wrong) == 0:
             raise ValueError(
                 f"{len(wrong)} wrong answers can't be split evenly over {len(correct)} records. Either score the same "
-                "number K for every record, row by row, or pass an array of losses (n, K) with NaN for missing ones."
+                "number K for every record, or pass an array of losses (n, K) with NaN for missing ones."
             )
         wrong = wrong.reshape(len(correct), -1)
     wrong = np.asarray(wrong, dtype=np.float64)

@@ -60,9 +60,7 @@ def rmia(
     records = _log_ratio(scores, references, a)
     others = np.sort(known(_log_ratio(population, population_references, a)))
     if len(others) == 0:
-        raise ValueError(
-            "No population record can be scored. Give records with targets, of the kind of the audited ones."
-        )
+        raise ValueError("No population record can be scored. Give records with targets, like the audited ones.")
     share = np.searchsorted(others, records, side="left") / len(others)
     return np.where(np.isnan(records), np.nan, share)
 

@@ -146,22 +146,20 @@ def _published_scores(tables: Tables) -> Rows:
             for role in tables
             if all(role in found[name] for name in parts)
         }
-    n = {key: len(tables["unlearned"].get(key, ())) for key in ("forget", "retain", "holdout")}
-    sizes = {"memorization_score": [n["forget"]], "utility_score": [n["retain"]]}
-    sizes |= {"privacy_score": [n["forget"], n["holdout"]], "overall_score": list(n.values())}
-    direction = {
-        "memorization_score": "as retrained is best; higher = less memorized",
-        "privacy_score": "higher = better",
-        "utility_score": UTILITY_OF_TABLE,
-        "overall_score": UTILITY_OF_TABLE,
+    forget, retain, holdout = (len(tables["unlearned"].get(key, ())) for key in ("forget", "retain", "holdout"))
+    about = {
+        "memorization_score": ("forget", "as retrained is best; higher = less memorized", {}, [forget]),
+        "privacy_score": ("forget", "higher = better", {"variant": "relative"}, [forget, holdout]),
+        "utility_score": ("retain", UTILITY_OF_TABLE, {}, [retain]),
+        "overall_score": ("forget", UTILITY_OF_TABLE, {}, [forget, retain, holdout]),
     }
-    return [
-        {"measure": name, "set": "retain" if name == "utility_score" else "forget", "direction": direction[name]}
-        | ({"variant": "relative"} if name == "privacy_score" else {})
-        | {role: None if x.value is None else _number(n=sizes[name], **x.as_dict()) for role, x in by_role.items()}
-        for name, by_role in found.items()
-        if by_role
-    ]
+    rows = []
+    for name, by_role in found.items():
+        set, direction, variant, n = about[name]
+        row = {"measure": name, "set": set, "direction": direction, **variant}
+        row |= {role: None if x.value is None else _number(n=n, **x.as_dict()) for role, x in by_role.items()}
+        rows += [row] if by_role else []
+    return rows
 
 
 def _memorization(sets: Mapping[str, Scores]) -> quality.Aggregate:
@@ -179,12 +177,8 @@ def _privacy_aucs(sets: Mapping[str, Scores]) -> dict[str, float]:
 
 
 def _utility(retain: Scores) -> quality.Aggregate:
-    return quality.model_utility(
-        {
-            "answer_probability": known_mean(quality.answer_probability(retain)),
-            "next_token_accuracy": known_mean(exact_memorization(retain)),
-        }
-    )
+    parts = {"answer_probability": quality.answer_probability, "next_token_accuracy": exact_memorization}
+    return quality.model_utility({name: known_mean(part(retain)) for name, part in parts.items()})
 
 
 def _salun(tables: Tables, seed: int) -> Rows:

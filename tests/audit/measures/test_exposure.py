@@ -116,11 +116,11 @@ def test_only_the_answer_of_a_question_is_random():
 
 
 def test_templates_without_room_are_refused():
-    with pytest.raises(ValueError, match="0 times"):
+    with pytest.raises(ValueError, match="has 0 '#'"):
         make_canaries("no digits", 1)
-    with pytest.raises(ValueError, match="19 times"):
+    with pytest.raises(ValueError, match="has 19 '#'"):
         make_canaries("#" * 19, 1)
-    with pytest.raises(ValueError, match="100 ways"):
+    with pytest.raises(ValueError, match="100 fillings"):
         make_canaries("##", 50, n_candidates=51)
 
 
