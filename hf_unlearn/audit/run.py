@@ -167,9 +167,10 @@ class _Run:
 def _reason(error: Exception) -> str:
     """Why an attack stopped. Errors of other packages may quote a record, so only their place is named."""
     package = Path(__file__).parents[1]
-    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    ours = [(path, line) for path, line in frames if package in path.parents]
-    if isinstance(error, ValueError) and ours and ours[-1] == frames[-1]:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if package in Path(frame.filename).parents]
+    # Compiled code has no frame: its error seems to come from our line, which then does not raise.
+    if isinstance(error, ValueError) and ours and ours[-1] is frames[-1] and frames[-1].line.startswith("raise "):
         return str(error)
-    path, line = (ours or frames)[-1]
-    return f"it stopped with {type(error).__name__} at {path.name}, line {line}"
+    place = (ours or frames)[-1]
+    return f"it stopped with {type(error).__name__} at {Path(place.filename).name}, line {place.lineno}"

@@ -104,7 +104,7 @@ class Job:
         self.processing_class, config = load_processing_class(model_config), load_config(model_config)
         lengths = {"max_length": settings.max_length, "truncate": settings.truncate}
         require_encodable(self.sets, self.processing_class, config, **lengths)
-        say_what_cannot_run(config, arguments.threat_model)
+        say_what_cannot_run(config, arguments.threat_model, model_config.trust_remote_code)
 
     @classmethod
     def from_arguments(cls, argv: list[str] | None = None) -> Job:

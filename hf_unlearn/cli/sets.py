@@ -122,10 +122,15 @@ def require_encodable(
                 raise ValueError(f"Row {index} of the {name} set: {error}{hint}") from None
 
 
-def say_what_cannot_run(config, threats: Sequence[str]) -> None:
+def say_what_cannot_run(config, threats: Sequence[str], trust_remote_code: bool) -> None:
     """Say before hours of work which attacks such a model lacks the parts for, so that they will not be run."""
     from hf_unlearn.audit.attacks.table import obstacles
 
     kind = "image" if names_image_classifier(config) else "text"
-    for attack, reason in obstacles(architecture_of(config), kind, threats).items():
+    try:
+        model = architecture_of(config, trust_remote_code)
+    except Exception as error:  # not every model can be made without weights
+        print(f"Note: which attacks cannot run is known only in the audit ({type(error).__name__}).")
+        return
+    for attack, reason in obstacles(model, kind, threats).items():
         print(f"Note: the attack {attack} cannot run on this model, and its surface will not be tested: {reason}")

@@ -1,5 +1,9 @@
 """An attack that stops, or that a model has not the parts for: the others are judged, and the report names it."""
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from cases import text_rows
@@ -10,9 +14,13 @@ from hf_unlearn.audit import AuditConfig, audit
 from hf_unlearn.audit.attacks import attack as declarations
 from hf_unlearn.audit.attacks.attack import attack
 from hf_unlearn.audit.attacks.table import attacks_of, obstacles
+from hf_unlearn.audit.measures.statistic import MEMORY, Statistic
 from hf_unlearn.audit.records import Found
+from hf_unlearn.audit.verdicts.judgement import judgement
+from hf_unlearn.audit.verdicts.margins import Margins
 from hf_unlearn.audit.verdicts.surfaces import THREATS, surfaces_of
 from hf_unlearn.evidence.result import write_result
+from hf_unlearn.statistics.estimate import known
 
 
 TOKENIZER = tiny_tokenizer()
@@ -77,18 +85,38 @@ def test_what_was_found_before_an_error_stands_and_so_does_everything_else(undec
     assert SECRET not in page + machines + str(report)
 
 
-def test_what_was_found_on_a_surface_outweighs_an_attack_that_could_not_be_run(undeclared):
-    @attack("verbatim")
+def test_an_error_of_compiled_code_quotes_no_record(undeclared):
+    @attack("latent")
     def broken(model, records):
-        raise ValueError("A reason of our own.")
+        return Found({records.statistic("a", "latent"): known([SECRET])})  # numpy's message has the text
 
-    known = tiny_llama(seed=0)
-    inputs = {"input_ids": torch.tensor([TOKENIZER("x")["input_ids"]])}
-    assert known(**inputs).logits.shape[0] == 1
-    report = run((known, known, tiny_llama(seed=2)), threat_model="extraction")
-    # Nothing was memorized here, so nothing is found; the attack that raised keeps that from being attested.
-    assert report.surfaces["verbatim"]["verdict"] == "not_tested" and report.exit_code == 3
-    assert not any(v["verdict"] == "no_trace_found" for n, v in report.surfaces.items() if n == "verbatim")
+    report = run(llamas(), threat_model="latent", config=replace(SMALL, weight_attacks=()))
+    reasons = {a["reason"] for a in report.not_run if a["attack"] == "broken"}
+    assert len(reasons) == 1 and reasons.pop().startswith("it stopped with ValueError at estimate.py, line ")
+    assert SECRET not in json.dumps(report.as_dict())
+
+
+def test_an_architecture_that_a_requirement_did_not_expect_is_an_obstacle(undeclared):
+    @attack("latent", requires=(lambda model: model.no_such_part,))
+    def needs_a_part(model, records):
+        return Found()
+
+    assert obstacles(tiny_llama(), "text", ["latent"]) == {
+        "needs_a_part": "the model does not have the parts that it needs (AttributeError)"
+    }
+
+
+@pytest.mark.parametrize(("extracted", "verdict"), [(1.0, "residual"), (0.0, "not_tested")])
+def test_what_was_found_on_a_surface_outweighs_an_attack_that_could_not_be_run(extracted, verdict):
+    statistic = Statistic("verbatim_extraction", "forget", MEMORY, "verbatim", "rate")
+    n = 200
+    values = {statistic: {"original": np.ones(n), "unlearned": np.full(n, extracted), "retrained": np.zeros(n)}}
+    missing = {"surface": "verbatim", "attack": "broken", "model": "unlearned", "reason": "A reason of our own."}
+    arguments = (values, {}, ["extraction"], True, Margins(), 0, None, True)
+    assert judgement(*arguments)[1]["verbatim"]["verdict"] == ("residual" if extracted else "no_trace_found")
+    found = judgement(*arguments, [missing])[1]["verbatim"]
+    assert found["verdict"] == verdict
+    assert ("A reason of our own." in found["wording"]) is (verdict == "not_tested")
 
 
 def mamba(seed):

@@ -43,6 +43,8 @@ class Attack:
                 requirement(model)
             except ValueError as error:
                 return str(error)
+            except Exception as error:  # an architecture that the requirement did not expect
+                return f"the model does not have the parts that it needs ({type(error).__name__})"
         return None
 
     def found(self, model, records: AuditRecords, **others) -> Iterator[Found]:
