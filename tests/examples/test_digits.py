@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -15,21 +11,9 @@ from hf_unlearn.request import ErasureRequest, split
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(written_by):
     """Two folders from two processes with different hash seeds, and what the first printed."""
-    folders = [tmp_path_factory.mktemp("digits") / "files" for _ in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "hf_unlearn.examples.digits", str(folder)],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for folder, hash_seed in zip(folders, ("1", "4242"), strict=True)
-    ]
-    printed = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
+    folders, printed = written_by("digits")
     return folders, printed[0][0]
 
 

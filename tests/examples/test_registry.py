@@ -1,9 +1,6 @@
 import math
-import os
 import re
 import socket
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -28,22 +25,9 @@ def rows(registry):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(written_by):
     """Two folders from two processes with different hash seeds, and what the processes printed."""
-    folders = [tmp_path_factory.mktemp("registry") / "files" for _ in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "hf_unlearn.examples.registry", str(folder)],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for folder, hash_seed in zip(folders, ("1", "4242"), strict=True)
-    ]
-    printed = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    return folders, printed
+    return written_by("registry")
 
 
 @pytest.fixture(scope="module")
