@@ -6,7 +6,7 @@ Here finished sequences leave the batch, what prompts share is read once, and ev
 
 A step computes one position of each sequence, which hardly keeps a machine busy. So as many sequences are continued together
 as fit into memory with their keys and values, many more than prompts are read together; and where there is a draft of what
-may be said, a step tries a few tokens at once.
+may be said, a step tries a few tokens at once. Models without such a cache read the texts again in each step (`rereading`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 
 from hf_unlearn.models.likelihood import empty_cache, forward_parameters, max_logits
-from hf_unlearn.models.modes import evaluating
+from hf_unlearn.models.modes import evaluating, unwrapped
+from hf_unlearn.models.rereading import RereadBatch
 
 
 # A shared beginning is read in a pass of its own if that saves at least this many tokens.
@@ -49,6 +50,7 @@ def continued(
     step of their own (speculative decoding, arXiv 2211.17192, with a text in place of a smaller model). The result is the
     same if `choose` does not depend on the step.
     """
+    model = unwrapped(model)
     new: list[list[int] | None] = [[] if limit else None for limit in limits]
     if drafts is not None:  # the last token that may be chosen is not read
         drafts = [list(draft[: max(0, limit - 1)]) for draft, limit in zip(drafts, limits, strict=True)]
@@ -69,17 +71,18 @@ def continued(
     # Similar lengths together, and equal prompts, which are read once.
     order = sorted((i for i, limit in enumerate(limits) if limit), key=lambda i: (-len(prompts[i]), prompts[i]))
     progress = tqdm(total=len(order), desc="Generating", disable=len(order) < 200)
+    kind = RereadBatch if empty_cache(model) is None else _Batch
     with evaluating(model), torch.inference_mode(), progress:
         while order:
             n_new = max(limits[i] for i in order)
-            state = _Batch(model, [prompts[i] for i in order], n_new, batch_size, drafts is not None)
+            state = kind(model, [prompts[i] for i in order], n_new, batch_size, drafts is not None)
             batch, order = order[: len(state)], order[len(state) :]
             progress.update(len(batch))
             _run(state, batch, new, limits, choose, take, drafts)
     return new
 
 
-def _run(state: _Batch, batch: list[int], new, limits, choose, take, drafts) -> None:
+def _run(state: _Batch | RereadBatch, batch: list[int], new, limits, choose, take, drafts) -> None:
     """Continue the prompts of a batch to their ends."""
     step, n_drafted, ahead = 0, DRAFTED_AT_FIRST, [[]] * len(batch)
     while True:
@@ -151,17 +154,6 @@ class _Reserved(DynamicLayer):
         self._show()
 
 
-def require_cache(model) -> Cache:
-    """[`~hf_unlearn.models.likelihood.empty_cache`], or a `ValueError` if the model cannot continue texts from one."""
-    cache = empty_cache(model)
-    if cache is None:
-        raise ValueError(
-            "The model can't go on from a cache of its keys and values (it has a recurrent state, takes no positions, or "
-            "is wrapped in prefix tuning or DataParallel). Unwrap or merge it, or generate with the model itself."
-        )
-    return cache
-
-
 class _Batch:
     """Sequences that are being continued, with `logits (batch, fed, vocabulary)` after each token that was fed last.
 
@@ -177,7 +169,7 @@ class _Batch:
 
     def __init__(self, model, prompts: Sequence[Sequence[int]], n_new: int, batch_size: int, drafting: bool):
         self.model, self.parameters = model, forward_parameters(model)
-        empty = require_cache(model)
+        empty = empty_cache(model)
         self._slides = any(empty.is_sliding)
         # What is in a sliding window can't be moved to another column, so there all are padded alike.
         self._least_width = len(prompts[0]) if self._slides else 0

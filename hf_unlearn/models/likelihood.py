@@ -106,12 +106,19 @@ def scored_positions(labels: Tensor) -> Tensor:
 
 
 def reading_positions(model: nn.Module, inputs: Mapping[str, Tensor], length: int) -> Tensor:
-    """The positions of the states that targets are predicted from: `bool (rows, length)`."""
+    """The positions of the states that targets are predicted from: `bool (rows, length)`.
+
+    For an image this is the class token where the head reads that alone, as in a ViT, else every token: heads read their mean
+    (BEiT), both (DINOv2), or a second token (a distilled DeiT).
+    """
     if not is_image_classifier(model):
         return F.pad(scored_positions(inputs["labels"]), (0, 1))
+    width, head = getattr(model.config, "hidden_size", None), getattr(model, "classifier", None)
     has_class_token = any(name.endswith("cls_token") for name, _ in model.named_parameters())
+    reads_it = head is not None and getattr(head, "in_features", width) == width
+    alone = has_class_token and reads_it and not getattr(model.config, "use_mean_pooling", False)
     place = torch.arange(length, device=inputs["labels"].device)
-    return ((place == 0) | (not has_class_token)).expand(len(inputs["labels"]), length)
+    return ((place == 0) | (not alone)).expand(len(inputs["labels"]), length)
 
 
 def target_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> TargetLogits:
@@ -135,7 +142,7 @@ def target_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> TargetLogit
         return TargetLogits(at_least_fp32(logits), labels[scored[:, 0]], rows, len(labels))
     # The logits at a position predict the next one.
     predicting = F.pad(scored, (0, inputs["input_ids"].shape[1] - scored.shape[1]))
-    return TargetLogits(_logits_at(model, inputs, predicting), labels[:, 1:][scored], rows, len(labels))
+    return TargetLogits(logits_at(model, inputs, predicting), labels[:, 1:][scored], rows, len(labels))
 
 
 def max_logits(device: torch.device) -> int:
@@ -163,7 +170,7 @@ def target_logits_in_parts(
         if cache is not None:
             part["past_key_values"] = cache
         keep = predicting[:, start:end]
-        yield _logits_at(model, part, keep), targets[:, start:end][keep]
+        yield logits_at(model, part, keep), targets[:, start:end][keep]
         start = end
 
 
@@ -186,8 +193,8 @@ def empty_cache(model: nn.Module):
     return cache if {type(layer) for layer in cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
 
-def _logits_at(model: nn.Module, inputs: Mapping[str, Tensor], keep: Tensor) -> Tensor:
-    """Logits `(n_kept, n_classes)` of a causal LM at the positions that `keep (batch, length)` marks."""
+def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], keep: Tensor) -> Tensor:
+    """Logits `(n_kept, n_classes)` of a causal LM at the positions that `keep (batch, length)` marks, row by row."""
     parameters = forward_parameters(model)
     inputs = {**inputs, "use_cache": "past_key_values" in inputs}
     if "position_ids" in parameters and "position_ids" not in inputs and "attention_mask" in inputs:

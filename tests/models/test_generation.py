@@ -4,7 +4,7 @@ from functools import wraps
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from tiny import BOS, EOS, TURN_END, tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
@@ -132,12 +132,6 @@ def test_a_sliding_window_slides_over_real_tokens(monkeypatch, passes):
     wide = MistralForCausalLM(MistralConfig(**config.to_dict() | {"sliding_window": None})).double().eval()
     wide.load_state_dict(model.state_dict())
     assert greedy(wide, None, ids, 12, ends=()) != expected
-
-
-def test_a_model_without_a_cache_to_pick_from_says_so():
-    model = get_peft_model(tiny_llama(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    with pytest.raises(ValueError, match="can't go on from a cache"):
-        greedy(model, TOKENIZER, ["Who?"], 5)
 
 
 def test_finished_sequences_leave_the_batch_and_equal_prompts_are_read_once(passes):

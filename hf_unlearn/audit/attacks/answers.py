@@ -12,11 +12,10 @@ from hf_unlearn.audit.measures.statistic import MEMORY, UTILITY, Statistic
 from hf_unlearn.audit.measures.text_overlap import rouge_l, sentence_bleu, token_f1
 from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.data.rows import answer_of
-from hf_unlearn.models.decoding import require_cache
 from hf_unlearn.models.generate import greedy, texts_of
 
 
-@attack("knowledge", requires=(require_cache,))
+@attack("knowledge")
 def greedy_answers(model, records: AuditRecords) -> Iterator[Found]:
     """ROUGE-L recall, F1 and BLEU of the greedy answers on the forget and the retain set. Only ROUGE-L gets a verdict."""
     if not records.has_column("prompt"):

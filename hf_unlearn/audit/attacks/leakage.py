@@ -19,7 +19,6 @@ from hf_unlearn.audit.measures.quality import answer_probability
 from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.data.rows import is_chat, prompt_of, reworded
-from hf_unlearn.models.decoding import require_cache
 from hf_unlearn.models.generate import sample, texts_of
 
 
@@ -134,7 +133,7 @@ def other_answers(model, records: AuditRecords) -> Found:
     return Found({records.statistic("alternative_answer_probability", "paraphrase"): leaked})
 
 
-@attack("sampled", requires=(require_cache,))
+@attack("sampled")
 def spans_in_samples(model, records: AuditRecords) -> Iterator[Found]:
     """Whether spans or alternatives come up in samples of the answers, where the rows have such columns."""
     config = records.config
