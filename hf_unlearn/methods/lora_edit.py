@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_unlearn.curvature.importance import squared_gradients
 from hf_unlearn.data.pairing import batches
 from hf_unlearn.methods.ihl import InvertedHingeConfig, InvertedHingeTrainer
-from hf_unlearn.models.blocks import layer_of
+from hf_unlearn.models.blocks import layers_of
 from hf_unlearn.models.linear import linear_modules
 
 
@@ -82,7 +82,8 @@ class LoRAEditTrainer(InvertedHingeTrainer):
                 "and without peft_config, and merge an adapter (merge_and_unload). For QLoRA choose ihl with a peft_config."
             )
         model.to(args.device)
-        names = [n for n, p in model.named_parameters() if p.requires_grad and layer_of(n) is not None]
+        in_layers = layers_of(model)
+        names = [n for n, p in model.named_parameters() if p.requires_grad and n in in_layers]
         modules = linear_modules(model, names)
         weights = [f"{name}.weight" for name in modules]
         size, limit = args.per_device_eval_batch_size, args.importance_rows

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.data.rows import IGNORE_INDEX
-from hf_unlearn.models.blocks import find_blocks, layer_of, run_to_block
+from hf_unlearn.models.blocks import backbone_config, find_blocks, layers_of, run_to_block
 from hf_unlearn.models.modes import evaluating
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 from hf_unlearn.training.reference import Reference
@@ -72,7 +72,8 @@ class RMUTrainer(UnlearningTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        layers = {name: layer_of(name) for name in self.trainable_names}
+        of_name = layers_of(self.model)
+        layers = {name: of_name.get(name) for name in self.trainable_names}
         if outside := [name for name, layer in layers.items() if layer is None or layer > self._layer]:
             raise ValueError(
                 f"RMU steers the output of block {self._layer}, but {len(outside)} of the weights that may move, such as "
@@ -82,7 +83,7 @@ class RMUTrainer(UnlearningTrainer):
         self._first = min(layers.values())
         if self._reference is None:
             self._reference = Reference(self.model)
-        width = self.model.config.get_text_config().hidden_size
+        width = backbone_config(self.model).hidden_size
         generator = torch.Generator().manual_seed(self.args.seed)
         direction = torch.rand(width, generator=generator, dtype=torch.float64)
         self._direction = direction / direction.norm()
@@ -103,14 +104,14 @@ class RMUTrainer(UnlearningTrainer):
     def _default_weights(self, model) -> set[str]:
         """Second MLP projections of the three blocks up to the layer; with an adapter, all parameters of these blocks."""
         near = range(max(0, self._layer - 2), self._layer + 1)
-        names = [name for name, _ in model.named_parameters() if layer_of(name) in near]
+        names = {name for name, layer in layers_of(model).items() if layer in near}
         if hasattr(model, "peft_config"):
-            return set(names)
+            return names
         chosen = set()
         for name, module in model.named_modules():
-            if type(module).__name__.endswith("MLP") and layer_of(f"{name}.") in near:
+            if type(module).__name__.endswith("MLP"):
                 linears = [key for key, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))]
-                chosen.add(f"{name}.{linears[-1]}.weight")
+                chosen |= {f"{name}.{key}.weight" for key in linears[-1:]} & names
         if not chosen:
             raise ValueError("No MLP was found in the blocks. Set trainable to the weights that may move.")
         return chosen

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.models.blocks import layer_of
+from hf_unlearn.models.blocks import backbone_config, block_lists
 
 
 # Stretch and temperature of the hard-concrete distribution, Louizos et al., arXiv 1712.01312.
@@ -64,10 +64,10 @@ def find_gate_points(model: nn.Module, neurons: bool = False) -> list[GatePoint]
     Raises:
         ValueError: there is no attention output projection with a known number of heads.
     """
-    heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
-    points = []
+    heads = getattr(backbone_config(model), "num_attention_heads", None)
+    lists, points = tuple(f"{name}." for name in block_lists(model)), []
     for name, module in model.named_modules():
-        if layer_of(f"{name}.") is None:
+        if not name.startswith(lists):
             continue
         linears = {key: child for key, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))}
         inner = {key: x for key, x in linears.items() if key == "c_attn" or _ROLES & set(key.lower().split("_"))}

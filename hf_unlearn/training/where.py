@@ -6,8 +6,11 @@ import re
 
 from torch import nn
 
-from hf_unlearn.models.blocks import layer_of
+from hf_unlearn.models.blocks import all_blocks, layers_of
 from hf_unlearn.models.linear import linear_modules
+
+
+_OTHERWISE = "trainable_layers cannot be counted. Set trainable, a regular expression for names of parameters, instead"
 
 
 def freeze_except(model: nn.Module, pattern: str | None = None, layers: list[int] | None = None) -> list[str]:
@@ -19,10 +22,11 @@ def freeze_except(model: nn.Module, pattern: str | None = None, layers: list[int
     Args:
         pattern (`str`, *optional*): regular expression that the whole name of a parameter must match. A tied weight
             has one name, that of the embedding.
-        layers (`list[int]`, *optional*): indices of transformer layers; negative ones count from the last.
+        layers (`list[int]`, *optional*): indices of layers, in order of depth and through all stages of a backbone with
+            stages, see [`~hf_unlearn.models.blocks.layers_of`]; negative ones count from the last.
 
     Raises:
-        ValueError: nothing is selected, or a layer does not exist.
+        ValueError: nothing is selected, a layer does not exist, or there are `layers` and no blocks are found.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not names:
@@ -32,11 +36,11 @@ def freeze_except(model: nn.Module, pattern: str | None = None, layers: list[int
         )
     chosen = names
     if layers is not None:
-        n_layers = 1 + max((layer_of(name) for name in names if layer_of(name) is not None), default=-1)
+        of_name, n_layers = layers_of(model), len(all_blocks(model, _OTHERWISE))
         if not all(-n_layers <= layer < n_layers for layer in layers):
             raise ValueError(f"You set trainable_layers={layers}, but the model has {n_layers} layers.")
         wanted = {layer % n_layers for layer in layers}
-        chosen = [name for name in chosen if layer_of(name) in wanted]
+        chosen = [name for name in chosen if of_name.get(name) in wanted]
     if pattern is not None:
         chosen = [name for name in chosen if re.fullmatch(pattern, name)]
     if not chosen:

@@ -1,14 +1,14 @@
 import pytest
 from tiny import tiny_gpt2, tiny_llama, tiny_vit
 
-from hf_unlearn.models.blocks import layer_of
+from hf_unlearn.models.blocks import layers_of
 from hf_unlearn.training.where import freeze_except
 
 
 @pytest.mark.parametrize("model", [tiny_llama(), tiny_gpt2(), tiny_vit()], ids=["llama", "gpt2", "vit"])
 def test_layers_of_every_kind_of_model(model):
     names = freeze_except(model, layers=[-1])
-    assert names and {layer_of(name) for name in names} == {1}
+    assert names and {layers_of(model)[name] for name in names} == {1}
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(names)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from hf_unlearn.audit.table.streaming import (
     stacked,
     warn_of_broken,
 )
-from hf_unlearn.models.blocks import find_blocks, output_replaced, states_of
+from hf_unlearn.models.blocks import all_blocks, as_tokens, backbone_config, output_replaced, states_of
 from hf_unlearn.models.likelihood import log_probs_and_hits, reading_positions, scored_positions
 
 
@@ -65,7 +66,7 @@ def patching_depth(
     unlearned model, and the rest of the original answers. Only layers count in which the retrained model lowers the
     log-probability by more than 0.05 nats per target, as in the paper. The depth is the share of this drop that the
     unlearned model causes too, in each layer between 0 and 1, weighted by the drop of the retrained model. For an image
-    the state of the class token is replaced, or all states where there is none.
+    the state of the class token is replaced where the head reads that alone, else all states.
 
     All three models are in memory, and the original runs two passes per layer.
 
@@ -78,9 +79,9 @@ def patching_depth(
     """
     with in_memory(original, unlearned, retrained) as models:
         check_comparable(models)
-        blocks = [list(getattr(*find_blocks(model))) for model in models]
-        widths = [model.config.get_text_config().hidden_size for model in models]
-        if len(set(widths)) > 1 or len(set(map(len, blocks))) > 1:
+        blocks = [all_blocks(model) for model in models]
+        widths = [_width(backbone_config(model)) for model in models]
+        if any(width != widths[0] for width in widths) or len(set(map(len, blocks))) > 1:
             raise ValueError(
                 f"The models have {', '.join(str(len(layers)) for layers in blocks)} blocks of width "
                 f"{', '.join(map(str, widths))}. States can only be exchanged between models of one shape."
@@ -118,11 +119,19 @@ def _mean_log_probs(model: nn.Module, inputs: dict[str, Tensor], limit: int) -> 
     return np.array([values.mean() for values in split_by_row(log_probs, owners, len(inputs["labels"]))])
 
 
+def _width(config) -> Any:
+    return getattr(config, "hidden_sizes", None) or getattr(config, "hidden_size", None)
+
+
 def _patched(model: nn.Module, inputs: dict[str, Tensor], state: Tensor, output: Tensor) -> Tensor:
-    return torch.where(reading_positions(model, inputs, output.shape[1])[:, :, None], state.to(output), output)
+    tokens = as_tokens(output, len(inputs["labels"]))
+    read = reading_positions(model, inputs, tokens.shape[1])
+    if read.all():  # whatever the layout of the states
+        return state
+    return torch.where(read[:, :, None], state.to(output), output)
 
 
-@attack(kinds=KINDS, threat="latent", beside=("original", "retrained"), roles=("unlearned",), requires=(find_blocks,))
+@attack(kinds=KINDS, threat="latent", beside=("original", "retrained"), roles=("unlearned",), requires=(all_blocks,))
 def depth_of_unlearning(model, records: AuditRecords, original, retrained) -> Found:
     """In how many layers the states lack what the original has, as those of the retrained model do."""
     rows, batch_size = records.rows("forget"), records.config.batch_size

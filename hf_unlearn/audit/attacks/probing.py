@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hf_unlearn.audit.attacks.attack import KINDS, attack
@@ -30,7 +29,7 @@ from hf_unlearn.audit.table.streaming import (
     targets_of,
     warn_of_broken,
 )
-from hf_unlearn.models.blocks import find_blocks, output_replaced, shortened, states_of
+from hf_unlearn.models.blocks import all_blocks, as_tokens, find_blocks, output_replaced, shortened, states_of
 from hf_unlearn.models.likelihood import is_image_classifier, log_probs_and_hits, reading_positions, scored_positions
 from hf_unlearn.statistics.estimate import known_mean
 
@@ -65,7 +64,7 @@ def logit_lens(
 ) -> LensCurve:
     """Read the answer off each layer, by the final norm and the head of the model (nostalgebraist, 2020).
 
-    Everything that comes after the last block is run on the state of each layer. Costs two passes of the blocks, and one
+    Only where all blocks have the width that the head reads, which those of a backbone with stages have not. Everything that comes after the last block is run on the state of each layer. Costs two passes of the blocks, and one
     of the head per layer.
 
     Args:
@@ -134,7 +133,7 @@ def layer_probe(
     """Fit a logistic regression on the states of each layer, and predict the labels of records that it has not seen.
 
     One pass of the model, from which one vector per record and layer is kept: the mean over the tokens of a text, or the
-    class token of an image (the mean where there is none). The five folds depend only on labels, groups and seed, so that
+    class token of an image (the mean over all where the head reads more than that token). The five folds depend only on labels, groups and seed, so that
     models are compared on the same ones.
 
     Args:
@@ -150,19 +149,20 @@ def layer_probe(
             classes, or a class has fewer groups than there are folds.
     """
     with in_memory(model) as models:
-        blocks = list(getattr(*find_blocks(models[0])))
+        blocks = all_blocks(models[0])
         rows = encode_examples(models, processing_class, examples, max_length, truncate)
         scorable = np.array([len(targets) > 0 for targets in targets_of(rows)], dtype=bool)
         codes, groups = _checked(labels, groups, scorable)
 
-        def pooled(inputs: dict[str, Tensor]) -> np.ndarray:
+        def pooled(inputs: dict[str, Tensor]) -> list[list[np.ndarray]]:
             inputs = inputs_for(models[0], inputs)
             states = states_of(models[0], blocks, inputs, partial(_pooled, models[0], inputs))
-            return torch.stack(states, dim=1).cpu().numpy()
+            return [list(layers) for layers in zip(*(state.cpu().numpy() for state in states), strict=True)]
 
         found = by_record(models, rows, batch_size, pooled, "Reading the layers")
-    features = np.stack([states for states in found if states is not None], axis=1)
-    finite = np.isfinite(features).all(axis=(0, 2))
+    # For each layer `(rows, width)`: the stages of a backbone have widths of their own.
+    features = [np.stack(layer) for layer in zip(*(states for states in found if states is not None), strict=True)]
+    finite = np.logical_and.reduce([np.isfinite(states).all(axis=1) for states in features])
     correct = np.full((len(blocks) + 1, len(rows)), np.nan)
     accuracy, control = np.zeros((2, len(blocks) + 1))
     controls = [_random_labels(codes, groups, seed, draw) for draw in range(N_CONTROLS)]
@@ -235,7 +235,7 @@ def _balanced(correct: np.ndarray, codes: np.ndarray) -> float:
 
 def _pooled(model, inputs: dict[str, Tensor], state: Tensor) -> Tensor:
     """One vector for each row: `float32 (rows, width)`."""
-    image = is_image_classifier(model)
+    image, state = is_image_classifier(model), as_tokens(state, len(inputs["labels"]))
     kept = reading_positions(model, inputs, state.shape[1]) if image else inputs["attention_mask"].bool()
     kept = kept.to(state.device)
     return state.float().masked_fill(~kept[:, :, None], 0).sum(1) / kept.sum(1, keepdim=True)
@@ -255,7 +255,7 @@ def states_of_layers(model, records: AuditRecords) -> Found:
     )
 
 
-@attack("latent", KINDS, requires=(find_blocks,))
+@attack("latent", KINDS, requires=(all_blocks,))
 def probe_of_layers(model, records: AuditRecords) -> Found:
     """A linear probe of the layers that tells the forget set from the holdout."""
     config = records.config
