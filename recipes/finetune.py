@@ -21,7 +21,7 @@ from hf_unlearn.cli.checkpoints import (
 )
 from hf_unlearn.cli.model_arguments import ModelArguments
 from hf_unlearn.data import AugmentedRows, ImageRows, UnlearningCollator, encode_dataset
-from hf_unlearn.data.text import context_length
+from hf_unlearn.data.text import context_length, limits_of
 from hf_unlearn.training.cost import CostCallback
 
 
@@ -49,7 +49,7 @@ def main():
     processing_class = load_processing_class(model_args)
     model = load_model(model_args)
     encoded = encode_dataset(
-        rows, processing_class, context_length(model), name="training set", n_classes=model.config.num_labels
+        rows, processing_class, context_length(model), name="training set", **limits_of(model.config)
     )
     if data_args.augment:
         if not isinstance(encoded, ImageRows):

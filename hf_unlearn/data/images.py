@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from hf_unlearn.data.rows import LABEL_COLUMNS, column_names, format_of, label_of, naming_row
@@ -29,12 +29,13 @@ def encode_image(row: Mapping[str, Any], processor=None, n_classes: int | None =
 
     Args:
         row (`Mapping`): `image`, a PIL image or an undecoded `datasets.Image`, and `label` or `labels`, the index of its
-            class. Gray images and palettes become RGB.
+            class. They become RGB, or gray if the processor has one mean, as a PIL image opens them: turned as EXIF says,
+            16-bit gray scaled to 8 bit, transparency left out.
         processor (`BaseImageProcessor`): makes the pixels.
         n_classes (`int`, *optional*): size of the model's head; a label must be below it.
 
     Raises:
-        ValueError: no image processor, no image, or no label below `n_classes`.
+        ValueError: no image processor, no image, one whose values have no certain range, or no label below `n_classes`.
     """
     label = _check_label(label_of(row), n_classes)
     return {"pixel_values": _pixels(row["image"], _image_processor(processor)), "labels": label}
@@ -50,16 +51,24 @@ class ImageRows(Sequence):
         rows, processor, n_classes: see [`encode_image`]. The processor must give the same pixels for the same image.
         name (`str`, *optional*, defaults to `"dataset"`): name of the data set in errors.
         cache_bytes (`int`, *optional*, defaults to 256 MB): room for pixels in memory; the rows read first are kept.
+        n_channels (`int`, *optional*): channels that the model takes; the processor must make as many.
 
     Raises:
         ValueError: see [`encode_image`].
     """
 
     def __init__(
-        self, rows, processor, n_classes: int | None = None, name: str = "dataset", cache_bytes: int = CACHE_BYTES
+        self,
+        rows,
+        processor,
+        n_classes: int | None = None,
+        name: str = "dataset",
+        cache_bytes: int = CACHE_BYTES,
+        n_channels: int | None = None,
     ):
         with naming_row(0, name):
             self.processor = _image_processor(processor)
+        check_channels(_channels_of(self.processor), n_channels, name)
         self.rows, self.name = rows, name
         self.labels: list[int] = []
         for index, label in enumerate(labels_of(rows)):
@@ -132,13 +141,44 @@ def _image_processor(processor):
     return processor
 
 
+def _channels_of(processor) -> int:
+    """How many channels the pixels have: as many as the processor has means, which is one for gray images."""
+    mean = getattr(processor, "image_mean", None)
+    return 1 if mean is not None and np.size(mean) == 1 else 3
+
+
+def check_channels(found: int, n_channels: int | None, name: str) -> None:
+    """Raise a `ValueError` unless the pixels have as many channels as the model takes."""
+    if n_channels is not None and found != n_channels:
+        raise ValueError(
+            f"The pixels of the {name} have {_counted(found)}, but the model takes {_counted(n_channels)}. Give a processor whose image_mean and "
+            "image_std have as many values as the model has channels (one for gray images, three for RGB), or a model for "
+            "such images."
+        )
+
+
+def _counted(n_channels: int) -> str:
+    return f"{n_channels} channel{'s' * (n_channels > 1)}"
+
+
 def _pixels(image, processor) -> Tensor:
     if isinstance(image, Mapping):
         image = ImageFeature().decode_example(dict(image))
     if not isinstance(image, Image.Image):
         held = type(image).__name__
         raise ValueError(f"The column image holds {held}, not an image. Give PIL images or a datasets.Image column.")
-    return processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    image = ImageOps.exif_transpose(image)  # a table turns its images when it decodes them
+    if image.mode.startswith("I;16"):  # `convert` would cut all values above 255
+        deep = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise ValueError(
+            f"The image holds {kind} (mode {image.mode}), whose range is not certain. Scale it to 8 bit: "
+            'Image.fromarray(values.astype("uint8")), with values from 0 to 255.'
+        )
+    n_channels = _channels_of(processor)
+    return processor(image.convert("L" if n_channels == 1 else "RGB"), return_tensors="pt")["pixel_values"][0]
 
 
 def labels_of(rows) -> Sequence:

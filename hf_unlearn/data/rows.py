@@ -1,7 +1,8 @@
-"""The formats that a row of a data set can have. Imports no library of models."""
+"""The formats that a row of a data set can have, and the text in it. Imports no library of models."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,17 @@ TEXTS = ("messages", "prompt", "text")
 READABLE = '{"prompt", "completion"}, {"messages"} or {"text"}'
 #: The columns that may hold the class of an image.
 LABEL_COLUMNS = ("labels", "label")
+# Beside a text they hold the answer to it, which nothing would read.
+_ANSWERS = ("labels", "label", "answer", "response", "output")
+# Columns under the names that other data sets give them.
+_RENAMED = {
+    "img": "image",
+    "fine_label": "label",
+    "coarse_label": "label",
+    "conversations": "messages",
+    "conversation": "messages",
+}
+_ROLES = {"human": "user", "gpt": "assistant"}
 
 Row = Mapping[str, Any] | str
 
@@ -31,12 +43,154 @@ Row = Mapping[str, Any] | str
 def format_of(row: Row, among: Iterable[str] = FORMATS) -> str | None:
     """The name of the format of a row, or `None`. A string is a text, and a column that holds `None` counts as absent.
 
+    A prompt and a completion that are lists of messages are a chat. A text beside half of a pair, or beside its answer, has
+    no format: it would be read as the whole record, and the answer not at all.
+
     Args:
         among (*optional*, defaults to all formats): with `TEXTS`, the text of a row that also has ids or an image counts.
     """
     if isinstance(row, str):
         return "text"
-    return next((name for name in among if all(row.get(column) is not None for column in FORMATS[name])), None)
+    kind = next((name for name in among if all(row.get(column) is not None for column in FORMATS[name])), None)
+    if kind == "prompt" and not all(isinstance(row[column], str) for column in FORMATS[kind]):
+        return "messages" if any(_is_list(row[column]) for column in FORMATS[kind]) else kind
+    return None if kind == "text" and _beside_text(row) else kind
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _beside_text(row: Mapping[str, Any]) -> list[str]:
+    """The columns that hold the other half of a text."""
+    answers = [column for column in _ANSWERS if isinstance(row.get(column), str)]
+    return [column for column in FORMATS["prompt"] if row.get(column) is not None] + answers
+
+
+def why_no_format(row: Mapping[str, Any]) -> str:
+    """Why a row has no format, and the remedy, by the names of its columns."""
+    columns = sorted(str(column) for column, value in row.items() if value is not None)
+    remedy = 'Give {"prompt", "completion"} (hf_unlearn.data.with_templates makes them from other columns)'
+    if row.get("text") is not None:
+        beside = ", ".join(_beside_text(row))
+        return (
+            f"The row has a text and beside it {beside}, so that the text alone would be read, and the answer to it not at "
+            f"all. {remedy}, or take {beside} out if the text is the whole record."
+        )
+    half = [column for column in FORMATS["prompt"] if row.get(column) is not None]
+    if half:
+        other = "completion" if half == ["prompt"] else "prompt"
+        return (
+            f"A row with the columns {', '.join(columns)} has no known format: it has a {half[0]}, but its {other} is "
+            f"absent or null. Give both, or remove the row."
+        )
+    if renamed := {column: _RENAMED[column] for column in columns if column in _RENAMED}:
+        return (
+            f"A row with the columns {', '.join(columns)} has no known format. Rename its columns, as in "
+            f"rows.rename_columns({_first_of_each(renamed)})."
+        )
+    return f"A row with the columns {', '.join(columns)} has no known format. Give {READABLE}."
+
+
+def _first_of_each(renamed: Mapping[str, str]) -> str:
+    """A dictionary that gives no two columns the same name, in JSON."""
+    first = {
+        new: old for old, new in reversed(sorted(renamed.items(), key=lambda pair: list(_RENAMED).index(pair[0])))
+    }
+    return json.dumps({old: new for new, old in sorted(first.items())})
+
+
+def canonical(row: Row) -> dict[str, Any]:
+    """The row with its text in the one form that everything reads, and without the columns that hold `None`.
+
+    * `{"text"}` of a string.
+    * `{"messages"}`, each with `role` and `content`, a string. It is made from messages in JSON in a string (as in a CSV
+      file), from a prompt and a completion that are lists of messages, from messages of `from` and `value`, and from
+      contents in parts, whose texts are joined. Keys that are `None` go, since tables fill absent ones with it.
+    * `{"prompt", "completion"}` and `{"text"}` that are strings stay.
+
+    Other columns stay as they are, and so does a row that holds no text.
+
+        >>> canonical({"messages": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada"}]})
+        {'messages': [{'role': 'user', 'content': 'Who?'}, {'role': 'assistant', 'content': 'Ada'}]}
+
+    Raises:
+        ValueError: messages that cannot be read, or a column that does not hold text. No error quotes the row.
+    """
+    if isinstance(row, str):
+        return {"text": row}
+    row = {name: value for name, value in row.items() if value is not None}
+    kind = format_of(row, TEXTS)
+    if kind == "messages":
+        messages = row.pop("messages") if "messages" in row else [*_side(row, "prompt"), *_side(row, "completion")]
+        row["messages"] = _messages(messages)
+        return row
+    for column in FORMATS[kind] if kind else ():
+        if not isinstance(row[column], str):
+            raise ValueError(f"The column {column} holds {type(row[column]).__name__}, not text. Convert it.")
+    return row
+
+
+def _side(row: dict[str, Any], column: str) -> Sequence[Any]:
+    """The messages of one side of a pair, which is taken out of the row."""
+    if not _is_list(row[column]):
+        other = next(name for name in FORMATS["prompt"] if name != column)
+        raise ValueError(
+            f"The column {other} holds messages, but {column} holds {type(row[column]).__name__}. Give messages in both, or "
+            "text in both."
+        )
+    return row.pop(column)
+
+
+def _messages(messages: Any) -> list[dict[str, Any]]:
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except ValueError:
+            messages = None  # its own error would lead to the text
+        if not isinstance(messages, list):
+            raise ValueError("The column messages holds text that is no list in JSON. Write it with json.dumps.")
+    if not _is_list(messages):
+        raise ValueError(f"The column messages holds {type(messages).__name__}, not a list of messages. Convert it.")
+    return [_message(message, i, i == len(messages) - 1) for i, message in enumerate(messages)]
+
+
+def _message(message: Any, index: int, is_last: bool) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"Message {index} is a {type(message).__name__}. Give a dictionary of role and content.")
+    message = _without_none(message)
+    if "from" in message and "role" not in message:
+        message = {"role": message.pop("from"), "content": message.pop("value", None)} | message
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise ValueError(f"Message {index} has no role (it has {', '.join(sorted(message))}). Give role and content.")
+    if content is None and is_last:
+        raise ValueError(
+            "The last message has no content, as a call of a tool has none, so there is no answer to score. Write what it "
+            "says into its content, or remove the row."
+        )
+    if _is_list(content):
+        content = "".join(_text_of_part(part, index) for part in content)
+    elif not isinstance(content, str | None):
+        raise ValueError(f"The content of message {index} is of type {type(content).__name__}, not text. Convert it.")
+    return {**message, "role": _ROLES.get(role, role), "content": content or ""}
+
+
+def _text_of_part(part: Any, index: int) -> str:
+    text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
+    if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type", "text") != "text"):
+        raise ValueError(
+            f"The content of message {index} has a part that is not text, and only text can be read. Give parts of "
+            '{"type": "text", "text"}, or remove the row.'
+        )
+    return text
+
+
+def _without_none(value: Any) -> Any:
+    """Without the keys that a table fills with `None`, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if _is_list(value) else value
 
 
 def is_chat(row: Row) -> bool:
@@ -69,10 +223,10 @@ def naming_row(index: int, name: str) -> Iterator[None]:
 def scored_text(row: Row) -> str | None:
     """The text that is scored: a completion, the last message of a chat, a text; `None` for a row without text."""
     kind = format_of(row, TEXTS)
-    if kind is None or isinstance(row, str):
-        return row if kind else None
-    scored = row[FORMATS[kind][-1]]
-    return scored[-1]["content"] if kind == "messages" else scored
+    if kind is None:
+        return None
+    scored = canonical(row)[FORMATS[kind][-1]]
+    return (scored[-1]["content"] if scored else "") if kind == "messages" else scored
 
 
 def answer_of(row: Row) -> str | None:
@@ -84,20 +238,20 @@ def prompt_of(row: Row) -> str:
     """The text before the answer: the prompt, or all messages but the last, one per line; a text has none."""
     kind = format_of(row, TEXTS)
     if kind == "messages":
-        return _joined(row["messages"][:-1])
-    return row["prompt"] if kind == "prompt" else ""
+        return _joined(canonical(row)["messages"][:-1])
+    return canonical(row)["prompt"] if kind == "prompt" else ""
 
 
 def text_of(row: Row) -> str | None:
     """All of the text, with the messages of a chat one per line; `None` for a row without text."""
     kind = format_of(row, TEXTS)
     if kind == "messages":
-        return _joined(row["messages"])
+        return _joined(canonical(row)["messages"])
     return prompt_of(row) + scored_text(row) if kind else None
 
 
 def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(message["content"] or "" for message in messages)
+    return "\n".join(message["content"] for message in messages)
 
 
 def content_of(row: Any) -> Any:
@@ -119,7 +273,7 @@ def reworded(
     """
     if isinstance(row, str):
         return answer(row)
-    kind = format_of(row, TEXTS)
+    kind, row = format_of(row, TEXTS), canonical(row)
     if kind == "messages":
         *before, last = row["messages"]
         if before:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os.path
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from hf_unlearn.data.images import ImageRows, encode_image, has_images
-from hf_unlearn.data.rows import IGNORE_INDEX, READABLE, format_of, naming_row
+from hf_unlearn.data.chat import Encoded, continuation, encode_chat
+from hf_unlearn.data.images import ImageRows, check_channels, encode_image, has_images
+from hf_unlearn.data.rows import IGNORE_INDEX, TEXTS, canonical, format_of, naming_row, why_no_format
+
+
+_APART = "the tokenizer merges the end of the prompt with the start of the answer. The two are encoded apart, as a model is asked."
 
 
 class EmptyTargetError(ValueError):
@@ -22,16 +26,21 @@ def encode(
     max_length: int | None = None,
     truncate: bool = False,
     n_classes: int | None = None,
+    vocab_size: int | None = None,
 ) -> dict:
     """Tokenize one row into `{"input_ids": [...], "labels": [...], "n_end": int}`.
 
-    * `{"prompt", "completion"}`: the completion and one end token are scored.
+    * `{"prompt", "completion"}`: the completion and one end token are scored. Where the tokenizer would merge the end of
+      the prompt with the start of the completion, the two are encoded apart, as a model is asked, with a warning.
     * `{"messages"}`: the chat template is applied; the last message, which must be the assistant's, is scored up to
-      and including its end-of-turn token.
+      and including its end-of-turn token. What the template writes before it, as an empty thinking block, is prompt, see
+      [`~hf_unlearn.data.chat.encode_chat`].
     * `{"text"}` or a string: every token but the first is scored (the first is BOS if the tokenizer adds one). No end
       token is appended.
     * `{"image", "label"}`: becomes pixels and a class, see [`~hf_unlearn.data.images.encode_image`].
     * `{"input_ids", "labels"}` or `{"pixel_values", "labels"}`: is encoded already; it is checked and stays as it is.
+
+    Other forms of these rows are read as well, see [`~hf_unlearn.data.rows.canonical`].
 
     `n_end` (0 or 1) says whether the last scored token is the end token.
 
@@ -41,43 +50,47 @@ def encode(
         max_length (`int`, *optional*): longest sequence allowed, in tokens.
         truncate (`bool`, *optional*, defaults to `False`): cut longer rows at the end instead of raising.
         n_classes (`int`, *optional*): size of the head of an image classifier; a label must be below it.
+        vocab_size (`int`, *optional*): number of tokens that the model knows; every id must be below it.
 
     Raises:
         EmptyTargetError: empty text or answer.
-        ValueError: unknown format, prompt whose ids are not a prefix of the whole, prompt that ends in a space, text
-            longer than `max_length`. Messages hold no text of the row.
+        ValueError: unknown format, messages that the chat template refuses or writes in another form, prompt that ends in
+            a space, text longer than `max_length`, id beyond the vocabulary. Messages hold no text of the row.
     """
-    row = {"text": row} if isinstance(row, str) else row
-    row = {name: value for name, value in row.items() if value is not None}  # tables fill absent columns with None
+    encoded, apart = _encode(row, tokenizer, max_length, truncate, n_classes, vocab_size)
+    if apart:
+        warnings.warn(f"In a row {_APART}", stacklevel=2)
+    return encoded
+
+
+def _encode(row, tokenizer, max_length, truncate, n_classes, vocab_size) -> tuple[dict, bool]:
+    """What [`encode`] returns, and whether prompt and answer were encoded apart."""
     kind = format_of(row)
+    row = canonical(row) if kind in TEXTS else {name: value for name, value in row.items() if value is not None}
     if kind == "pixels":
         if "labels" not in row:
             raise ValueError(f"An image row needs its class in the column labels. It has {', '.join(sorted(row))}.")
-        return row
+        return row, False
     if kind == "image":
-        return encode_image(row, tokenizer, n_classes)
+        return encode_image(row, tokenizer, n_classes), False
     if kind == "ids":
-        return _check_encoded(row, max_length)
+        return _check_encoded(row, max_length, vocab_size), False
+    if kind is None:
+        raise ValueError(why_no_format(row))
     if not hasattr(tokenizer, "bos_token_id"):  # its own error would quote the text
         held = f"the processing_class is a {type(tokenizer).__name__}"
         raise ValueError(
             f"It is text, but {'no tokenizer was given' if tokenizer is None else held}. Give a tokenizer as "
             "processing_class, or encoded rows (input_ids and labels), or for an image classifier rows of image and label."
         )
-    for column in ("prompt", "completion", "text"):
-        if column in row and not isinstance(row[column], str):
-            raise ValueError(f"The column {column} holds {type(row[column]).__name__}, not text. Convert it.")
     if kind == "messages":
-        ids, n_prompt, n_end = _encode_messages(row["messages"], tokenizer)
+        ids, n_prompt, n_end, apart = _encode_messages(row["messages"], tokenizer)
     elif kind == "prompt":
-        ids, n_prompt, n_end = _encode_completion(row["prompt"], row["completion"], tokenizer)
-    elif kind == "text":
-        ids, n_prompt, n_end = with_special_tokens(row["text"], tokenizer), 1, 0
+        ids, n_prompt, n_end, apart = _encode_completion(row["prompt"], row["completion"], tokenizer)
+    else:
+        ids, n_prompt, n_end, apart = with_special_tokens(row["text"], tokenizer), 1, 0, False
         if len(ids) < 2:
             raise EmptyTargetError("Empty text: no token follows another, so nothing can be scored. Remove the row.")
-    else:
-        raise ValueError(f"A row with the columns {sorted(row)} has no known format. Give {READABLE}.")
-
     if max_length is not None and len(ids) > max_length:
         if not truncate:
             raise ValueError(
@@ -90,7 +103,8 @@ def encode(
                 "or remove the row."
             )
         ids, n_end = ids[:max_length], 0
-    return {"input_ids": ids, "labels": [IGNORE_INDEX] * n_prompt + ids[n_prompt:], "n_end": n_end}
+    _check_vocabulary(ids, vocab_size)
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * n_prompt + ids[n_prompt:], "n_end": n_end}, apart
 
 
 def encode_dataset(
@@ -100,21 +114,37 @@ def encode_dataset(
     truncate: bool = False,
     name: str = "dataset",
     n_classes: int | None = None,
+    vocab_size: int | None = None,
+    n_channels: int | None = None,
 ) -> Sequence[dict]:
     """Encode every row with [`encode`], in memory: a forget text must not end up in a cache on disk.
 
     Images are encoded one by one when they are read ([`~hf_unlearn.data.images.ImageRows`]). Errors give the `name` of the
-    data set and the index of the row, never its content.
+    data set and the index of the row, never its content. The sizes of a model are those of [`limits_of`].
     """
     if isinstance(dataset, ImageRows):
         return dataset
     if has_images(dataset):
-        return ImageRows(dataset, tokenizer, n_classes, name)
-    encoded = []
+        return ImageRows(dataset, tokenizer, n_classes, name, n_channels=n_channels)
+    encoded, n_apart = [], 0
     for index, row in enumerate(tqdm(dataset, desc=f"Encoding the {name}", disable=len(dataset) < 5000)):
         with naming_row(index, name):
-            encoded.append(encode(row, tokenizer, max_length, truncate))
+            new, apart = _encode(row, tokenizer, max_length, truncate, n_classes, vocab_size)
+        if "pixel_values" in new:
+            check_channels(len(new["pixel_values"]), n_channels, name)
+        encoded.append(new)
+        n_apart += apart
+    if n_apart:
+        warnings.warn(f"In {n_apart} of {len(encoded)} rows of the {name} {_APART}", stacklevel=2)
     return encoded
+
+
+def limits_of(config) -> dict[str, int | None]:
+    """The sizes that the inputs of a model must fit, from its config, as arguments of [`encode_dataset`]."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    names = {"n_classes": "num_labels", "n_channels": "num_channels"}
+    limits = {argument: getattr(config, name, None) for argument, name in names.items()}
+    return limits | {"vocab_size": getattr(text, "vocab_size", None)}
 
 
 def context_length(model) -> int | None:
@@ -123,14 +153,24 @@ def context_length(model) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def _check_encoded(row: dict, max_length: int | None) -> dict:
+def _check_encoded(row: dict, max_length: int | None, vocab_size: int | None) -> dict:
     if "labels" not in row or len(row["labels"]) != len(row["input_ids"]):
         raise ValueError("An encoded row needs labels as long as its input_ids, with -100 where nothing is scored.")
     if all(label == IGNORE_INDEX for label in row["labels"][1:]):
         raise EmptyTargetError("No label of the encoded row is scored: all are -100. Give labels, or remove the row.")
     if max_length is not None and len(row["input_ids"]) > max_length:
         raise ValueError(f"An encoded row has {len(row['input_ids'])} tokens, but at most {max_length} fit. Cut it.")
+    _check_vocabulary(row["input_ids"], vocab_size)
+    _check_vocabulary([label for label in row["labels"] if label != IGNORE_INDEX], vocab_size)
     return row
+
+
+def _check_vocabulary(ids: Sequence[int], vocab_size: int | None) -> None:
+    if vocab_size is not None and len(ids) and not (0 <= min(ids) and max(ids) < vocab_size):
+        raise ValueError(
+            f"It has ids beyond the {vocab_size} tokens that the model knows. Encode it with the tokenizer of the model, or "
+            "make room for new tokens: model.resize_token_embeddings(len(tokenizer))."
+        )
 
 
 def with_special_tokens(text: str, tokenizer) -> list[int]:
@@ -146,7 +186,7 @@ def with_special_tokens(text: str, tokenizer) -> list[int]:
     return ids
 
 
-def _encode_completion(prompt: str, completion: str, tokenizer) -> tuple[list[int], int, int]:
+def _encode_completion(prompt: str, completion: str, tokenizer) -> Encoded:
     if not completion.strip():
         raise EmptyTargetError("Empty answer: nothing can be scored. Remove the row, or give its completion.")
     if prompt.endswith((" ", "\t")):
@@ -154,9 +194,17 @@ def _encode_completion(prompt: str, completion: str, tokenizer) -> tuple[list[in
             "The prompt ends in a space, which most tokenizers merge into the first word of the answer. Move it to the "
             'start of the completion: "...Answer:" and " Paris".'
         )
-    ids = with_special_tokens(prompt + completion, tokenizer)
-    prompt_ids = with_special_tokens(prompt, tokenizer)
-    _check_prefix(prompt_ids, ids)
+    ids, prompt_ids = with_special_tokens(prompt + completion, tokenizer), with_special_tokens(prompt, tokenizer)
+    apart = ids[: len(prompt_ids)] != prompt_ids or len(ids) == len(prompt_ids)
+    if apart:
+        answer = continuation(prompt_ids, completion, ids, tokenizer)
+        if answer is None:
+            raise ValueError(
+                "The tokenizer merges the end of the prompt with the start of the completion, and cannot encode the two "
+                "apart so that the text stays the same. End the prompt where it does not merge, as at a colon, and begin "
+                "the completion with a space."
+            )
+        ids = prompt_ids + answer
     if not prompt_ids:
         raise ValueError(
             "The prompt is empty and the tokenizer adds no BOS token, so nothing predicts the first answer token. "
@@ -165,10 +213,10 @@ def _encode_completion(prompt: str, completion: str, tokenizer) -> tuple[list[in
     eos = tokenizer.eos_token_id
     if eos is not None and ids[-1] != eos:
         ids = [*ids, eos]
-    return ids, len(prompt_ids), int(eos is not None)
+    return Encoded(ids, len(prompt_ids), int(eos is not None), apart)
 
 
-def _encode_messages(messages: Sequence[Mapping[str, str]], tokenizer) -> tuple[list[int], int, int]:
+def _encode_messages(messages: Sequence[Mapping[str, Any]], tokenizer) -> Encoded:
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("The last message is not the assistant's, so there is no answer to score. Add the answer.")
     if len(messages) < 2:
@@ -180,28 +228,4 @@ def _encode_messages(messages: Sequence[Mapping[str, str]], tokenizer) -> tuple[
             'The rows are {"messages"}, but the tokenizer has no chat template. Set tokenizer.chat_template, or give '
             '{"prompt", "completion"} rows.'
         )
-    ids = list(tokenizer.apply_chat_template(messages, return_dict=False))
-    prompt_ids = list(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False))
-    _check_prefix(prompt_ids, ids)
-    # An end-of-turn token follows the answer, and a line break or EOS may follow that token. It need not be EOS, nor one
-    # of the special tokens that the tokenizer names: it is the first special token of those that end the text.
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special.update(tokenizer.all_special_ids)
-    length, n_end = len(ids), 0
-    for position in reversed(range(len(prompt_ids), len(ids))):
-        if ids[position] in special:
-            length, n_end = position + 1, 1
-        elif tokenizer.decode(ids[position]).strip():
-            break
-    return ids[:length], len(prompt_ids), n_end
-
-
-def _check_prefix(prompt_ids: list[int], ids: list[int]) -> None:
-    n = len(prompt_ids)
-    if ids[:n] != prompt_ids or len(ids) <= n:
-        n_same = len(os.path.commonprefix([prompt_ids, ids]))  # the ids themselves would spell a part of the text
-        raise ValueError(
-            f"The {n} ids of the prompt are not a prefix of the {len(ids)} ids of prompt and answer (only the first "
-            f"{n_same} agree): the tokenizer merges across the border. End the prompt where it does not, as at a colon or "
-            "a line break, and begin the completion with a space."
-        )
+    return encode_chat(messages, tokenizer)

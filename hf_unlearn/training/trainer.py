@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator, batches
-from hf_unlearn.data.text import context_length, encode_dataset
+from hf_unlearn.data.text import context_length, encode_dataset, limits_of
 from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
 from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.models.sharding import whole
@@ -119,7 +119,11 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
 
         max_length = args.max_length or context_length(model)
         self.encode = partial(
-            encode_dataset, tokenizer=processing_class, max_length=max_length, truncate=args.truncate
+            encode_dataset,
+            tokenizer=processing_class,
+            max_length=max_length,
+            truncate=args.truncate,
+            **limits_of(model.config),
         )
         data = PairedDataset(
             self.encode(forget_dataset, name="forget set"),

@@ -13,6 +13,7 @@ from hf_unlearn.data.rows import (
     FORMATS,
     TEXTS,
     answer_of,
+    canonical,
     column_names,
     content_of,
     format_of,
@@ -65,6 +66,8 @@ def test_a_table_fills_the_columns_of_other_formats_with_none(kind):
 def test_a_row_is_of_the_first_format_that_it_has_whole(columns):
     row = dict.fromkeys(columns, "x")
     complete = [name for name, needed in FORMATS.items() if columns >= set(needed)]
+    if columns & {"prompt", "completion", "label"} and complete[-1:] == ["text"]:
+        complete.pop()  # half of a pair, or an answer, beside a text
     assert format_of(row) == (complete[0] if complete else None)
     assert format_of(row, TEXTS) == next((name for name in complete if name in TEXTS), None)
 
@@ -93,7 +96,8 @@ def test_reworded_rows_have_other_words_and_no_other_columns(kind):
     more = row if kind == "string" else {**row, "id": 3}
     before = str(more)
     louder = reworded(more, question=lambda text: f"Please: {text}", answer=str.upper)
-    assert scored_text(louder) == scored.upper() and reworded(more) == row
+    assert scored_text(louder) == scored.upper()
+    assert reworded(more) == (row if kind == "string" else canonical(row))
     assert prompt_of(louder) == (asked and asked.replace("Who?", "Please: Who?"))
     assert kind == "string" or louder.keys() == row.keys()
     assert str(more) == before

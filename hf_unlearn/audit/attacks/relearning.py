@@ -33,7 +33,7 @@ from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.data.images import has_images
 from hf_unlearn.data.pairing import UnlearningCollator, on_device
-from hf_unlearn.data.text import context_length, encode, encode_dataset
+from hf_unlearn.data.text import context_length, encode, encode_dataset, limits_of
 from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.models.modes import plain_copy
 
@@ -99,8 +99,7 @@ def relearn_grid(
     if not len(learning_rates) or not all(rate > 0 for rate in learning_rates):
         raise ValueError(f"Learning rates must be positive, and at least one is needed, not {list(learning_rates)}.")
     lengths = {"max_length": max_length or context_length(model), "truncate": truncate}
-    n_classes = model.config.num_labels if has_images(rows) else None
-    encoded = encode_dataset(rows, processing_class, name="relearning set", n_classes=n_classes, **lengths)
+    encoded = encode_dataset(rows, processing_class, name="relearning set", **lengths, **limits_of(model.config))
     if not len(encoded) or not evaluate:
         raise ValueError("There are no rows to relearn from, or no sets to score after it. Give at least one of each.")
     injected = _injected(encoded, evaluate, processing_class, lengths)

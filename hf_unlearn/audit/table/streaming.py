@@ -93,13 +93,16 @@ def encode_examples(
     if has_images(examples):
         if isinstance(examples, ImageRows):
             return examples
-        return ImageRows(examples, processing_class, n_outputs(models[0]), name="examples", cache_bytes=cache_bytes)
+        n_channels = getattr(models[0].config, "num_channels", None)
+        sizes = {"n_classes": n_outputs(models[0]), "cache_bytes": cache_bytes, "n_channels": n_channels}
+        return ImageRows(examples, processing_class, name="examples", **sizes)
     lengths = [length for length in map(context_length, models) if length is not None]
     max_length = max_length or min(lengths, default=None)
+    vocab_size = None if is_image_classifier(models[0]) else min(map(n_outputs, models))
     rows: list[dict | None] = []
     for index, example in enumerate(examples):
         try:
-            rows.append(encode(example, processing_class, max_length, truncate))
+            rows.append(encode(example, processing_class, max_length, truncate, vocab_size=vocab_size))
         except EmptyTargetError:
             rows.append(None)
         except ValueError as error:
