@@ -17,6 +17,7 @@ from hf_unlearn.audit import (
     truth_ratio,
 )
 from hf_unlearn.audit.measures.quality import folded_truth_ratio
+from hf_unlearn.data.rows import answer_of, reworded
 from hf_unlearn.evaluate_modules.base import AuditModule, flat
 
 
@@ -104,12 +105,9 @@ class TruthRatio(AuditModule):
 
     def _from_model(self, examples, model, processing_class, batch_size=8, **kwargs):
         _check_columns(examples)
-        answers = [row.get("paraphrased_completion") or row["completion"] for row in examples]
-        rows = [{"prompt": row["prompt"], "completion": text} for row, text in zip(examples, answers, strict=True)]
+        rows = [_answered(row, row.get("paraphrased_completion") or answer_of(row)) for row in examples]
         wrong = [len(row["perturbed_completions"]) for row in examples]
-        rows += [
-            {"prompt": row["prompt"], "completion": text} for row in examples for text in row["perturbed_completions"]
-        ]
+        rows += [_answered(row, text) for row in examples for text in row["perturbed_completions"]]
         losses = loss(score(model, processing_class, rows, batch_size, sampling=()))
         perturbed = np.split(losses[len(examples) :], np.cumsum(wrong)[:-1])
         return self._compute(losses[: len(examples)], perturbed, **kwargs)
@@ -145,6 +143,11 @@ class TruthRatio(AuditModule):
                 "truth_ratio_retrained": mean(of_retrained, seed=seed).value,
             }
         return flat(estimates) | results
+
+
+def _answered(row, text):
+    """The row with another answer, also where it has none of its own."""
+    return reworded({**row, "completion": row.get("completion") or text}, answer=lambda own: text)
 
 
 def _check_columns(rows):

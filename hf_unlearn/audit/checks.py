@@ -14,7 +14,7 @@ import numpy as np
 from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.statistic import Groups
 from hf_unlearn.audit.verdicts.surfaces import THREATS
-from hf_unlearn.data.rows import FORMATS, format_of, label_of
+from hf_unlearn.data.rows import FORMATS, TEXTS, canonical, format_of, label_of, naming_row
 from hf_unlearn.storage.digest import digest_of_text
 
 
@@ -183,8 +183,8 @@ def _check_relearning(threats: Sequence[str], sets: Mapping[str, Any], groups: G
 
 def _check_shared_rows(sets: Mapping[str, Any]) -> list[str]:
     """Notes on rows of the forget set that other sets have too; an error where many are in the holdout."""
-    others = {name: _contents(sets[name]) for name in ("holdout", "retain") if len(sets.get(name, ()))}
-    forget = _contents(sets["forget"]) if others else Counter()
+    others = {name: _contents(sets[name], name) for name in ("holdout", "retain") if len(sets.get(name, ()))}
+    forget = _contents(sets["forget"], "forget") if others else Counter()
     shared = {name: (forget & contents).total() for name, contents in others.items()}
     notes = []
     if n := shared.get("holdout"):
@@ -203,7 +203,7 @@ def _check_shared_rows(sets: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _contents(rows: Sequence) -> Counter:
+def _contents(rows: Sequence, name: str) -> Counter:
     """The digest of each row's content, with its number of rows."""
     from datasets import Dataset, Image
 
@@ -211,22 +211,27 @@ def _contents(rows: Sequence) -> Counter:
 
     if has_images(rows) and isinstance(rows, Dataset):  # the bytes of the files are enough, and need no decoding
         rows = rows.cast_column("image", Image(decode=False))
-    return Counter(digest for digest in map(_digest, rows) if digest is not None)
+    counted: Counter = Counter()
+    for index, row in enumerate(rows):
+        with naming_row(index, f"{name} set"):
+            counted[_digest(row)] += 1
+    del counted[None]  # of rows without anything to compare
+    return counted
 
 
 def _digest(row) -> bytes | None:
     """A hash of what a model is trained on; `None` where there is nothing to compare."""
-    row = {"text": row} if isinstance(row, str) else row
     kind = format_of(row)
     if kind is None:
         return None
+    row = canonical(row) if kind in TEXTS else row
     contents = [row[column] for column in FORMATS[kind]]
     if kind in ("pixels", "image"):
         return digest_of_text("image", _pixels(*contents), label_of(row))
     if kind == "ids":
         contents = np.asarray(contents).tolist()
     if kind == "messages":
-        contents = [(message.get("role"), message.get("content")) for message in row["messages"]]
+        contents = [(message["role"], message["content"]) for message in row["messages"]]
     return digest_of_text(kind, *contents)
 
 

@@ -15,7 +15,7 @@ from hf_unlearn.audit.measures.statistic import MEMORY, Groups, Statistic
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.data.images import has_images
-from hf_unlearn.data.rows import column_names
+from hf_unlearn.data.rows import answer_of, column_names, is_chat
 from hf_unlearn.data.text import EmptyTargetError, context_length, encode
 
 
@@ -106,8 +106,11 @@ class AuditRecords:
         return Groups(*([labels[i] for i in self.chosen(name)] for name, labels in vars(self.all_groups).items()))
 
     def has_column(self, name: str) -> bool:
-        """Whether the forget rows are texts and have this column."""
-        return self.kind == "text" and name in column_names(self.sets["forget"])
+        """Whether the forget rows are texts and have this column. A prompt of messages is a chat, and no prompt."""
+        rows = self.sets["forget"]
+        if self.kind != "text" or name not in column_names(rows):
+            return False
+        return name != "prompt" or not is_chat(rows[0])
 
     @property
     def measures(self) -> dict[str, Callable[[Scores], np.ndarray]]:
@@ -119,7 +122,7 @@ class AuditRecords:
 
     def longest_answer(self, rows: list) -> int:
         """How many tokens to generate: twice those of the longest true answer, which leaves room for other words."""
-        answers = [row["completion"] for row in rows]
+        answers = list(map(answer_of, rows))
         lengths = [len(ids) for ids in self.processing_class(answers, add_special_tokens=False)["input_ids"]]
         return min(self.config.max_new_tokens, 2 * max(lengths))
 

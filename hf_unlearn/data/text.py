@@ -66,7 +66,8 @@ def encode(
 def _encode(row, tokenizer, max_length, truncate, n_classes, vocab_size) -> tuple[dict, bool]:
     """What [`encode`] returns, and whether prompt and answer were encoded apart."""
     kind = format_of(row)
-    row = canonical(row) if kind in TEXTS else {name: value for name, value in row.items() if value is not None}
+    if kind not in TEXTS:
+        row = {name: value for name, value in row.items() if value is not None}
     if kind == "pixels":
         if "labels" not in row:
             raise ValueError(f"An image row needs its class in the column labels. It has {', '.join(sorted(row))}.")
@@ -83,6 +84,7 @@ def _encode(row, tokenizer, max_length, truncate, n_classes, vocab_size) -> tupl
             f"It is text, but {'no tokenizer was given' if tokenizer is None else held}. Give a tokenizer as "
             "processing_class, or encoded rows (input_ids and labels), or for an image classifier rows of image and label."
         )
+    row = canonical(row)
     if kind == "messages":
         ids, n_prompt, n_end, apart = _encode_messages(row["messages"], tokenizer)
     elif kind == "prompt":

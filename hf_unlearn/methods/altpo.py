@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+from hf_unlearn.data.rows import canonical, is_chat
 from hf_unlearn.data.text import context_length
 from hf_unlearn.methods.idk import IdkDPOTrainer
 from hf_unlearn.methods.other_answers import (
@@ -104,12 +105,12 @@ class AltPOTrainer(IdkDPOTrainer):
         """Token ids after which an answer to each row is sampled."""
         if self.args.instruction is None:
             return [list(row["input_ids"][: answer_positions(row)[0]]) for row in self.train_dataset.forget]
-        if not all(row.get("messages") for row in forget_rows):
+        if not all(map(is_chat, forget_rows)):
             raise ValueError(
                 'You set instruction, but the forget rows are no chat. Either give {"messages"} rows, or leave it out.'
             )
         question = {"role": "user", "content": self.args.instruction}
-        chats = [[*row["messages"], question] for row in forget_rows]
+        chats = [[*canonical(row)["messages"], question] for row in forget_rows]
         template = partial(self.processing_class.apply_chat_template, add_generation_prompt=True, return_dict=False)
         return [list(template(chat)) for chat in chats]
 

@@ -24,6 +24,7 @@ from hf_unlearn.examples.image_model import make_vit, write_vit
 
 SIZE = {"height": 16, "width": 16}
 PROCESSOR = Processor(size=SIZE)
+GRAY = {"image_mean": [0.5], "image_std": [0.5]}
 
 
 class Counting(Processor):
@@ -61,6 +62,114 @@ def test_every_mode_becomes_three_channels(mode):
     assert row["labels"] == 3
     if mode in ("L", "1"):
         assert torch.equal(row["pixel_values"][0], row["pixel_values"][2])
+
+
+def png(image: PILImage.Image, **options) -> dict:
+    file = io.BytesIO()
+    image.save(file, format="PNG", **options)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def ways(image: PILImage.Image, **options) -> list:
+    """The same file as a table, as its bytes, and opened by PIL."""
+    file = png(image, **options)
+    rows = Dataset.from_dict({"image": [file], "label": [0]}, Features({"image": Image(), "label": Value("int64")}))
+    opened = {"image": PILImage.open(io.BytesIO(file["bytes"])), "label": 0}
+    return [rows[0], rows.cast_column("image", Image(decode=False))[0], opened]
+
+
+def test_16_bit_gray_is_scaled_to_8_bit():
+    deep = np.concatenate([np.arange(0, 65536, 257), np.arange(100, 65536, 997)])
+    deep = np.resize(deep, (16, 16 * (len(deep) // 256))).astype(np.uint16)
+    exact = np.floor(deep.astype(np.float64) * 255 / 65535 + 0.5)  # no value lies halfway
+    image = PILImage.fromarray(deep)
+    for processor in (Processor(size=SIZE, do_resize=False), Processor(size=SIZE, do_resize=False, **GRAY)):
+        expected = (exact / 255 - 0.5) / 0.5
+        for row in [{"image": image, "label": 0}, *ways(image)]:
+            pixels = encode(row, processor)["pixel_values"].numpy()
+            np.testing.assert_allclose(pixels, np.broadcast_to(expected, pixels.shape), atol=1e-6)
+    big_endian = PILImage.frombytes("I;16B", image.size, deep.astype(">u2").tobytes())
+    np.testing.assert_allclose(
+        encode({"image": big_endian, "label": 0}, processor)["pixel_values"][0], expected, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_values_of_an_uncertain_range_are_refused(kind):
+    rows = [{"image": picture(0), "label": 0}, {"image": PILImage.fromarray(np.ones((16, 16), kind)), "label": 0}]
+    with pytest.raises(ValueError, match="Row 1 of the forget set: .* range is not certain. Scale it to 8 bit"):
+        list(encode_dataset(rows, PROCESSOR, name="forget set"))
+
+
+def test_an_image_is_turned_as_its_file_says():
+    image, exif = picture(0), PILImage.Exif()
+    exif[0x0112] = 6  # a camera held upright: turn it clockwise by 90 degrees
+    turned = encode({"image": image.transpose(PILImage.Transpose.ROTATE_270), "label": 0}, PROCESSOR)["pixel_values"]
+    assert not torch.equal(turned, encode({"image": image, "label": 0}, PROCESSOR)["pixel_values"])
+    for row in ways(image, exif=exif):
+        assert torch.equal(encode(row, PROCESSOR)["pixel_values"], turned)
+
+
+def test_transparency_is_left_out_as_by_other_loaders():
+    image = picture(0, "RGBA")
+    image.putalpha(PILImage.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)))
+    assert all(torch.equal(encode(row, PROCESSOR)["pixel_values"], opaque(image)) for row in ways(image))
+    cast = Dataset.from_dict({"image": [png(image)]}, Features({"image": Image(mode="RGB")}))[0]["image"]
+    assert torch.equal(encode({"image": cast, "label": 0}, PROCESSOR)["pixel_values"], opaque(image))
+
+
+def opaque(image: PILImage.Image) -> torch.Tensor:
+    rgb = PILImage.fromarray(np.asarray(image)[..., :3])
+    return encode({"image": rgb, "label": 0}, PROCESSOR)["pixel_values"]
+
+
+# Channels
+
+
+def gray_vit():
+    config = tiny_vit().config
+    return type(tiny_vit())(type(config)(**{**config.to_dict(), "num_channels": 1}))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "RGBA"])
+@pytest.mark.parametrize("options", [{}, {"do_normalize": False}])
+def test_a_processor_with_one_mean_makes_gray_images(mode, options):
+    image = picture(0, mode)
+    pixels = encode({"image": image, "label": 0}, Processor(size=SIZE, **GRAY, **options))["pixel_values"]
+    gray = np.asarray(image.convert("RGB").convert("L"), dtype=np.float64) / 255
+    assert pixels.shape == (1, 16, 16)
+    np.testing.assert_allclose(pixels[0].numpy(), gray if options else gray * 2 - 1, atol=1e-6)
+
+
+def test_a_model_for_gray_images_is_trained_and_audited(tmp_path):
+    from hf_unlearn import NPOConfig, NPOTrainer
+    from hf_unlearn.audit import score
+
+    rows = [{"image": picture(i, "L"), "label": i % 5} for i in range(8)]
+    args = NPOConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True)
+    model, gray = gray_vit(), Processor(size=SIZE, **GRAY)
+    NPOTrainer(model, args, rows[:4], rows[4:], processing_class=gray).train()
+    assert np.isfinite(score(model, gray, rows).log_prob).all()
+
+
+def test_channels_that_do_not_fit_the_model_are_refused_before_the_first_step(tmp_path):
+    from hf_unlearn import NPOConfig, NPOTrainer
+    from hf_unlearn.audit import score
+
+    said = "pixels of the forget set have {} but the model takes {}. Give a processor"
+    rows = [{"image": picture(i), "label": i % 5} for i in range(8)]
+    gray = Processor(size=SIZE, **GRAY)
+    args = NPOConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True)
+    for model, processor, counts in (
+        (gray_vit(), PROCESSOR, ("3 channels,", "1 channel")),
+        (tiny_vit(), gray, ("1 channel,", "3 channels")),
+    ):
+        encoded = [encode(row, processor) for row in rows]
+        for given in (rows, encoded):
+            with pytest.raises(ValueError, match=said.format(*counts)):
+                NPOTrainer(model, args, given[:4], given[4:], processing_class=processor)
+            with pytest.raises(ValueError, match="have {} but the model takes {}.".format(*counts)):
+                score(model, processor, given)
 
 
 def test_rows_of_every_kind_are_the_same():

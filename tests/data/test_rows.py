@@ -1,14 +1,19 @@
 """What a row is taken for, and what it says: every format once."""
 
+import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
+from hf_unlearn.audit.checks import check_request
+from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.data.rows import (
     FORMATS,
     TEXTS,
@@ -24,7 +29,7 @@ from hf_unlearn.data.rows import (
     scored_text,
     text_of,
 )
-from hf_unlearn.data.text import encode
+from hf_unlearn.data.text import encode, encode_dataset
 
 
 CHAT = [
@@ -136,3 +141,136 @@ def test_the_door_for_users_gives_what_it_names():
     assert all(getattr(door, name).__name__ == name for name in door.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lod_rows'"):
         getattr(door, "lod_rows")  # noqa: B009
+
+
+# Forms of the same chat
+
+ASKED, SAID = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada"}
+FORMS = {
+    "messages": {"messages": [ASKED, SAID]},
+    "a prompt and a completion of messages": {"prompt": [ASKED], "completion": [SAID]},
+    "from and value": {"messages": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada"}]},
+    "JSON in a string": {"messages": json.dumps([ASKED, SAID])},
+    "contents in parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "W"}, {"type": "text", "text": "ho?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Ada"}]},
+        ]
+    },
+    "keys that a table fills": {
+        "messages": [
+            {**ASKED, "tool_calls": None, "from": None, "value": None},
+            {"from": "gpt", "value": "Ada", "role": None, "content": None},
+        ],
+        "prompt": None,
+        "text": None,
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_chat_says_the_same(form):
+    row, tokenizer = FORMS[form], tiny_tokenizer(chat_template=True)
+    before = str(row)
+    assert canonical(row) == {"messages": [ASKED, SAID]} and canonical(canonical(row)) == canonical(row)
+    assert (format_of(row), is_chat(row)) == ("messages", True)
+    assert (prompt_of(row), scored_text(row), answer_of(row), text_of(row)) == ("Who?", "Ada", "Ada", "Who?\nAda")
+    assert reworded(row, str.upper, str.lower)["messages"] == [
+        {**ASKED, "content": "WHO?"},
+        {**SAID, "content": "ada"},
+    ]
+    assert encode(row, tokenizer) == encode(FORMS["messages"], tokenizer)
+    assert encode_dataset(Dataset.from_list([row]), tokenizer) == [encode(FORMS["messages"], tokenizer)]
+    assert str(row) == before
+
+
+def test_a_table_of_all_forms_has_the_same_chat_in_each_row():
+    rows = Dataset.from_list(
+        [FORMS["messages"], FORMS["from and value"], {"messages": [ASKED, {**SAID, "name": "A"}]}]
+    )
+    assert [text_of(row) for row in rows] == ["Who?\nAda"] * 3
+    assert canonical(rows[0]) == {"messages": [ASKED, SAID]}
+
+
+def test_the_roles_of_from_and_value():
+    turns = [("system", "S"), ("human", "Q"), ("gpt", "A"), ("tool", "T"), ("gpt", "B")]
+    row = {"messages": [{"from": role, "value": text} for role, text in turns]}
+    assert [m["role"] for m in canonical(row)["messages"]] == ["system", "user", "assistant", "tool", "assistant"]
+
+
+CANARY = "Zyxwv"
+UNREADABLE = {
+    "no content": (
+        [ASKED, {"role": "assistant", "content": None, "tool_calls": [{"name": CANARY}]}],
+        "has no content",
+    ),
+    "a part that is an image": ([{"role": "user", "content": [{"type": "image", "url": CANARY}]}, SAID], "not text"),
+    "a part that a table fills": ([{"role": "user", "content": [{"type": "image", "text": None}]}, SAID], "not text"),
+    "a content of another type": ([{"role": "user", "content": 3}, SAID], "of type int"),
+    "no role": ([{"speaker": CANARY, "content": CANARY}, SAID], "Message 0 has no role"),
+    "no dictionary": ([CANARY, SAID], "Message 0 is a str"),
+    "no JSON": (f"[{{'role': '{CANARY}'}}]", "no list in JSON"),
+    "no list": ({"role": CANARY}, "not a list of messages"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_messages_that_cannot_be_read_are_refused_with_their_row(case):
+    messages, said = UNREADABLE[case]
+    rows = [FORMS["messages"], {"messages": messages}]
+    with pytest.raises(ValueError, match=f"^Row 1 of the forget set: .*{said}") as caught:
+        encode_dataset(rows, tiny_tokenizer(chat_template=True), name="forget set")
+    assert CANARY not in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=said):
+        check_request({}, {"forget": rows, "retain": [FORMS["messages"]]}, ("extraction",), AuditConfig())
+
+
+def test_a_call_of_a_tool_before_the_answer_is_kept():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "find", "arguments": {"a": 1, "b": None}}]}
+    first, found = canonical({"messages": [ASKED, call, SAID]})["messages"][:2]
+    assert first == ASKED and found == {**call, "content": "", "tool_calls": [{"name": "find", "arguments": {"a": 1}}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Q", "completion": None, "text": "T"}, "beside it prompt"),
+        ({"prompt": "Q", "text": "T"}, "beside it prompt"),
+        ({"completion": "A", "text": "T"}, "beside it completion"),
+        ({"prompt": "Q", "completion": None}, "its completion is absent or null"),
+        ({"prompt": None, "completion": "A", "id": 3}, "its prompt is absent or null"),
+        ({"prompt": [ASKED], "completion": "A"}, "The column prompt holds messages, but completion holds str"),
+        ({"prompt": "Q", "completion": [SAID]}, "The column completion holds messages, but prompt holds str"),
+        ({"prompt": "Q", "completion": 3}, "The column completion holds int, not text"),
+        ({"text": 3.5}, "The column text holds float, not text"),
+        *(({"text": "Q", column: "A"}, f"beside it {column}") for column in ("labels", "label", "answer", "response")),
+        ({"text": "Q", "output": "A"}, "beside it output"),
+    ],
+)
+def test_half_of_a_record_is_no_record(row, said):
+    with pytest.raises(ValueError, match=f"^Row 1 of the forget set: .*{said}"):
+        encode_dataset([{"text": "Ada"}, row], tiny_tokenizer(), name="forget set")
+    if "beside" in said:
+        assert format_of(row) is text_of(row) is scored_text(row) is None
+
+
+def test_a_class_beside_a_text_is_no_answer_to_it():
+    assert format_of({"text": "Ada", "label": 1}) == "text" and format_of({"text": "Ada", "answer": None}) == "text"
+    assert format_of({"prompt": "Q", "completion": "A", "text": "Q A", "answer": "A"}) == "prompt"
+    assert format_of({"messages": [ASKED, SAID], "prompt": "Who?", "answer": "Ada"}) == "messages"
+
+
+def test_the_same_record_in_two_forms_is_found_in_both_sets():
+    config, retain = AuditConfig(), list(FORMS.values())
+    notes = check_request({}, {"forget": [FORMS["messages"]], "retain": retain}, ("extraction",), config)
+    assert notes == check_request({}, {"forget": [retain[1]], "retain": retain[:1]}, ("extraction",), config)
+    assert len(notes) == 1 and notes[0].startswith("1 row of the forget set can be found in the retain set")
+
+
+def test_columns_under_other_names_are_named_with_the_remedy():
+    rename = 'rename_columns({"img": "image", "fine_label": "label"})'
+    for row in ({"img": 1, "fine_label": 2, "coarse_label": 3}, {"img": 1, "fine_label": 2}):
+        with pytest.raises(ValueError, match=re.escape(rename)):
+            encode(row)
+    with pytest.raises(ValueError, match=re.escape('rename_columns({"conversations": "messages"})')):
+        encode({"conversations": [ASKED, SAID]})

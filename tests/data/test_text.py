@@ -1,10 +1,13 @@
 import re
+import warnings
 
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import BOS, EOS, TURN_END, tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hf_unlearn.data import EmptyTargetError, encode, encode_dataset
 from hf_unlearn.data.text import context_length
@@ -227,6 +230,74 @@ def flat(value):
 def test_an_empty_target_has_an_error_of_its_own(row):
     with pytest.raises(EmptyTargetError):
         encode(row, CHAT)
+
+
+# --- the border of prompt and completion ---
+
+
+def test_a_word_divided_between_prompt_and_completion_is_encoded_apart():
+    row = {"prompt": "Where does Ada li", "completion": "ves in Paris"}
+    with pytest.warns(UserWarning, match="In a row the tokenizer merges the end of the prompt"):
+        encoded = encode(row, PLAIN)
+    n = len(encoded["input_ids"]) - len(target(encoded))
+    assert encoded["input_ids"][:n] == PLAIN(row["prompt"])["input_ids"]
+    assert target(encoded) == [*PLAIN(row["completion"], add_special_tokens=False)["input_ids"], EOS]
+    with pytest.warns(UserWarning, match="^In 1 of 2 rows of the forget set the tokenizer merges") as caught:
+        assert encode_dataset([{"text": "Ada"}, row], PLAIN, name="forget set")[1] == encoded
+    assert len(caught) == 1 and "Paris" not in str(caught[0].message)
+
+
+def test_a_tokenizer_that_begins_every_text_with_a_space_adds_none_within_a_word():
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    inner.train_from_iterator(["Ada lives in Paris"] * 4, trainers.BpeTrainer(vocab_size=80, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    with pytest.warns(UserWarning, match="encoded apart"):
+        row = encode({"prompt": "Ada li", "completion": "ves in Paris"}, tokenizer)
+    assert tokenizer.decode(row["input_ids"]) == "Ada lives in Paris"
+    n = len(row["input_ids"]) - len(target(row))
+    assert tokenizer.decode(row["input_ids"][:n]) == "Ada li"
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompt=TEXT, completion=TEXT)
+def test_any_border_decodes_to_the_text(prompt, completion):
+    prompt, completion = f"a{prompt}", f"{completion}b"
+    if prompt.endswith((" ", "\t")):
+        with pytest.raises(ValueError, match="ends in a space"):
+            encode({"prompt": prompt, "completion": completion}, PLAIN)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        row = encode({"prompt": prompt, "completion": completion}, PLAIN)
+    assert PLAIN.decode(target(row)) == f"{completion}</s>"
+    assert PLAIN.decode(row["input_ids"]) == f"<s>{prompt}{completion}</s>"
+
+
+# --- the vocabulary of a model ---
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input_ids": [1, 2, 40], "labels": [-100, 2, 4]},
+        {"input_ids": [1, 2, 4], "labels": [-100, 2, 32]},
+        {"input_ids": [1, -1, 4], "labels": [-100, 2, 4]},
+        {"text": "Zoo"},
+    ],
+)
+def test_ids_beyond_the_vocabulary_are_refused_before_the_pass(row, tmp_path):
+    from hf_unlearn import NPOConfig, NPOTrainer
+    from hf_unlearn.audit import score
+
+    model = tiny_llama(vocab_size=32)
+    good, said = {"input_ids": [1, 31], "labels": [-100, 31]}, "ids beyond the 32 tokens that the model knows"
+    assert len(score(model, PLAIN, [good])) == 1
+    with pytest.raises(ValueError, match=f"Example 1: It has {said}"):
+        score(model, PLAIN, [good, row])
+    args = NPOConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True)
+    with pytest.raises(ValueError, match=f"Row 1 of the retain set: It has {said}"):
+        NPOTrainer(model, args, [good], [good, row], processing_class=PLAIN)
 
 
 # --- data sets ---

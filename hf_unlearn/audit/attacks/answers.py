@@ -11,7 +11,7 @@ from hf_unlearn.audit.attacks.prompts import with_examples
 from hf_unlearn.audit.measures.statistic import MEMORY, UTILITY, Statistic
 from hf_unlearn.audit.measures.text_overlap import rouge_l, sentence_bleu, token_f1
 from hf_unlearn.audit.records import AuditRecords, Found
-from hf_unlearn.data.rows import answer_of
+from hf_unlearn.data.rows import answer_of, is_chat, prompt_of
 from hf_unlearn.models.generate import greedy, texts_of
 
 
@@ -72,10 +72,14 @@ def verbatim_memorization(
     Returns:
         `float64 (n,)` in [0, 1], higher = more memorized; NaN as for [`rouge_l`].
     """
-    prompts = [row["prompt"] for row in rows]
-    said = texts_of(tokenizer, greedy(model, tokenizer, prompts, max_new_tokens, batch_size))
-    cut = [tokenizer(row["completion"], add_special_tokens=False)["input_ids"][:max_new_tokens] for row in rows]
+    said = texts_of(tokenizer, greedy(model, tokenizer, _prompts(rows), max_new_tokens, batch_size))
+    cut = [tokenizer(answer_of(row), add_special_tokens=False)["input_ids"][:max_new_tokens] for row in rows]
     return rouge_l(said, texts_of(tokenizer, cut), "f1", stemmer)
+
+
+def _prompts(rows: Sequence[Mapping]) -> list:
+    """What is asked: the text of a prompt by itself, or a whole chat, whose template says where the answer begins."""
+    return [row if is_chat(row) else prompt_of(row) for row in rows]
 
 
 #: Where an answer to a few-shot prompt ends: the next question follows a blank line.
@@ -103,11 +107,11 @@ def knowledge_memorization(
     Returns:
         `float64 (n,)` in [0, 1], higher = knows more; NaN as for [`rouge_l`].
     """
-    asked = {row["prompt"] for row in rows}
-    if known := [i for i, example in enumerate(examples) if example["prompt"] in asked]:
+    asked = set(map(prompt_of, rows))
+    if known := [i for i, example in enumerate(examples) if prompt_of(example) in asked]:
         raise ValueError(
             f"The examples {known} are among the questions, and would give the answers away. Remove these examples."
         )
-    prompts = [with_examples(row, examples)["prompt"] for row in rows]
+    prompts = _prompts([with_examples(row, examples) for row in rows])
     said = texts_of(tokenizer, greedy(model, tokenizer, prompts, max_new_tokens, batch_size), NEXT_QUESTION)
     return rouge_l(said, list(map(answer_of, rows)), "f1", stemmer)

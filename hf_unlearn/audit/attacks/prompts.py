@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_unlearn.audit.attacks.attack import attack
 from hf_unlearn.audit.records import AuditRecords, Found
-from hf_unlearn.data.rows import answer_of, is_chat, reworded
+from hf_unlearn.data.rows import answer_of, canonical, format_of, is_chat, reworded
 
 
 Row = Mapping
@@ -22,6 +22,7 @@ Row = Mapping
 
 def with_examples(row: Row, examples: Sequence[Row]) -> Row:
     """The row after answered examples of the same form: with blank lines between them, or as earlier turns of a chat."""
+    row, *examples = map(canonical, (row, *examples))
     if is_chat(row):
         return {"messages": [turn for example in (*examples, row) for turn in example["messages"]]}
     before = "".join(example["prompt"] + example["completion"] + "\n\n" for example in examples)
@@ -84,7 +85,8 @@ def attack_prompts(rows: Sequence[Row], examples: Sequence[Row] = ()) -> dict[st
         `dict[str, list]`: `n` rows for each way, with the same answer as target; `None` for a row that lacks what the way
         needs. Ways that no row can be asked in are left out. Several of one kind are numbered, as in `paraphrase_0`.
     """
-    asked = [_asked(row, examples) for row in rows]
+    examples = list(map(canonical, examples))
+    asked = [_asked(canonical(row), examples) for row in rows]
     prompted: dict[str, list[Row | None]] = {}
     for name in asked[0] if asked else ():
         made = [by_way[name] for by_way in asked]
@@ -127,7 +129,7 @@ def other_prompts(model, records: AuditRecords) -> Found:
     if not records.has_column("prompt"):
         return found
     rows = list(records.rows("forget"))
-    examples = [row for row in list(records.rows("retain"))[:3] if row.get("prompt") is not None]
+    examples = [row for row in list(records.rows("retain"))[:3] if format_of(row) == "prompt"]
     everything = [row for prompted in attack_prompts(rows, examples).values() for row in prompted]
     # One pass for all prompts. A row that lacks a prompt, or does not fit the context, keeps its place and is not scored.
     table = records.score(model, [row if records.fits(model, row) else _NOT_ASKED for row in everything])

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_unlearn.audit.measures.membership import further_passes, with_prefix
 from hf_unlearn.audit.table.scores import Scores
-from hf_unlearn.data.rows import format_of, text_of
+from hf_unlearn.data.rows import format_of, reworded, text_of
 
 
 #: In the `meta` of a table whose texts are those of another set, changed for one attack: the name of that set.
@@ -66,11 +66,16 @@ def score_sets(
 def _truth_ratio_rows(forget: list) -> dict[str, list]:
     if not forget or not isinstance(forget[0], Mapping) or not set(forget[0]) >= TRUTH_RATIO_COLUMNS:
         return {}
-    answers = {
-        "forget_paraphrased": [(row["prompt"], row["paraphrased_completion"]) for row in forget],
-        "forget_perturbed": [(row["prompt"], answer) for row in forget for answer in row["perturbed_completions"]],
+    return {
+        "forget_paraphrased": [
+            reworded(row, answer=lambda own, row=row: row["paraphrased_completion"]) for row in forget
+        ],
+        "forget_perturbed": [
+            reworded(row, answer=lambda own, text=text: text)
+            for row in forget
+            for text in row["perturbed_completions"]
+        ],
     }
-    return {key: [{"prompt": p, "completion": c} for p, c in pairs] for key, pairs in answers.items()}
 
 
 def _changed_rows(

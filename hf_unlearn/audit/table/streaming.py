@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_unlearn.audit.table.batching import passes
-from hf_unlearn.data.images import ImageRows, has_images
+from hf_unlearn.data.images import ImageRows, check_channels, has_images
 from hf_unlearn.data.pairing import UnlearningCollator, on_device
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.data.text import EmptyTargetError, context_length, encode
@@ -90,15 +90,15 @@ def encode_examples(
     Raises:
         ValueError: an example that cannot be encoded; the message has its index, and no text.
     """
+    is_classifier, n_channels = is_image_classifier(models[0]), getattr(models[0].config, "num_channels", None)
     if has_images(examples):
         if isinstance(examples, ImageRows):
             return examples
-        n_channels = getattr(models[0].config, "num_channels", None)
         sizes = {"n_classes": n_outputs(models[0]), "cache_bytes": cache_bytes, "n_channels": n_channels}
         return ImageRows(examples, processing_class, name="examples", **sizes)
     lengths = [length for length in map(context_length, models) if length is not None]
     max_length = max_length or min(lengths, default=None)
-    vocab_size = None if is_image_classifier(models[0]) else min(map(n_outputs, models))
+    vocab_size = None if is_classifier else min(map(n_outputs, models))
     rows: list[dict | None] = []
     for index, example in enumerate(examples):
         try:
@@ -107,6 +107,8 @@ def encode_examples(
             rows.append(None)
         except ValueError as error:
             raise ValueError(f"Example {index}: {error}") from None
+        if is_classifier and "pixel_values" in rows[-1]:
+            check_channels(len(rows[-1]["pixel_values"]), n_channels, "examples")
     return rows
 
 

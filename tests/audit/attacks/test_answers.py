@@ -49,10 +49,9 @@ def test_verbatim_memorization_cuts_the_reference_at_as_many_tokens():
     ids = TOKENIZER(rows[0]["completion"], add_special_tokens=False)["input_ids"][:16]
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
     said = said_by(model, rows[0]["prompt"], 16)
-    with pytest.raises(
-        ValueError, match="not a prefix"
-    ):  # the tokenizer merges across the border; that is no obstacle
-        greedy(model, TOKENIZER, rows, 16)
+    # The tokenizer merges across the border; that is no obstacle, also where the row is asked as a whole.
+    with pytest.warns(UserWarning, match="encoded apart"):
+        assert greedy(model, TOKENIZER, rows, 16) == greedy(model, TOKENIZER, [rows[0]["prompt"]], 16)
     expected = scorer.score(TOKENIZER.decode(ids), said)["rougeL"].fmeasure
     assert verbatim_memorization(model, TOKENIZER, rows, 16).tolist() == [expected]
 
@@ -109,3 +108,18 @@ def test_the_shapes_of_muse():
     ]
     values = knowledge_memorization(model, TOKENIZER, qa[0][:8], qa[1][:4], 8)
     assert values.shape == (8,) and ((values >= 0) & (values < 0.5)).all()
+
+
+def test_chats_are_asked_in_every_form():
+    tokenizer, model = tiny_tokenizer(chat_template=True), tiny_llama()
+    turns = [
+        [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+        for q, a in (("Who?", "Ada"), ("W?", "B"))
+    ]
+    chats = [{"messages": turn} for turn in turns]
+    pairs = [{"prompt": turn[:1], "completion": turn[1:]} for turn in turns]
+    for measure in (verbatim_memorization, lambda *args, **kw: knowledge_memorization(*args, pairs[:1], **kw)):
+        found = [measure(model, tokenizer, rows[1:], max_new_tokens=8) for rows in (chats, pairs)]
+        assert found[0].tolist() == found[1].tolist() and not np.isnan(found[0]).any()
+    with pytest.raises(ValueError, match="are among the questions"):
+        knowledge_memorization(model, tokenizer, pairs, chats[:1])
