@@ -51,6 +51,7 @@ def compare(
     rows += summary_rows(tables, seed, groups)
     sizes = {name: len(table) for name, table in tables["unlearned"].items() if CHANGED_FROM not in table.meta}
     report = {"rows": rows, "models": roles, "sets": sizes, "curves": _curves(found, seed), "not_run": list(not_run)}
+    report["coverage"] = {"weights": weights} if (weights := _weights_covered(found)) else {}
     if not threats:
         return AuditReport(**report, notes=[*notes_of(tables), *notes])
     margins, baseline = margins or Margins(), baseline_of(sets, seed, groups)
@@ -86,6 +87,15 @@ def compare(
         margins=asdict(margins),
         grouped=groups is not None,
     )
+
+
+def _weights_covered(found: Mapping[str, Found]) -> dict[str, float]:
+    """The share of the weights that each attack on them changed: the least over the models."""
+    least: dict[str, float] = {}
+    for part in found.values():
+        for name, share in part.coverage.items():
+            least[name] = min(share, least.get(name, 1.0))
+    return least
 
 
 def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:

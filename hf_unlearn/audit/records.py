@@ -39,16 +39,19 @@ class Found:
         values (`dict`): per statistic `float64 (n,)`, NaN for a record that cannot be scored; for an AUC a pair of arrays.
         curves (`dict`): per curve `float64 (len(x), n)`.
         reconstruction (`ReconstructionAudit`, *optional*): images read off the weights.
+        coverage (`dict[str, float]`): the share of the weights that each attack on them changed, in [0, 1].
     """
 
     values: dict[Statistic, Any] = field(default_factory=dict)
     curves: dict[Curve, np.ndarray] = field(default_factory=dict)
     reconstruction: Any = None
+    coverage: dict[str, float] = field(default_factory=dict)
 
     def add(self, more: Found) -> None:
         """Add what another attack found of the same model."""
         self.values |= more.values
         self.curves |= more.curves
+        self.coverage |= more.coverage
         self.reconstruction = more.reconstruction or self.reconstruction
 
 

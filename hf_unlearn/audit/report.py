@@ -37,6 +37,8 @@ class AuditReport:
         grouped (`bool`): whether the intervals of the forget set take the rows of one person as one.
         not_run (`list[dict]`): attacks that could not be run, with `attack`, `surface`, `model` and `reason`. Where nothing
             was found on their surface it is `not_tested`.
+        coverage (`dict`): what the audit reached. `weights`: the share of the weights of the body, in [0, 1], that each
+            attack on the weights changed.
     """
 
     rows: list[dict[str, Any]]
@@ -53,6 +55,7 @@ class AuditReport:
     margins: dict[str, Any] = field(default_factory=dict)
     grouped: bool = False
     not_run: list[dict[str, Any]] = field(default_factory=list)
+    coverage: dict[str, Any] = field(default_factory=dict)
 
     def value(self, measure: str, set: str | None = None, model: str = "unlearned") -> float:
         """One number of the table, e.g. `report.value("verbatim_extraction")`.

@@ -24,7 +24,8 @@ def squared_gradients(
         names (iterable of `str`): the parameters, which must require a gradient.
 
     Returns:
-        `dict[str, Tensor]`: by name, the shape of the parameter, in float32 or wider.
+        `dict[str, Tensor]`: by name, the shape of the parameter, in float32 or wider; zeros where no row uses it, as for
+        an expert that no token reaches.
     """
     wanted = {name: model.get_parameter(name) for name in names}
     total = {
@@ -40,7 +41,8 @@ def squared_gradients(
                     real = row["attention_mask"][0].bool()
                     row = {key: value[:, real] for key, value in row.items()}
                 loss = -target_logits(model, row).sequence_log_probs.sum()
-                for name, g in zip(wanted, torch.autograd.grad(loss, parameters), strict=True):
-                    total[name] += g.to(total[name].dtype).square()
+                for name, g in zip(wanted, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+                    if g is not None:
+                        total[name] += g.to(total[name].dtype).square()
             n += len(batch["labels"])
     return {name: value / max(1, n) for name, value in total.items()}

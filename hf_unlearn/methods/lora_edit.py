@@ -1,6 +1,7 @@
 """Localised low-rank editing: find the layers that matter, adapt these alone, merge."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from hf_unlearn.curvature.importance import squared_gradients
 from hf_unlearn.data.pairing import batches
 from hf_unlearn.methods.ihl import InvertedHingeConfig, InvertedHingeTrainer
 from hf_unlearn.models.blocks import layers_of
-from hf_unlearn.models.linear import linear_modules
+from hf_unlearn.models.weights import WeightMatrix
+from hf_unlearn.training.where import reached_matrices
 
 
 def weighted_factors(weight: Tensor, importance: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
@@ -35,13 +37,14 @@ class LoRAEditConfig(InvertedHingeConfig):
     """Options of [`LoRAEditTrainer`].
 
     Parameters:
-        n_modules (`int`, *optional*, defaults to `4`): number of linear layers of the blocks that are adapted.
+        n_modules (`int`, *optional*, defaults to `4`): number of weights of the blocks that are adapted: those of linear
+            layers, or the fused experts of a mixture, which count as one.
         rank (`int`, *optional*, defaults to `8`): rank of the adapters; the paper takes 4 to 32, with alpha twice the rank.
         importance_rows (`int`, *optional*, defaults to `128`): rows of each set to measure importance on.
         learning_rate (`float`, *optional*, defaults to `2e-4`): value of the paper.
     """
 
-    n_modules: int = field(default=4, metadata={"help": "Linear layers that are adapted."})
+    n_modules: int = field(default=4, metadata={"help": "Linear layers, or fused experts, that are adapted."})
     rank: int = field(default=8, metadata={"help": "Rank of the adapters."})
     importance_rows: int = field(default=128, metadata={"help": "Rows of each set to measure importance on."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Step size of the adapters."})
@@ -51,15 +54,15 @@ class LoRAEditConfig(InvertedHingeConfig):
 
 
 class LoRAEditTrainer(InvertedHingeTrainer):
-    """Adapt only the linear layers that matter more to the forget set than to the retain set, then merge.
+    """Adapt only the layers that matter more to the forget set than to the retain set, then merge.
 
     Layers are ranked by the sum of their Fisher information on the forget set over that on the retain set. Each of the
     first `n_modules` gets a LoRA adapter that starts from its own most important part (FILA), and the inverted hinge loss
-    trains these. In the end they are merged into a plain checkpoint. A `checkpoint-*` on the way holds the adapters
+    trains these. The experts of a mixture are one parameter that is ranked as a whole; each expert gets its own adapter. In the end they are merged into a plain checkpoint. A `checkpoint-*` on the way holds the adapters
     alone, whose base is not the original model: use it only to resume.
 
     Attributes:
-        chosen (`list[str]`): names of the adapted layers, highest ratio first.
+        chosen (`list[str]`): names of the adapted layers, or of the parameters that hold fused experts, highest ratio first.
 
     Source: Cha et al., Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs (LoKU), arXiv 2408.06621.
 
@@ -83,42 +86,77 @@ class LoRAEditTrainer(InvertedHingeTrainer):
             )
         model.to(args.device)
         in_layers = layers_of(model)
-        names = [n for n, p in model.named_parameters() if p.requires_grad and n in in_layers]
-        modules = linear_modules(model, names)
-        weights = [f"{name}.weight" for name in modules]
+        matrices = {
+            _name(matrix): matrix
+            for matrix in reached_matrices(model, args, type(self).__name__, _adaptable)
+            if matrix.name in in_layers
+        }
+        names = [matrix.name for matrix in matrices.values()]
         size, limit = args.per_device_eval_batch_size, args.importance_rows
         forget, retain = (
-            squared_gradients(model, batches(rows, collate, size, args.device, limit), weights)
+            squared_gradients(model, batches(rows, collate, size, args.device, limit), names)
             for rows in (data.forget, data.retain)
         )
-        score = {name: float(forget[f"{name}.weight"].sum() / retain[f"{name}.weight"].sum()) for name in modules}
-        self.chosen = sorted(modules, key=lambda name: (-score[name], name))[: args.n_modules]
+        score = {name: _ratio(forget[m.name], retain[m.name]) for name, m in matrices.items()}
+        self.chosen = sorted(matrices, key=lambda name: (-score[name], name))[: args.n_modules]
 
-        config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, lora_dropout=0.0, target_modules=self.chosen)
+        fused = [name for name in self.chosen if matrices[name].is_stack]
+        config = LoraConfig(
+            r=args.rank,
+            lora_alpha=2 * args.rank,
+            lora_dropout=0.0,
+            target_modules=[name for name in self.chosen if name not in fused],
+            target_parameters=fused or None,
+        )
         with torch.random.fork_rng(devices=[]):
             model = get_peft_model(model, config)
-        for name in self.chosen:
-            key = f"{name}.weight"
-            relative = forget[key] / (retain[key] + 1e-5 * retain[key].mean())
-            _start_from_weight(model.get_base_model().get_submodule(name), relative)
+        for matrix in map(matrices.get, self.chosen):
+            r = retain[matrix.name]
+            relative = forget[matrix.name] / (r + 1e-5 * r.mean() if r.any() else 1.0)
+            _start_from_weight(_adapter_of(model.get_base_model(), matrix), matrix, relative)
         return model
 
     def finish(self):
         self.model = self.accelerator.unwrap_model(self.model).merge_and_unload()
 
 
+def _adaptable(matrix: WeightMatrix) -> bool:
+    """Whether peft can adapt it: a linear layer, or experts that are fused into one parameter and say how."""
+    known = not matrix.is_transposed or hasattr(matrix.module, "is_transposed")
+    return type(matrix.module) in (nn.Linear, Conv1D) or matrix.is_stack and matrix.parameter.dim() == 3 and known
+
+
+def _name(matrix: WeightMatrix) -> str:
+    """What peft calls it: a layer by its module, fused experts by the parameter."""
+    return matrix.name if matrix.is_stack else matrix.name.removesuffix(".weight")
+
+
+def _ratio(forget: Tensor, retain: Tensor) -> float:
+    f, r = float(forget.sum()), float(retain.sum())
+    return f / r if r else math.inf if f else 0.0  # a weight that no row uses matters to none
+
+
+def _adapter_of(model: nn.Module, matrix: WeightMatrix) -> nn.Module:
+    path, _, leaf = matrix.name.rpartition(".")
+    layer = model.get_submodule(path)
+    while matrix.is_stack and layer.parameter_name != leaf:  # the adapters of two parameters of a module are nested
+        layer = layer.base_layer
+    return layer
+
+
 @torch.no_grad()
-def _start_from_weight(layer: nn.Module, importance: Tensor) -> None:
-    base, scaling = layer.get_base_layer(), layer.scaling["default"]
-    transposed = isinstance(base, Conv1D)
-    weight = base.weight.T if transposed else base.weight
-    rank = layer.r["default"]
-    a, b = weighted_factors(weight, importance.T if transposed else importance, rank, scaling)
-    rank = len(a)  # a narrow layer has fewer directions
+def _start_from_weight(layer: nn.Module, matrix: WeightMatrix, importance: Tensor) -> None:
+    scaling, rank = layer.scaling["default"], layer.r["default"]
     lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     lora_b.zero_()
-    lora_a[:rank].copy_(a)
-    lora_b[:, :rank].copy_(b)
-    change = scaling * (lora_b.double() @ lora_a.double())
-    rest = (weight.double() - change).to(base.weight.dtype)
-    base.weight.copy_(rest.T if transposed else rest)
+    n = len(matrix.slices())
+    # One adapter for each expert: peft has them in order in the rows of A, and in turn in the columns of B.
+    factors_a, factors_b = lora_a.view(n, rank, -1), lora_b.view(-1, rank, n)
+    important = replace(matrix, parameter=nn.Parameter(importance, requires_grad=False)).slices()
+    for i, (weight, relative) in enumerate(zip(matrix.slices(), important, strict=True)):
+        a, b = weighted_factors(weight, relative, rank, scaling)
+        k = len(a)  # a narrow layer has fewer directions
+        factors_a[i, :k].copy_(a)
+        factors_b[:, :k, i].copy_(b)
+        change = scaling * (factors_b[:, :, i].double() @ factors_a[i].double())
+        weight.copy_(weight.double() - change)

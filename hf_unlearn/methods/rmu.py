@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.models.blocks import backbone_config, find_blocks, layers_of, run_to_block
 from hf_unlearn.models.modes import evaluating
+from hf_unlearn.models.projections import second_projections
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 from hf_unlearn.training.reference import Reference
 
@@ -53,7 +53,7 @@ class RMUTrainer(UnlearningTrainer):
     `L_f = mean over tokens and width of (h - c u)^2`, `L_r = mean of (h - h_ref)^2`, where h is the output of the block
     `layer` and u a direction drawn once from the seed, uniform in [0, 1]^width and of length 1.
 
-    By default only the second MLP projections of the three blocks up to `layer` move. Later blocks are not run, and the
+    By default only the second MLP projections of the three blocks up to `layer` move, in a mixture those of all experts. Later blocks are not run, and the
     reference reuses the input of the first trained block, so that a step costs little. The frozen blocks before it run
     without dropout.
 
@@ -107,13 +107,12 @@ class RMUTrainer(UnlearningTrainer):
         names = {name for name, layer in layers_of(model).items() if layer in near}
         if hasattr(model, "peft_config"):
             return names
-        chosen = set()
-        for name, module in model.named_modules():
-            if type(module).__name__.endswith("MLP"):
-                linears = [key for key, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))]
-                chosen |= {f"{name}.{key}.weight" for key in linears[-1:]} & names
+        chosen = {matrix.name for matrix in second_projections(model)} & names
         if not chosen:
-            raise ValueError("No MLP was found in the blocks. Set trainable to the weights that may move.")
+            raise ValueError(
+                f"No second MLP projection was found in the blocks of {type(model).__name__}. Set trainable to the weights that "
+                "may move."
+            )
         return chosen
 
     def losses(self, model, inputs, counts):

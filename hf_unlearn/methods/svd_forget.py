@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn.curvature.covariance import input_covariances
-from hf_unlearn.models.linear import linear_modules
+from hf_unlearn.curvature.covariance import input_covariances, inputs_are_seen
 from hf_unlearn.training import UnlearningConfig
 from hf_unlearn.training.edit import TrainingFreeTrainer
+from hf_unlearn.training.where import reached_matrices
 
 
 ORDERS = ("reference", "retain_exact")
@@ -63,10 +62,11 @@ class SVDForgetConfig(UnlearningConfig):
 
 
 class SVDForgetTrainer(TrainingFreeTrainer):
-    """Remove from every linear layer the input directions that the forget set uses and the retain set does not.
+    """Remove from every weight matrix the input directions that the forget set uses and the retain set does not.
 
-    Made for whole classes. Every linear layer that may move is changed, including the head, but no embeddings (nor those
-    of patches, nor a head tied to them). All activations are those of the model at its start. A few hundred rows of each
+    Made for whole classes. Every weight matrix that may move is changed, each expert of a mixture and each kernel of a
+    convolution (which reads patches) by itself, including the head, but no embeddings (nor those of patches, nor a head tied
+    to them). An expert that no row reaches stays as it is. All activations are those of the model at its start. A few hundred rows of each
     set suffice, and no gradient is taken. Choose the two alphas on rows that are in neither set.
 
     Source: Kodge et al., Deep Unlearning: Fast and Efficient Gradient-free Class Forgetting, arXiv 2312.00761.
@@ -83,21 +83,19 @@ class SVDForgetTrainer(TrainingFreeTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._modules = linear_modules(self.model, self.trainable_names)
-        if not self._modules:
-            raise ValueError("No linear layer is among the weights that may move. Set trainable to name some.")
+        self._matrices = reached_matrices(self.model, self.args, type(self).__name__, inputs_are_seen)
 
     @torch.no_grad()
     def edit(self):
         data, limit = self.train_dataset, self.args.max_rows
-        forget = input_covariances(self.model, self._modules, self.batches(data.forget, limit=limit))
-        retain = input_covariances(self.model, self._modules, self.batches(data.retain, limit=limit))
-        factors: dict[int, Tensor] = {}  # one for all layers with the same input
-        for name, module in self._modules.items():
-            key = id(forget[name])
-            if key not in factors:
-                p_f = soft_projection(forget[name], self.args.forget_alpha)
-                p_r = soft_projection(retain[name], self.args.retain_alpha)
-                factors[key] = removal(p_f, p_r, self.args.order)
-            weight = module.weight.double()
-            module.weight.copy_(factors[key].T @ weight if isinstance(module, Conv1D) else weight @ factors[key])
+        forget = input_covariances(self.model, self._matrices, self.batches(data.forget, limit=limit))
+        retain = input_covariances(self.model, self._matrices, self.batches(data.retain, limit=limit))
+        factors: dict[int, Tensor] = {}  # one for all matrices with the same input
+        for matrix in self._matrices:
+            if matrix.name not in forget or matrix.name not in retain:
+                continue  # no pass uses it
+            for weight, f, r in zip(matrix.by_input(), forget[matrix.name], retain[matrix.name], strict=True):
+                if id(f) not in factors:
+                    p_f, p_r = soft_projection(f, self.args.forget_alpha), soft_projection(r, self.args.retain_alpha)
+                    factors[id(f)] = removal(p_f, p_r, self.args.order)
+                weight.copy_(weight.double() @ factors[id(f)])

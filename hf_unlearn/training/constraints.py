@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from hf_unlearn.curvature.covariance import input_covariances
+from hf_unlearn.curvature.covariance import input_covariances, inputs_are_seen
 from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.models.modes import evaluating
-from hf_unlearn.training.where import movable_linear_modules
+from hf_unlearn.models.weights import WeightMatrix
+from hf_unlearn.training.where import movable_matrices
 
 
 logger = logging.get_logger(__name__)
@@ -24,11 +24,15 @@ class Constraint:
 
     Attributes:
         reads (`str` or `None`): rows that `prepare` needs batches of, `"forget"` or `"retain"`; `None` for none.
-        linear_only (`bool`): whether only the weights of linear layers may move; all others are then frozen.
+        matrices_only (`bool`): whether only weight matrices may move, those that it `reaches`; all else is then frozen.
     """
 
     reads: str | None = None
-    linear_only = False
+    matrices_only = False
+
+    def reaches(self, matrix: WeightMatrix) -> bool:
+        """Whether it can hold this matrix."""
+        return True
 
     def prepare(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Read the model at its very start. Called once, also when a run is resumed."""
@@ -75,8 +79,11 @@ class SaliencyMask(Constraint):
         with evaluating(model):
             for batch in batches:
                 nll = -target_logits(model, batch).sequence_log_probs.sum()
-                for value, gradient in zip(total, torch.autograd.grad(nll, parameters), strict=True):
-                    value += gradient
+                for value, gradient in zip(
+                    total, torch.autograd.grad(nll, parameters, allow_unused=True), strict=True
+                ):
+                    if gradient is not None:  # a weight that no row uses matters least
+                        value += gradient
         masks = largest([value.abs() for value in total], self.share)
         self._held = [(p, p.detach().clone(), mask) for p, mask in zip(parameters, masks, strict=True)]
 
@@ -92,31 +99,34 @@ class SaliencyMask(Constraint):
 
 
 class _ProjectedChange(Constraint):
-    """Projects the change of each linear weight since the start: the step is held, not the gradient."""
+    """Projects the change of each weight matrix since the start: the step is held, not the gradient."""
 
-    linear_only = True
+    matrices_only = True
 
     def __init__(self):
-        self._layers: list[tuple[nn.Module, Tensor, tuple[Tensor, ...]]] = []  # module, its start, directions
+        # A matrix, and for each of its parts by input the start and the directions.
+        self._held: list[tuple[WeightMatrix, list[Tensor], list[tuple[Tensor, ...]]]] = []
 
-    def _hold(self, module: nn.Module, *directions: Tensor) -> None:
-        self._layers.append((module, module.weight.detach().clone(), directions))
+    def _hold(self, matrix: WeightMatrix, directions: list[tuple[Tensor, ...]]) -> None:
+        self._held.append((matrix, [part.clone() for part in matrix.by_input()], directions))
 
-    def _project(self, module: nn.Module, change: Tensor, *directions: Tensor) -> Tensor:
+    def _project(self, change: Tensor, *directions: Tensor) -> Tensor:
+        """The part of a change `(outputs, inputs)` that may be."""
         raise NotImplementedError
 
     @torch.no_grad()
     def after_step(self):
-        for module, start, directions in self._layers:
-            change = self._project(module, (module.weight - start).double(), *directions)
-            module.weight.copy_(start + change.to(start.dtype))
+        for matrix, starts, directions in self._held:
+            for weight, start, chosen in zip(matrix.by_input(), starts, directions, strict=True):
+                change = self._project((weight - start).double(), *chosen)
+                weight.copy_(start + change.to(start.dtype))
 
 
 class SingularSubspace(_ProjectedChange):
-    """Holds the change of each linear weight to `U_k M V_k^T`: k of its singular directions, on both sides.
+    """Holds the change of each weight matrix to `U_k M V_k^T`: k of its singular directions, on both sides.
 
     With `W = U S V^T` of the start, every step is followed by `dW <- U_k U_k^T dW V_k V_k^T`, so that `k^2` numbers of
-    a weight move, whatever its size. The top directions are those that the layer uses most, the bottom ones those that
+    a weight move, whatever its size. The top directions are those that the matrix uses most, the bottom ones those that
     it uses least.
 
     Args:
@@ -130,31 +140,38 @@ class SingularSubspace(_ProjectedChange):
 
     @torch.no_grad()
     def prepare(self, model, batches):
-        for module in movable_linear_modules(model).values():
-            u, _, vh = torch.linalg.svd(module.weight.double(), full_matrices=False)
-            k = min(self.rank, len(vh))
-            chosen = slice(k) if self.part == "top" else slice(-k, None)
-            self._hold(module, u[:, chosen], vh[chosen])
+        for matrix in movable_matrices(model):
+            held = []
+            for part in matrix.by_input():
+                u, _, vh = torch.linalg.svd(part.double(), full_matrices=False)
+                k = min(self.rank, len(vh))
+                chosen = slice(k) if self.part == "top" else slice(-k, None)
+                held.append((u[:, chosen], vh[chosen]))
+            self._hold(matrix, held)
 
-    def _project(self, module, change, left, right):
+    def _project(self, change, left, right):
         return left @ (left.T @ change @ right.T) @ right
 
 
 def principal_directions(covariance: Tensor, energy: float) -> Tensor:
-    """The fewest directions that hold this share of the energy of the inputs: `float64 (d, k)`, orthonormal."""
+    """The fewest directions that hold this share of the energy of the inputs: `float64 (d, k)`, orthonormal.
+
+    None without any input, as of an expert that no token reaches.
+    """
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.clamp(min=0).flip(0), vectors.flip(1)
     share = values.cumsum(0) / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
-    k = int((share < energy - 1e-12).sum()) + 1
+    k = int((share < energy - 1e-12).sum()) + 1 if values.any() else 0
     return vectors[:, :k]
 
 
 class Subspace(_ProjectedChange):
-    """Projects every step off the principal directions of the retain set's inputs, layer by layer.
+    """Projects every step off the principal directions of the retain set's inputs, matrix by matrix.
 
-    For the weight W of a linear layer and the directions M of its inputs, `dW <- dW (I - M M^T)`: the layer then answers
-    inputs in the span of M as it did, with Adam, momentum and weight decay as well. Biases, norms and embeddings, which
-    no input direction protects, stay. A retain loss has next to no effect: its gradient lies in the protected directions.
+    For a weight matrix W and the directions M of its inputs, `dW <- dW (I - M M^T)`: it then answers inputs in the span of M
+    as it did, with Adam, momentum and weight decay as well. Each expert of a mixture has the inputs that are routed to it.
+    Biases, norms and embeddings, which no input direction protects, stay. A retain loss has next to no effect: its gradient
+    lies in the protected directions.
 
     Source: Saha et al., Gradient Projection Memory, arXiv 2103.09762; it takes 0.95 to 0.99 of the energy.
 
@@ -168,25 +185,27 @@ class Subspace(_ProjectedChange):
         super().__init__()
         self.energy = energy
 
+    def reaches(self, matrix):
+        return inputs_are_seen(matrix)
+
     def prepare(self, model, batches):
-        modules = movable_linear_modules(model)
-        found: dict[int, Tensor] = {}  # layers with the same input share one covariance
-        n_full = 0
-        for name, covariance in input_covariances(model, modules, batches).items():
-            if id(covariance) not in found:
-                found[id(covariance)] = principal_directions(covariance, self.energy)
-            directions = found[id(covariance)]
-            n_full += directions.shape[1] == len(directions)
-            self._hold(modules[name], directions)
+        matrices = {matrix.name: matrix for matrix in movable_matrices(model)}
+        found: dict[int, Tensor] = {}  # matrices with the same input share one covariance
+        n_full = n = 0
+        for name, covariances in input_covariances(model, matrices.values(), batches).items():
+            for covariance in covariances:
+                if id(covariance) not in found:
+                    found[id(covariance)] = principal_directions(covariance, self.energy)
+            held = [found[id(covariance)] for covariance in covariances]
+            n_full, n = n_full + sum(m.shape[1] == len(m) for m in held), n + len(held)
+            self._hold(matrices[name], [(directions,) for directions in held])
         if n_full:
             logger.warning(
-                f"The retain set uses every input direction of {n_full} of {len(modules)} layers, which therefore cannot "
-                f"move. Lower subspace_energy (it is {self.energy}) to let them."
+                f"The retain set uses every input direction of {n_full} of {n} weight matrices, which therefore cannot move. "
+                f"Lower subspace_energy (it is {self.energy}) to let them."
             )
 
-    def _project(self, module, change, directions):
-        if isinstance(module, Conv1D):  # (d_in, d_out)
-            return change - directions @ (directions.T @ change)
+    def _project(self, change, directions):
         return change - (change @ directions) @ directions.T
 
 

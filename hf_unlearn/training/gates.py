@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.models.blocks import backbone_config, block_lists
+from hf_unlearn.models.projections import makes_queries, second_projections
 
 
 # Stretch and temperature of the hard-concrete distribution, Louizos et al., arXiv 1712.01312.
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
-# Names of the projections of an attention module other than the one back to the width of the model.
-_ROLES = {"q", "k", "v", "qkv", "wqkv", "query", "key", "value"}
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,22 @@ def find_gate_points(model: nn.Module, neurons: bool = False) -> list[GatePoint]
     in a module of projections from width `h` to `m`, the one from `m` to `h`.
 
     Raises:
-        ValueError: there is no attention output projection with a known number of heads.
+        ValueError: there is no attention output projection with a known number of heads; or neurons are asked for, but those
+            of fused experts have no layer that a gate could stand before.
     """
+    if neurons and any(matrix.is_stack for matrix in second_projections(model)):
+        raise ValueError(
+            f"You set neurons=True, but the experts of {type(model).__name__} are fused into one parameter, and no gate "
+            "reaches their neurons. Either leave it out, to gate attention heads alone, or choose a method that changes the "
+            "weights themselves (graddiff, npo)."
+        )
     heads = getattr(backbone_config(model), "num_attention_heads", None)
     lists, points = tuple(f"{name}." for name in block_lists(model)), []
     for name, module in model.named_modules():
         if not name.startswith(lists):
             continue
         linears = {key: child for key, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))}
-        inner = {key: x for key, x in linears.items() if key == "c_attn" or _ROLES & set(key.lower().split("_"))}
+        inner = {key: x for key, x in linears.items() if makes_queries(key)}
         point = None
         if inner:
             n = getattr(module, "num_heads", None) or getattr(module, "num_attention_heads", None) or heads

@@ -24,7 +24,7 @@ from hf_unlearn.training.evaluation import LikelihoodEvaluation
 from hf_unlearn.training.objective import Objective
 from hf_unlearn.training.reference import Reference, cached_log_probs
 from hf_unlearn.training.updates import UPDATE_RULES, TwoGradients, UpdateRule
-from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_except_linear
+from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_except_matrices
 
 
 class RunCallback(TrainerCallback):
@@ -143,11 +143,11 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         checkpointing = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
         model = self.adapt(attach_adapter(model, peft_config, checkpointing), args, data, collate)
         held = constraints_of(args)
-        for setting, constraint in held.items():
-            if constraint.linear_only:
-                freeze_except_linear(model, setting)
-        self.constraints = list(held.values())
         self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
+        for setting, constraint in held.items():
+            if constraint.matrices_only:
+                self.trainable_names = freeze_except_matrices(model, args, setting, constraint.reaches)
+        self.constraints = list(held.values())
         self._compares_retain = args.retain_loss == "kl" or self.retain_reference
         is_compared = self._compares_retain and args.reads_retain or self.reference == "logits"
         self._reference = Reference(model, ref_model) if is_compared else None

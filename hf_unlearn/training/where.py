@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from torch import nn
+from transformers.utils import logging
 
 from hf_unlearn.models.blocks import all_blocks, layers_of
-from hf_unlearn.models.linear import linear_modules
+from hf_unlearn.models.weights import ENOUGH, WeightMatrix, share_of_weights, weight_matrices
+
+
+logger = logging.get_logger(__name__)
 
 
 _OTHERWISE = "trainable_layers cannot be counted. Set trainable, a regular expression for names of parameters, instead"
@@ -57,26 +62,69 @@ def _keep_movable(model: nn.Module, names: set[str]) -> None:
         parameter.requires_grad_(name in names)
 
 
-def movable_linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers whose weight may move, by name."""
-    return linear_modules(model, [name for name, p in model.named_parameters() if p.requires_grad])
+def movable_matrices(model: nn.Module, reached: Callable[[WeightMatrix], bool] = lambda _: True) -> list[WeightMatrix]:
+    """The weight matrices that may move and that something reaches, the head among them."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    return [matrix for matrix in weight_matrices(model, names, head=True) if reached(matrix)]
 
 
-def freeze_except_linear(model: nn.Module, setting: str) -> None:
-    """Freeze all but the weights of linear layers, for a setting that concerns these weights alone.
+def reached_matrices(
+    model: nn.Module,
+    args,
+    what: str,
+    reached: Callable[[WeightMatrix], bool] = lambda _: True,
+) -> list[WeightMatrix]:
+    """The movable weight matrices that a method or setting works on.
+
+    Args:
+        args ([`UnlearningConfig`]): whoever sets `trainable` or `trainable_layers` has chosen a part of the weights.
+        what (`str`): the method or the setting, as a user writes it.
+        reached (`Callable`, *optional*): whether it can work on a matrix; by default on all.
 
     Raises:
-        ValueError: the model has an adapter, or no linear layer may move.
+        ValueError: it reaches none, or less than 95 % of the movable weights and the user has not chosen which may move.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    share = share_of_weights(model, reached, names, head=True)
+    found = movable_matrices(model, reached)
+    if not found:
+        raise ValueError(
+            f"{what} works on weight matrices, but none that it reaches may move. Set trainable to name some, or choose a "
+            "method that changes all weights (npo, graddiff)."
+        )
+    if share < ENOUGH:
+        said = f"{what} reaches {share:.1%} of the weights of this {type(model).__name__}"
+        if args.trainable is None and args.trainable_layers is None:
+            left = next(m.name for m in weight_matrices(model, names, head=True) if not reached(m))
+            raise ValueError(
+                f"{said} only: not {left} and what is like it. Either choose a method or setting that moves all weights (npo, "
+                "graddiff, ssd), or set trainable to name the weights that shall move."
+            )
+        logger.warning(f"{said} that may move.")
+    return found
+
+
+def freeze_except_matrices(
+    model: nn.Module, args, setting: str, reached: Callable[[WeightMatrix], bool] = lambda _: True
+) -> list[str]:
+    """Freeze all but weight matrices, for a setting that concerns these weights alone, and say how many are left.
+
+    Returns the names of those that may move.
+
+    Raises:
+        ValueError: the model has an adapter, or see [`reached_matrices`].
     """
     if hasattr(model, "peft_config"):
         raise ValueError(
             f"You set {setting} on a model with an adapter, but it concerns the weights of the layers themselves. Either "
             "leave out the adapter, or leave it unset."
         )
-    names = {f"{name}.weight" for name in movable_linear_modules(model)}
-    if not names:
-        raise ValueError(f"You set {setting}, but no weight of a linear layer may move.")
-    _keep_movable(model, names)
+    total = sum(p.numel() for p in model.parameters())
+    names = [matrix.name for matrix in reached_matrices(model, args, setting, reached)]
+    _keep_movable(model, set(names))
+    left = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.warning(f"{setting} moves weight matrices alone, here {left / total:.1%} of all parameters.")
+    return names
 
 
 def attach_adapter(model: nn.Module, peft_config, checkpointing: bool) -> nn.Module:
@@ -121,4 +169,26 @@ def attach_adapter(model: nn.Module, peft_config, checkpointing: bool) -> nn.Mod
     elif checkpointing:
         # Without it no input of a recomputed block needs a gradient, and the adapter would get none.
         model.enable_input_require_grads()
-    return get_peft_model(model, peft_config)
+    in_layers = layers_of(model)
+    matrices = [matrix for matrix in weight_matrices(model) if matrix.name in in_layers]
+    model = get_peft_model(model, peft_config)
+    _say_what_stays_frozen(model, matrices)
+    return model
+
+
+def _say_what_stays_frozen(model: nn.Module, matrices: list[WeightMatrix]) -> None:
+    """Say how much of a mixture of experts an adapter leaves out: `"all-linear"` leaves out what no linear layer has."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = set()
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            adapted.add(id(getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"), None)))
+    left = [matrix for matrix in matrices if id(matrix.parameter) not in adapted]
+    fused = sorted({matrix.name.rpartition(".")[2] for matrix in left if matrix.is_stack})
+    if fused:
+        total, out = (sum(matrix.parameter.numel() for matrix in part) for part in (matrices, left))
+        logger.warning(
+            f"The adapter covers {1 - out / total:.1%} of the weights of the blocks. Fused experts ({', '.join(fused)}) stay "
+            "frozen: to adapt them, name them in target_parameters of a LoraConfig."
+        )

@@ -19,6 +19,7 @@ from hf_unlearn.data import encode_dataset
 from hf_unlearn.methods import METHODS, SSDConfig, SVDForgetConfig, TaskVectorConfig
 from hf_unlearn.methods.ssd import dampening
 from hf_unlearn.methods.svd_forget import removal, soft_projection
+from hf_unlearn.models.weights import weight_matrices
 
 
 MODELS = {
@@ -316,8 +317,10 @@ def test_svd_forget(kind, order, tmp_path):
 )
 def test_layers_with_one_input_share_its_projection(kind, groups, tmp_path):
     trainer, start = make("svd_forget", tmp_path, kind)
-    modules = {name: m for name, m in start.named_modules() if isinstance(m, nn.Linear)}
-    sums = input_covariances(start, modules, trainer.batches(trainer.train_dataset.forget))
+    matrices = weight_matrices(start, head=True)
+    found = input_covariances(start, matrices, trainer.batches(trainer.train_dataset.forget))
+    modules = [matrix.name.removesuffix(".weight") for matrix in matrices]
+    sums = {name.removesuffix(".weight"): parts[0] for name, parts in found.items()}
     shared = sum(len(group) - 1 for group in groups) * 2  # layers
     assert len({id(value) for value in sums.values()}) == len(modules) - shared
     trainer.train()
@@ -361,7 +364,7 @@ def test_svd_forget_refuses(tmp_path):
         SVDForgetConfig(output_dir=str(tmp_path), order="last")
     with pytest.raises(ValueError, match="retain_alpha=0.0"):
         SVDForgetConfig(output_dir=str(tmp_path), retain_alpha=0.0)
-    with pytest.raises(ValueError, match="No linear layer"):
+    with pytest.raises(ValueError, match="works on weight matrices, but none that it reaches may move"):
         make("svd_forget", tmp_path, trainable=".*norm.*")
 
 

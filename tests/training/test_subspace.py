@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_unlearn.curvature.covariance import input_covariances
 from hf_unlearn.data import UnlearningCollator, encode_dataset
-from hf_unlearn.models.linear import linear_modules
+from hf_unlearn.models.weights import weight_matrices
 from hf_unlearn.training.constraints import principal_directions
 
 
@@ -67,6 +67,7 @@ def test_the_fewest_directions_that_hold_the_energy(d, n, energy, seed):
 
 
 def test_directions_of_nothing_and_of_all():
+    assert principal_directions(torch.zeros(4, 4, dtype=torch.float64), 0.9).shape == (4, 0)
     assert principal_directions(torch.eye(4, dtype=torch.float64), 1.0).shape == (4, 4)
     assert principal_directions(torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0]).double()), 0.5).shape == (4, 1)
     assert principal_directions(torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0]).double()), 0.51).shape == (4, 2)
@@ -80,7 +81,7 @@ def test_the_covariance_of_a_first_layer_is_that_of_the_hidden_states():
     rows = encoded(7)
     assert len({len(row["input_ids"]) for row in rows}) > 1  # so that there is padding
     name = "model.layers.1.self_attn.q_proj"
-    modules = {name: model.get_submodule(name)}
+    matrices = weight_matrices(model, [f"{name}.weight"])
     expected = 0.0
     with torch.no_grad():
         for row in rows:
@@ -88,36 +89,38 @@ def test_the_covariance_of_a_first_layer_is_that_of_the_hidden_states():
             x = model.model.layers[1].input_layernorm(states[1])[0]
             expected = expected + torch.einsum("ti,tj->ij", x, x)
     for size in (1, 3, 7):
-        torch.testing.assert_close(input_covariances(model, modules, batches(rows, size))[name], expected)
+        torch.testing.assert_close(
+            input_covariances(model, matrices, batches(rows, size))[f"{name}.weight"], [expected]
+        )
     right = batches(rows, 7)[0]
     shift = (right["attention_mask"] == 0).sum(-1)
     left = {
         key: torch.stack([v.roll(int(n)) for v, n in zip(value, shift, strict=True)]) for key, value in right.items()
     }
     assert left["attention_mask"][:, -1].all() and not left["attention_mask"].all()
-    torch.testing.assert_close(input_covariances(model, modules, [left])[name], expected)
+    torch.testing.assert_close(input_covariances(model, matrices, [left])[f"{name}.weight"], [expected])
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2", "vit"])
 def test_covariances_of_all_layers(model, tmp_path):
     rows = image_rows(5) if model == "vit" else encoded(5)
     model = make_trainer("graddiff", tmp_path, model=model).model
-    modules = linear_modules(model, weights(model))
-    found = input_covariances(model, modules, batches(rows, 2))
-    assert found.keys() == modules.keys()
+    matrices = weight_matrices(model, head=True)
+    found = input_covariances(model, matrices, batches(rows, 2))
+    assert found.keys() == {matrix.name for matrix in matrices}
     # An output layer sees the scored positions alone, or the first token of an image.
-    inner = [name for name in modules if name not in ("lm_head", "classifier")]
+    inner = [matrix.name.removesuffix(".weight") for matrix in weight_matrices(model)]
     assert len(inner) >= 8
     for name, x in inputs_row_by_row(model, inner, rows).items():
-        torch.testing.assert_close(found[name], x.T @ x, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[f"{name}.weight"], [x.T @ x], msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_an_input_that_layers_share_is_added_up_once():
     model = tiny_llama().double()
-    found = input_covariances(model, linear_modules(model, weights(model)), batches(encoded(5), 2))
+    found = input_covariances(model, weight_matrices(model, head=True), batches(encoded(5), 2))
     for layer in ("model.layers.0", "model.layers.1"):
-        q, k, v, o = (found[f"{layer}.self_attn.{name}_proj"] for name in "qkvo")
-        gate, up = (found[f"{layer}.mlp.{name}_proj"] for name in ("gate", "up"))
+        q, k, v, o = (found[f"{layer}.self_attn.{name}_proj.weight"][0] for name in "qkvo")
+        gate, up = (found[f"{layer}.mlp.{name}_proj.weight"][0] for name in ("gate", "up"))
         assert q is k and q is v and gate is up
         assert q is not o and q is not gate
 
@@ -131,7 +134,9 @@ def test_an_output_layer_sees_the_scored_positions_whatever_their_number():
     mask = torch.ones_like(ids)
     mask[0, 25:] = 0
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    found = input_covariances(model, {"lm_head": model.lm_head}, [batch])["lm_head"]
+    (found,) = input_covariances(model, weight_matrices(model, ["lm_head.weight"], head=True), [batch])[
+        "lm_head.weight"
+    ]
     with torch.no_grad():
         x = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][:, 19]
     torch.testing.assert_close(found, x.T @ x)
@@ -139,9 +144,9 @@ def test_an_output_layer_sees_the_scored_positions_whatever_their_number():
 
 def test_tied_output_layers_are_left_out():
     model = tiny_gpt2()  # its output layer is the embedding
-    names = set(linear_modules(model, weights(model)))
-    assert "lm_head" not in names and "transformer.h.0.attn.c_attn" in names
-    assert "lm_head" in linear_modules(tiny_llama(), weights(tiny_llama()))
+    names = {matrix.name for matrix in weight_matrices(model, head=True)}
+    assert "lm_head.weight" not in names and "transformer.h.0.attn.c_attn.weight" in names
+    assert "lm_head.weight" in {matrix.name for matrix in weight_matrices(tiny_llama(), head=True)}
 
 
 # Runs.
@@ -203,7 +208,7 @@ def test_layers_that_cannot_move_are_named(tmp_path, caplog):
         trainer.train()
     finally:
         logging.disable_propagation()
-    assert "every input direction of 2 of 2 layers" in caplog.text and "Lower subspace_energy" in caplog.text
+    assert "every input direction of 2 of 2 weight matrices" in caplog.text and "Lower subspace_energy" in caplog.text
     for name, value in before.items():
         torch.testing.assert_close(trainer.model.get_parameter(name).detach(), value, rtol=1e-9, atol=1e-12)
 
@@ -213,7 +218,7 @@ def test_what_cannot_work_is_refused(tmp_path):
         make_trainer(
             "graddiff", tmp_path, update_rule="subspace", peft_config=LoraConfig(r=2, target_modules="all-linear")
         )
-    with pytest.raises(ValueError, match="no parameter that could move"):
+    with pytest.raises(ValueError, match="works on weight matrices, but none that it reaches may move"):
         make_trainer("graddiff", tmp_path, update_rule="subspace", trainable=".*norm.*")
     with pytest.raises(ValueError, match="subspace_energy"):
         make_trainer("graddiff", tmp_path, update_rule="subspace", subspace_energy=1.5)

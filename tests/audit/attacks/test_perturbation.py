@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from hf_unlearn.audit import score
 from hf_unlearn.audit.attacks.perturbation import noised, pruned
 from hf_unlearn.audit.attacks.quantization import WEIGHT_ATTACKS
-from hf_unlearn.models.linear import linear_modules
 from hf_unlearn.models.modes import plain_copy
+from hf_unlearn.models.weights import weight_matrices
 
 
 MODELS = {
@@ -37,13 +37,13 @@ def same(a, b):
 
 
 def linear_weights(model):
-    return [module.weight for module in linear_modules(model, head=False).values()]
+    return [matrix.parameter for matrix in weight_matrices(model)]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_linear_layer_is_changed_but_not_the_head(name):
     model = MODELS[name]()
-    found = set(map(id, linear_modules(model, head=False).values()))
+    found = {id(matrix.module) for matrix in weight_matrices(model)}
     expected = {
         id(module)
         for path, module in model.named_modules()
@@ -60,7 +60,7 @@ def test_the_model_stays_and_only_linear_weights_of_the_copy_change(name, attack
     changed = attack(model)
     assert same(before, state(model)) and model.training and not changed.training
     assert type(changed) is type(model) and changed.dtype == model.dtype
-    linear = {f"{path}.weight" for path in linear_modules(model, head=False)}
+    linear = {matrix.name for matrix in weight_matrices(model)}
     after = state(changed)
     assert {path for path in before if not torch.equal(before[path], after[path])} == linear
     assert all(p.grad is None for p in model.parameters())
@@ -71,7 +71,7 @@ def test_the_model_stays_and_only_linear_weights_of_the_copy_change(name, attack
 def test_pruning_is_that_of_torch(name, fraction):
     model = MODELS[name]()
     reference = copy.deepcopy(model)
-    parameters = [(module, "weight") for module in linear_modules(reference, head=False).values()]
+    parameters = [(matrix.module, "weight") for matrix in weight_matrices(reference)]
     prune.global_unstructured(parameters, pruning_method=prune.L1Unstructured, amount=fraction)
     for ours, (module, _) in zip(linear_weights(pruned(model, fraction)), parameters, strict=True):
         assert torch.equal(ours, module.weight)
@@ -130,7 +130,7 @@ def test_what_cannot_be_done_is_refused():
         noised(tiny_llama(), -0.1)
     model = tiny_llama()
     model.model.layers = nn.ModuleList()
-    with pytest.raises(ValueError, match="no linear layer"):
+    with pytest.raises(ValueError, match="no weight matrix"):
         pruned(model, 0.1)
     with torch.device("meta"):
         empty = nn.Linear(2, 2)

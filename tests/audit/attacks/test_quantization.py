@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 from hf_unlearn.audit import score
 from hf_unlearn.audit.attacks.quantization import SCHEMES, WEIGHT_ATTACKS, quantized, round_to_nearest
-from hf_unlearn.models.linear import linear_modules
+from hf_unlearn.models.weights import weight_matrices
 
 
 CONFIGS = {
@@ -141,8 +141,8 @@ def test_what_an_edit_hid_within_half_a_step_comes_back():
     original = tiny_llama()
     unlearned = tiny_llama()
     with torch.no_grad():
-        for module in linear_modules(unlearned, head=False).values():
-            weight, rounded = module.weight, round_to_nearest(module.weight)
+        for weight in (matrix.parameter for matrix in weight_matrices(unlearned)):
+            rounded = round_to_nearest(weight)
             low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
             step = (high - low) / 15
             inside = (rounded + step / 2 < high) & (rounded - step / 2 > low)  # so that the range, and the steps, stay
