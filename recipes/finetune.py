@@ -44,7 +44,7 @@ def main():
     data = load_data(data_args)
     rows = data["train"]
     if data_args.request is not None:
-        rows = split_data(data, load_request(data_args.request)).retain
+        rows = split_data(data, load_request(data_args.request), data_args.duplicates).retain
 
     processing_class = load_processing_class(model_args)
     model = load_model(model_args)

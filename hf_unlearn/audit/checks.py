@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.statistic import Groups
 from hf_unlearn.audit.verdicts.surfaces import THREATS
-from hf_unlearn.data.rows import FORMATS, TEXTS, canonical, format_of, label_of, naming_row
-from hf_unlearn.storage.digest import digest_of_text
+from hf_unlearn.data.content import content_digests
 
 
 #: Names of the sets of rows that an audit reads.
@@ -183,19 +179,10 @@ def _check_relearning(threats: Sequence[str], sets: Mapping[str, Any], groups: G
 
 def _check_shared_rows(sets: Mapping[str, Any]) -> list[str]:
     """Notes on rows of the forget set that other sets have too; an error where many are in the holdout."""
-    others = {name: _contents(sets[name], name) for name in ("holdout", "retain") if len(sets.get(name, ()))}
-    forget = _contents(sets["forget"], "forget") if others else Counter()
-    shared = {name: (forget & contents).total() for name, contents in others.items()}
     notes = []
-    if n := shared.get("holdout"):
-        rows = "rows are" if n > 1 else "row is"
-        notes.append(
-            f"{n} {rows} in the forget set and in the holdout. The holdout must hold rows never trained on. Take what was "
-            "trained on out of it."
-        )
-        if n > FEW * len(sets["holdout"]):
-            raise ValueError(notes[0])
-    if n := shared.get("retain"):
+    if len(sets.get("holdout", ())):
+        notes += never_trained_on(sets["forget"], "holdout", sets["holdout"])
+    if len(sets.get("retain", ())) and (n := _n_shared(sets["forget"], "retain set", sets["retain"])):
         notes.append(
             f"{n} {'rows' if n > 1 else 'row'} of the forget set can be found in the retain set as well. A model trained on "
             "the retain set has seen this content, so the comparison with it shows nothing about these rows."
@@ -203,42 +190,26 @@ def _check_shared_rows(sets: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _contents(rows: Sequence, name: str) -> Counter:
-    """The digest of each row's content, with its number of rows."""
-    from datasets import Dataset, Image
+def never_trained_on(forget: Sequence, name: str, rows: Sequence) -> list[str]:
+    """A note where a few rows of a set that must not have been trained on are copies of forget rows.
 
-    from hf_unlearn.data.images import has_images
+    Args:
+        name (`str`): what the rows are.
 
-    if has_images(rows) and isinstance(rows, Dataset):  # the bytes of the files are enough, and need no decoding
-        rows = rows.cast_column("image", Image(decode=False))
-    counted: Counter = Counter()
-    for index, row in enumerate(rows):
-        with naming_row(index, f"{name} set"):
-            counted[_digest(row)] += 1
-    del counted[None]  # of rows without anything to compare
-    return counted
-
-
-def _digest(row) -> bytes | None:
-    """A hash of what a model is trained on; `None` where there is nothing to compare."""
-    kind = format_of(row)
-    if kind is None:
-        return None
-    row = canonical(row) if kind in TEXTS else row
-    contents = [row[column] for column in FORMATS[kind]]
-    if kind in ("pixels", "image"):
-        return digest_of_text("image", _pixels(*contents), label_of(row))
-    if kind == "ids":
-        contents = np.asarray(contents).tolist()
-    if kind == "messages":
-        contents = [(message["role"], message["content"]) for message in row["messages"]]
-    return digest_of_text(kind, *contents)
+    Raises:
+        ValueError: more than one of a hundred rows are.
+    """
+    n = _n_shared(forget, name, rows)
+    says = (
+        f"{n} {'rows are' if n > 1 else 'row is'} in the forget set and in the {name}. The {name} must hold rows never trained "
+        "on. Take what was trained on out of it."
+    )
+    if n > FEW * len(rows):
+        raise ValueError(says)
+    return [says] if n else []
 
 
-def _pixels(image) -> str:
-    """A hash of the pixels, or of the file of an image that is not decoded."""
-    if isinstance(image, Mapping):
-        content = image.get("bytes") or Path(image["path"]).read_bytes()
-        return hashlib.blake2b(content).hexdigest()
-    pixels = np.ascontiguousarray(image)
-    return hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+def _n_shared(forget: Sequence, name: str, rows: Sequence) -> int:
+    """How many forget rows have a copy among the rows, each of which is the copy of one."""
+    contents = (Counter(content_digests(forget, "forget set")), Counter(content_digests(rows, name)))
+    return sum((n for digest, n in (contents[0] & contents[1]).items() if digest is not None))

@@ -29,6 +29,7 @@ def compare(
     margins: Margins | None = None,
     not_run: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
+    holdout_rows: int = 0,
 ) -> AuditReport:
     """Compare models by their tables and by what attacks found, without running a model.
 
@@ -43,6 +44,7 @@ def compare(
         margins ([`Margins`], *optional*): margins of the verdicts.
         not_run (sequence of `dict`, *optional*): attacks that could not be run, see [`AuditReport`].
         notes (sequence of `str`, *optional*): what else a reader must know.
+        holdout_rows (`int`, *optional*): as for [`audit`].
     """
     found, sets, roles = found or {}, sets or {}, list(tables)
     groups = Groups.of(groups, len(tables["unlearned"].get("holdout", ())))
@@ -53,7 +55,7 @@ def compare(
     report = {"rows": rows, "models": roles, "sets": sizes, "curves": _curves(found, seed), "not_run": list(not_run)}
     report["coverage"] = {"weights": weights} if (weights := _weights_covered(found)) else {}
     if not threats:
-        return AuditReport(**report, notes=[*notes_of(tables), *notes])
+        return AuditReport(**report, notes=[*notes_of(tables, holdout_rows), *notes])
     margins, baseline = margins or Margins(), baseline_of(sets, seed, groups)
     verdicts, surfaces = judgement(
         values,
@@ -78,7 +80,7 @@ def compare(
     checks += checks_of(baseline, list(verdicts.values()), tables)
     return AuditReport(
         **report,
-        notes=[*notes_of(tables), *(check["says"] for check in checks if check.get("warns")), *notes],
+        notes=[*notes_of(tables, holdout_rows), *(check["says"] for check in checks if check.get("warns")), *notes],
         surfaces=surfaces,
         checks=checks,
         worst=worst_of(values),

@@ -109,8 +109,12 @@ def worst_of(values: Mapping[Statistic, Mapping[str, Any]]) -> list[dict[str, An
     return found
 
 
-def notes_of(tables: Tables) -> list[str]:
-    """What a reader must know about the models that were compared."""
+def notes_of(tables: Tables, holdout_rows: int = 0) -> list[str]:
+    """What a reader must know about the models that were compared.
+
+    Args:
+        holdout_rows (`int`, *optional*): number of holdout rows before those that do not fit the request were left out.
+    """
     notes = []
     if "retrained" not in tables:
         notes.append(
@@ -118,7 +122,13 @@ def notes_of(tables: Tables) -> list[str]:
             "no number alone shows that it is forgotten."
         )
     if not len(tables["unlearned"].get("holdout", ())):
-        notes.append("There is no holdout, so membership inference was not run.")
+        notes.append(
+            f"None of the {holdout_rows} holdout rows fits the request, so there is nothing to compare the forget set with, and "
+            "membership inference was not run. Give a holdout with rows that the request would also be about. Or, if it is about "
+            "a person whom the texts name, select by `mentions`, and the whole holdout is compared."
+            if holdout_rows
+            else "There is no holdout, so membership inference was not run."
+        )
     return notes + (_what_the_edit_did(tables) if "original" in tables else [])
 
 

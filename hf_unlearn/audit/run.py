@@ -42,6 +42,7 @@ def audit(
     groups=None,
     canaries=None,
     shadows: Sequence = (),
+    holdout_rows: int = 0,
 ) -> AuditReport:
     """Audit an unlearned model: what an adversary finds in it, compared with the original and a retrained model.
 
@@ -72,6 +73,8 @@ def audit(
         shadows (sequence, *optional*): at least two models or names, trained on the forget set with other seeds and then
             unlearned like the audited one (U-LiRA), or not (LiRA). They are compared with all retrained models but the
             first, so that at least three retrained models are needed.
+        holdout_rows (`int`, *optional*): number of holdout rows before those that do not fit the request were left out, to
+            say why there is no holdout. A `Split` knows it.
 
     Returns:
         [`AuditReport`]
@@ -90,7 +93,10 @@ def audit(
     run = _Run(models, records, attacks_of(threats, config.stability and "retrained" in models.roles))
     run.score_and_attack(cache, canaries)
     run.attack_beside()
-    return compare(run.tables, config.seed, run.found, groups, threats, records.sets, margins, run.not_run, notes)
+    n_holdout = holdout_rows or getattr(split, "holdout_rows", 0)
+    return compare(
+        run.tables, config.seed, run.found, groups, threats, records.sets, margins, run.not_run, notes, n_holdout
+    )
 
 
 class _Run:

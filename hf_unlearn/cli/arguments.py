@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hf_unlearn.request.split import DUPLICATES
+
 
 # What loads models and rows is imported where it is used: `--help` and a mistyped option should not take seconds.
 if TYPE_CHECKING:
@@ -32,6 +34,13 @@ class DataArguments:
     )
     completion_template: str | None = field(default=None, metadata={"help": 'Makes the answer: " {answer}".'})
     request: str | None = field(default=None, metadata={"help": "JSON file of the erasure request."})
+    duplicates: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with rows that the request does not match, but that are copies of rows that it does.",
+            "choices": DUPLICATES,
+        },
+    )
     sibling_values: list[str] | None = field(
         default=None, metadata={"help": "Classes like those to forget, by name: the audit shows what happens to them."}
     )
@@ -59,10 +68,11 @@ def load_data(arguments: DataArguments) -> DatasetDict:
 
 
 def _load_split(arguments: DataArguments, name: str) -> Dataset:
-    from hf_unlearn.data.load import load_rows, with_templates
+    from hf_unlearn.data.load import load_rows
+    from hf_unlearn.data.templates import with_templates
 
     rows = load_rows(arguments.dataset_name, name, arguments.dataset_config)
-    return with_templates(rows, arguments.prompt_template, arguments.completion_template)
+    return with_templates(rows, arguments.prompt_template, arguments.completion_template, f"split {name}")
 
 
 def load_request(path: str | None) -> ErasureRequest:
@@ -75,10 +85,10 @@ def load_request(path: str | None) -> ErasureRequest:
     return ErasureRequest.load(path)
 
 
-def split_data(data: DatasetDict, request: ErasureRequest) -> Split:
+def split_data(data: DatasetDict, request: ErasureRequest, duplicates: str) -> Split:
     """Forget, retain and holdout of a request, with the counts printed."""
     from hf_unlearn.request.split import split
 
-    parts = split(data, request)
+    parts = split(data, request, duplicates=duplicates)
     print(parts)
     return parts

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hf_unlearn.audit.checks import check_request
+from hf_unlearn.audit.checks import check_request, never_trained_on
 from hf_unlearn.audit.roles import Models
 from hf_unlearn.cli.arguments import load_data, load_request, split_data
 from hf_unlearn.cli.checkpoints import (
@@ -94,12 +94,15 @@ class Job:
         }
         self.request: ErasureRequest = load_request(arguments.request)
         self.data: DatasetDict = load_data(arguments)
-        self.parts: Split = split_data(self.data, self.request)
+        self.parts: Split = split_data(self.data, self.request, arguments.duplicates)
         self.sets = audit_sets(self.data, self.request, self.parts, arguments.sibling_values)
         self.groups = groups_of(self.sets, arguments.group_column)
         self.audit_config = arguments.audit_config(settings)
         roles = Models(**self.models).given
-        for note in check_request(roles, self.sets, arguments.threat_model, self.audit_config, self.groups):
+        notes = check_request(roles, self.sets, arguments.threat_model, self.audit_config, self.groups)
+        if "validation" in self.data and training is not None:
+            notes += never_trained_on(self.parts.forget, "validation split", self.data["validation"])
+        for note in notes:
             print(f"Note: {note}")
         self.processing_class, config = load_processing_class(model_config), load_config(model_config)
         lengths = {"max_length": settings.max_length, "truncate": settings.truncate}
@@ -163,6 +166,7 @@ class Job:
             "retrained": self.models["retrained"],
             "shadows": self.models["shadows"],
             "split": self.sets,
+            "holdout_rows": self.parts.holdout_rows,
             "groups": self.groups,
             "threat_model": self.arguments.threat_model,
             "processing_class": self.processing_class,

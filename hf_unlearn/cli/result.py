@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_unlearn.audit.cost import cost_ratios
+from hf_unlearn.request.selector import columns_of, values_of
 
 
 if TYPE_CHECKING:
@@ -18,15 +19,14 @@ if TYPE_CHECKING:
 
 def described(request: ErasureRequest, parts: Split) -> dict[str, Any]:
     """What a result may say of a request: its number and scope, and never whom it is about."""
-    selector = request.selector
-    if "column" in selector:
-        values = selector.get("values", selector.get("value"))
-        n = len(values) if isinstance(values, list) else 1
-        selects = (
-            f"rows by their column {selector['column']} ({selector.get('operator', 'in')}; values: {n}, not shown)"
-        )
+    selector, n = request.selector, len(values_of(request.selector))
+    if "rows" in selector:
+        selects = f"rows by their position ({n})"
     else:
-        selects = f"rows by their position ({len(selector['rows'])})"
+        columns = columns_of(selector)
+        of = f"their column {columns[0]}" if len(columns) == 1 else f"any of their columns {', '.join(columns)}"
+        how = "mentions; names" if "mentions" in selector else f"{selector.get('operator', 'in')}; values"
+        selects = f"rows by {of} ({how}: {n}, not shown)"
     holdout = None if parts.holdout_rows == 0 else f"{parts.counts()['holdout']} of {parts.holdout_rows} rows fit it"
     return {
         "id": request.subject_request_id,

@@ -59,7 +59,7 @@ def evaluation_sets(data: DatasetDict, request: ErasureRequest, parts: Split, se
     size = min(len(parts.retain), len(parts.forget))
     sample = sorted(random.Random(seed).sample(range(len(parts.retain)), size))
     sets = {"forget": parts.forget, "retain": parts.retain.select(sample)}
-    validation = split(data, request, holdout_split="validation").holdout
+    validation = split(data, request, holdout_split="validation", text_columns=[]).holdout
     if validation is not None:
         sets["holdout"] = validation
     return sets

@@ -8,8 +8,9 @@ import importlib
 # For users, and lazily: what a row looks like needs neither torch nor datasets. The package imports the modules themselves.
 _MODULES = {
     "hf_unlearn.data.images": ["AugmentedRows", "ImageRows", "encode_image", "has_images"],
-    "hf_unlearn.data.load": ["load_rows", "with_templates"],
+    "hf_unlearn.data.load": ["load_rows"],
     "hf_unlearn.data.pairing": ["PairedDataset", "UnlearningCollator"],
+    "hf_unlearn.data.templates": ["with_templates"],
     "hf_unlearn.data.text": ["EmptyTargetError", "encode", "encode_dataset"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from hf_unlearn.request.selector import check_keys, check_scope, check_text, require
 from hf_unlearn.storage.files import write_whole
 
 
@@ -25,8 +26,6 @@ IDENTITY_TYPES = (
     "ios_vendor_id microsoft_advertising_id microsoft_publisher_id roku_publisher_id roku_advertising_id"
 ).split()
 IDENTITY_FORMATS = ("raw", "sha1", "md5", "sha256")
-KINDS = ("record", "class", "attribute")
-OPERATORS = ("==", "!=", "in", "not in", "<", "<=", ">", ">=", "contains")
 
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RFC3339 = re.compile(
@@ -54,9 +53,13 @@ class ErasureRequest:
             `{"scope": {"kind": ..., "selector": {...}}, "jurisdiction": "..."}`, where `jurisdiction` is optional and
             the selector depends on the kind:
 
-            - `"record"`: `{"column": "id", "values": [...]}` or `{"rows": [0, 5, 7]}`;
+            - `"record"`: `{"column": "id", "values": [...]}`, `{"column": "text", "mentions": ["Ada Lovelace", ...]}` or
+              `{"rows": [0, 5, 7]}`;
             - `"class"`: `{"column": "label", "values": [...]}`, label names or integers;
             - `"attribute"`: `{"column": ..., "operator": ..., "value": ...}`.
+
+            For records and attributes `"columns": [...]` can stand in place of `"column"`: a row is meant if any of them
+            says so.
 
             The objects of other processors are kept as they are.
         subject_identities (`Sequence[dict]`, *optional*, defaults to `()`): objects
@@ -89,18 +92,18 @@ class ErasureRequest:
     status_callback_urls: Sequence[str] = ()
 
     def __post_init__(self):
-        _require(self.regulation in REGULATIONS, "regulation", f"one of {[*REGULATIONS]}")
-        _require(_matches(_UUID4, self.subject_request_id), "subject_request_id", "a lower-case UUID version 4")
+        require(self.regulation in REGULATIONS, "regulation", f"one of {[*REGULATIONS]}")
+        require(_matches(_UUID4, self.subject_request_id), "subject_request_id", "a lower-case UUID version 4")
         if self.subject_request_type in ("access", "portability"):
             raise ValueError(
                 f"`subject_request_type` is {self.subject_request_type!r}, but only 'erasure' can be carried out "
                 "here. Answer it from the system that holds the data."
             )
-        _require(self.subject_request_type == "erasure", "subject_request_type", "'erasure'")
+        require(self.subject_request_type == "erasure", "subject_request_type", "'erasure'")
         time_rule = "an RFC 3339 time of an existing day with its offset, such as '2026-05-04T09:30:00Z'"
-        _require(_is_time(self.submitted_time), "submitted_time", time_rule)
+        require(_is_time(self.submitted_time), "submitted_time", time_rule)
         is_version = self.api_version is None or _matches(_VERSION, self.api_version)
-        _require(is_version, "api_version", "a version such as '1.0'")
+        require(is_version, "api_version", "a version such as '1.0'")
         # Private copies in plain JSON types: the caller's lists can change, and what is saved is what is loaded.
         for key in ("extensions", "subject_identities", "status_callback_urls"):
             plain = _plain(key, getattr(self, key))
@@ -132,23 +135,48 @@ class ErasureRequest:
 
     @classmethod
     def records(
-        cls, ids: Iterable | None = None, column: str = "id", *, rows: Iterable[int] | None = None, **other
+        cls,
+        ids: Iterable | None = None,
+        column: str = "id",
+        *,
+        columns: Iterable[str] | None = None,
+        mentions: Iterable[str] | None = None,
+        rows: Iterable[int] | None = None,
+        **other,
     ) -> "ErasureRequest":
-        """Request the rows whose `column` holds one of `ids`, or the rows with the given positions.
+        """Request the rows that are about someone: by an id, by a name that is mentioned, or by their positions.
 
         Args:
-            ids (`Iterable`, *optional*): values of `column`.
+            ids (`Iterable`, *optional*): values of `column`. Numbers select cells of a text column that are spelled like
+                them. Of a column of lists, an item must be one of them.
             column (`str`, *optional*, defaults to `"id"`): any column, e.g. the one that names the author.
+            columns (`Iterable[str]`, *optional*): several columns in place of `column`; any of them may hold the value.
+            mentions (`Iterable[str]`, *optional*): names that the text of the columns mentions, instead of `ids`; the
+                messages of a chat are read too. A name counts as whole words, in any letter case and across line
+                breaks: `"Ann"` is in `"ANN's house"`, and not in `"Anna"`. Give all forms of the name; at least one
+                must occur. In scripts without spaces between words it counts anywhere.
             rows (`Iterable[int]`, *optional*): positions in the training split, from 0, instead of `ids`. They are
                 meaningful for one revision of one dataset only.
             other: other fields of the request. `subject_request_id` defaults to a new UUID, `submitted_time` to
                 now, `regulation` to `"gdpr"`; `jurisdiction` is put into our extension.
+
+        Example:
+
+        ```python
+        >>> ErasureRequest.records(mentions=["Ada Lovelace", "A. Lovelace"], columns=["question", "answer"]).kind
+        'record'
+        ```
         """
-        if (ids is None) == (rows is None):
-            raise ValueError("Pass either `ids` (with `column`) or `rows`, and not both.")
-        if rows is not None:
-            return cls._new("record", {"rows": _items("rows", rows)}, **other)
-        return cls._new("record", {"column": column, "values": _items("ids", ids)}, **other)
+        given = {"values": ids, "mentions": mentions, "rows": rows}
+        given = {
+            key: _items("ids" if key == "values" else key, value) for key, value in given.items() if value is not None
+        }
+        if len(given) != 1:
+            raise ValueError(
+                "Pass either `ids` (with `column`), `mentions` (with `columns`) or `rows`, and only one of them."
+            )
+        where = {} if rows is not None else _where(column if columns is None else columns)
+        return cls._new("record", {**where, **given}, **other)
 
     @classmethod
     def of_class(cls, column: str, values: Iterable, **other) -> "ErasureRequest":
@@ -156,18 +184,22 @@ class ErasureRequest:
         return cls._new("class", {"column": column, "values": _items("values", values)}, **other)
 
     @classmethod
-    def attribute(cls, column: str, operator: str, value: Any, **other) -> "ErasureRequest":
+    def attribute(cls, column: str | Iterable[str], operator: str, value: Any, **other) -> "ErasureRequest":
         """Request every row for which `column operator value` holds.
 
         Args:
-            column (`str`): a column of text, numbers, booleans or class labels. A missing value never matches.
+            column (`str` or `Iterable[str]`): a column of text, numbers, booleans, dates or class labels; of several,
+                any may hold it, and of a column of lists, any item. A missing value never matches.
             operator (`str`): `==`, `!=`, `in`, `not in`, `<`, `<=`, `>`, `>=`, or `contains` (the text of the
                 column contains `value`, letter case included).
-            value: what to compare with; a list for `in` and `not in`.
+            value: what to compare with; a list for `in` and `not in`; a text for `contains`, or a list of which any may
+                be contained. Dates are ISO 8601 texts, and numbers are compared with the numbers that a text column
+                spells.
             other: see [`~ErasureRequest.records`].
         """
-        value = _items("value", value) if operator in ("in", "not in") else _item(value)
-        return cls._new("attribute", {"column": column, "operator": operator, "value": value}, **other)
+        is_list = operator in ("in", "not in") or (operator == "contains" and not isinstance(value, str))
+        value = _items("value", value) if is_list else _item(value)
+        return cls._new("attribute", {**_where(column), "operator": operator, "value": value}, **other)
 
     @classmethod
     def _new(cls, kind: str, selector: dict, jurisdiction: str | None = None, **other) -> "ErasureRequest":
@@ -187,7 +219,7 @@ class ErasureRequest:
     def from_dict(cls, data: dict[str, Any]) -> "ErasureRequest":
         """Read the JSON object of a request; unknown keys are an error."""
         required = [field.name for field in fields(cls) if field.default is MISSING]
-        _check_keys("request", data, required, allowed=[field.name for field in fields(cls)])
+        check_keys("request", data, required, allowed=[field.name for field in fields(cls)])
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,30 +274,16 @@ def _item(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def _where(column: str | Iterable[str]) -> dict[str, Any]:
+    """The key of a selector that names one column or several."""
+    is_several = isinstance(column, Iterable) and not isinstance(column, str)
+    return {"columns": list(column)} if is_several else {"column": column}
+
+
 def _items(name: str, values: Iterable) -> list:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(f"`{name}` must be a list, also for a single value.")
     return [_item(value) for value in values]
-
-
-def _require(is_met: bool, path: str, rule: str) -> None:
-    if not is_met:
-        raise ValueError(f"`{path}` must be {rule}.")
-
-
-def _check_keys(path: str, value: Any, required: Sequence[str], allowed: Sequence[str] | None = None) -> None:
-    allowed = allowed or required
-    _require(isinstance(value, dict), path, f"an object with the keys {[*required]}")
-    for key in value:
-        if key not in allowed:
-            raise ValueError(f"`{path}` has the unknown key {key!r}. Allowed keys: {[*allowed]}.")
-    for key in required:
-        if key not in value:
-            raise ValueError(f"`{path}` lacks the key {key!r}. Required keys: {[*required]}.")
-
-
-def _check_text(path: str, value: Any) -> None:
-    _require(isinstance(value, str) and value != "", path, "a text that is not empty")
 
 
 def _matches(pattern: re.Pattern, value: Any) -> bool:
@@ -280,25 +298,25 @@ def _is_time(value: Any) -> bool:
 
 
 def _check_identities(identities: Any) -> None:
-    _require(isinstance(identities, tuple), "subject_identities", "a list of objects")
+    require(isinstance(identities, tuple), "subject_identities", "a list of objects")
     for index, identity in enumerate(identities):
         path = f"subject_identities[{index}]"
-        _check_keys(path, identity, ("identity_type", "identity_value", "identity_format"))
-        _require(identity["identity_type"] in IDENTITY_TYPES, f"{path}.identity_type", f"one of {IDENTITY_TYPES}")
-        _check_text(f"{path}.identity_value", identity["identity_value"])
+        check_keys(path, identity, ("identity_type", "identity_value", "identity_format"))
+        require(identity["identity_type"] in IDENTITY_TYPES, f"{path}.identity_type", f"one of {IDENTITY_TYPES}")
+        check_text(f"{path}.identity_value", identity["identity_value"])
         is_known = identity["identity_format"] in IDENTITY_FORMATS
-        _require(is_known, f"{path}.identity_format", f"one of {[*IDENTITY_FORMATS]}")
+        require(is_known, f"{path}.identity_format", f"one of {[*IDENTITY_FORMATS]}")
 
 
 def _check_urls(urls: Any) -> None:
-    _require(isinstance(urls, tuple), "status_callback_urls", "a list of addresses")
+    require(isinstance(urls, tuple), "status_callback_urls", "a list of addresses")
     for index, url in enumerate(urls):
         try:
             parts = urlsplit(url if isinstance(url, str) else "")
         except ValueError:
             parts = urlsplit("")
         is_safe = parts.scheme == "https" and parts.hostname and "@" not in parts.netloc
-        _require(is_safe, f"status_callback_urls[{index}]", "an https address without credentials")
+        require(is_safe, f"status_callback_urls[{index}]", "an https address without credentials")
 
 
 def _check_extensions(extensions: Any) -> None:
@@ -308,42 +326,9 @@ def _check_extensions(extensions: Any) -> None:
             'e.g. {"scope": {"kind": "record", "selector": {"column": "id", "values": [17]}}}.'
         )
     for domain, extension in extensions.items():
-        _require(isinstance(extension, dict), f"extensions.{domain}", "an object")
+        require(isinstance(extension, dict), f"extensions.{domain}", "an object")
     path, ours = f"extensions.{EXTENSION}", extensions[EXTENSION]
-    _check_keys(path, ours, ("scope",), allowed=("scope", "jurisdiction"))
+    check_keys(path, ours, ("scope",), allowed=("scope", "jurisdiction"))
     if "jurisdiction" in ours:
-        _check_text(f"{path}.jurisdiction", ours["jurisdiction"])
-    _check_scope(f"{path}.scope", ours["scope"])
-
-
-def _check_scope(path: str, scope: Any) -> None:
-    _check_keys(path, scope, ("kind", "selector"))
-    kinds = f"one of {[*KINDS]}. For all rows of one person, use 'record' with the column that names the person"
-    _require(scope["kind"] in KINDS, f"{path}.kind", kinds)
-    path, selector = f"{path}.selector", scope["selector"]
-    if scope["kind"] == "record" and isinstance(selector, dict) and "rows" in selector:
-        _check_keys(path, selector, ("rows",))
-        rows = selector["rows"]
-        are_positions = isinstance(rows, list) and rows and all(type(row) is int and row >= 0 for row in rows)
-        _require(are_positions, f"{path}.rows", "a list, not empty, of row positions: integers from 0")
-        return
-    if scope["kind"] == "attribute":
-        _check_keys(path, selector, ("column", "operator", "value"))
-        _require(selector["operator"] in OPERATORS, f"{path}.operator", f"one of {[*OPERATORS]}")
-        if selector["operator"] in ("in", "not in"):
-            _check_values(f"{path}.value", selector["value"])
-        else:
-            rule = "a single text, number or boolean, unless the operator is 'in' or 'not in'"
-            _check_values(f"{path}.value", [selector["value"]], rule)
-        if selector["operator"] == "contains":
-            _check_text(f"{path}.value", selector["value"])
-    else:
-        _check_keys(path, selector, ("column", "values"))
-        _check_values(f"{path}.values", selector["values"])
-    _check_text(f"{path}.column", selector["column"])
-
-
-def _check_values(path: str, values: Any, rule: str = "a list, not empty, of texts, numbers or booleans") -> None:
-    values = values if isinstance(values, list) else []
-    types = {float if type(value) is int else type(value) for value in values}
-    _require(len(types) == 1 and types <= {str, float, bool}, path, rule)
+        check_text(f"{path}.jurisdiction", ours["jurisdiction"])
+    check_scope(f"{path}.scope", ours["scope"])

@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hf_unlearn.data import load_rows, with_templates
+from hf_unlearn.data import load_rows
 
 
 ROWS = [{"question": f"Where is {i}?", "answer": f"Place {i}"} for i in range(10)]
@@ -76,7 +76,7 @@ def test_a_path_that_does_not_exist(name):
 
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "rows.xlsx").write_text("")
-    with pytest.raises(ValueError, match=r"rows.xlsx is no file that can be read: give one of \.json"):
+    with pytest.raises(ValueError, match=r"rows.xlsx is no file that can be read: give one of \.csv, \.tsv, \.json"):
         load_rows(str(tmp_path / "rows.xlsx"))
 
 
@@ -84,40 +84,3 @@ def test_a_split_that_a_file_does_not_have(tmp_path):
     WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
     with pytest.raises(ValueError, match="test"):
         load_rows(str(tmp_path / "rows.jsonl"), "test")
-
-
-# --- templates ---
-
-
-def test_templates_add_a_prompt_and_a_completion(tmp_path):
-    WRITERS["rows.jsonl"](tmp_path / "rows.jsonl")
-    rows = load_rows(str(tmp_path / "rows.jsonl"))
-    cached = set(tmp_path.rglob("*"))
-    filled = with_templates(rows, "Question: {question}\nAnswer:", " {answer}")
-    assert filled[3]["prompt"] == "Question: Where is 3?\nAnswer:"
-    assert filled[3]["completion"] == " Place 3"
-    assert filled.remove_columns(["prompt", "completion"]).to_list() == ROWS
-    assert set(tmp_path.rglob("*")) == cached  # no copy of the filled rows on disk
-
-
-def test_templates_reach_into_a_column_and_may_hold_braces():
-    rows = Dataset.from_list([{"answers": ["Paris", "Lyon"], "at": {"year": 1999}}])
-    filled = with_templates(rows, "In {at[year]} {{x}}:", " {answers[0]}")
-    assert filled[0]["prompt"] == "In 1999 {x}:"
-    assert filled[0]["completion"] == " Paris"
-
-
-def test_no_templates_change_nothing():
-    assert with_templates(TABLE, None, None) is TABLE
-
-
-@pytest.mark.parametrize("templates", [("{question}", None), (None, "{answer}")])
-def test_one_template_is_refused(templates):
-    with pytest.raises(ValueError, match="You set one of prompt_template and completion_template"):
-        with_templates(TABLE, *templates)
-
-
-@pytest.mark.parametrize("template", ["{query}", "{}", "{0}", "{query[0]} {question}"])
-def test_a_template_that_names_no_column(template):
-    with pytest.raises(ValueError, match="names '.*', but the columns are question, answer"):
-        with_templates(TABLE, template, "{answer}")

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_unlearn.request import ErasureRequest
-from hf_unlearn.request.request import IDENTITY_TYPES, OPERATORS
+from hf_unlearn.request.request import IDENTITY_TYPES
+from hf_unlearn.request.selector import OPERATORS
 
 
 SECRET = "jane.doe@example.org"
