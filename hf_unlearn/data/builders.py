@@ -42,7 +42,8 @@ def load_folder(folder: str, split: str, config: str | None) -> Dataset:
         ValueError: a file breaks the rules of its kind, the files do not fit each other, or the data set sets options for its
             CSV or JSON files that are not kept to.
     """
-    builder = load_dataset_builder(folder, config)
+    with tempfile.TemporaryDirectory() as cache:
+        builder = load_dataset_builder(folder, config, cache_dir=cache)
     if builder.name not in _KEPT_TO:
         return prepared(folder, split, config)
     parse, features = _parser(builder), builder.config.features or builder.info.features
@@ -171,7 +172,7 @@ def prepared(name: str, split: str, config: str | None = None, data_files: str |
             builder._read_metadata = _read_metadata
         try:
             builder.download_and_prepare()
-        except DatasetGenerationError as error:
+        except (DatasetGenerationError, pa.ArrowException) as error:
             reason = type(error.__cause__ or error).__name__
         else:
             return builder.as_dataset(split, in_memory=True)

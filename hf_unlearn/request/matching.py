@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from datetime import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -181,8 +182,13 @@ def _labels(column: str, feature, kind: pa.DataType, operator: str, given: str, 
 
 def _times(column: str, kind: pa.DataType, values: Sequence[str]) -> pa.Array:
     try:
-        return pa.array(values, pa.string()).cast(kind)
-    except pa.ArrowException:
+        if not pa.types.is_time(kind):
+            return pa.array(values, pa.string()).cast(kind)
+        clocks = list(map(time.fromisoformat, values))
+        operand = pa.array(clocks, kind)
+        if operand.to_pylist() == clocks:  # no part of a second and no zone is lost
+            return operand
+    except (pa.ArrowException, ValueError):
         pass
     # Raised out here because Arrow's messages quote the value.
     zone = "" if getattr(kind, "tz", None) is None else ", with its offset from UTC, as in 2026-05-04T09:30:00Z"
