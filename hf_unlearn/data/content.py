@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import fsspec
 import numpy as np
 
-from hf_unlearn.data.rows import FORMATS, LABEL_COLUMNS, TEXTS, Row, canonical, format_of, label_of, naming_row
+from hf_unlearn.data.rows import FORMATS, TEXTS, Row, canonical, format_of, label_of, naming_row
 from hf_unlearn.storage.digest import digest_of_text
 
 
@@ -39,13 +39,8 @@ def _only_content(rows: Sequence[Row]) -> Iterator[Row]:
     if not isinstance(rows, Dataset):
         yield from rows
         return
-    wanted = {*LABEL_COLUMNS, *(column for columns in FORMATS.values() for column in columns)}
-    names = [name for name in rows.column_names if name in wanted]
-    if not names:
-        yield from ({} for _ in range(len(rows)))
-        return
     # As they are stored: the bytes of an image's file are enough, and need no decoding.
-    for table in rows.select_columns(names).with_format("arrow").iter(_BATCH):
+    for table in rows.with_format("arrow").iter(_BATCH):
         yield from table.to_pylist()
 
 
@@ -64,7 +59,8 @@ def _digest(row: Row) -> bytes | None:
             return None
         # A table has the keys of a message in its own order.
         contents = [part for message in row["messages"] for item in sorted(message.items()) for part in item]
-    return digest_of_text(kind, *contents) if digest_of_text(*contents) is not None else None
+    digest = digest_of_text(*contents)
+    return digest and digest_of_text(kind, digest.hex())
 
 
 def _pixels(image) -> str:

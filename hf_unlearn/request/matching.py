@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_unlearn.data.rows import FORMATS, canonical, naming_row
 from hf_unlearn.request.comparison import (
     Comparison,
     by_mention,
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
 
 _BATCH = 10_000
 _ORDER = ("<", "<=", ">", ">=")
+_IN_TEXT = ("contains", "mentions")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-# Of an object, as a message of a chat is one, what is compared.
-_CONTENTS = ("content", "text")
 
 
 def matching_rows(dataset: Dataset, request: ErasureRequest, complete: bool, name: str = "dataset") -> np.ndarray:
@@ -57,15 +57,17 @@ def matching_rows(dataset: Dataset, request: ErasureRequest, complete: bool, nam
     operator = "mentions" if "mentions" in selector else selector.get("operator", "in")
     columns = columns_of(selector)
     comparisons = {column: _comparison(dataset, column, operator, values, name) for column in columns}
-    masks = [np.zeros(0, dtype=bool)]
+    in_json = [column for column in columns if operator in _IN_TEXT and _is_json_chat(dataset, column)]
+    masks, n = [np.zeros(0, dtype=bool)], 0
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH):
         masks.append(np.zeros(table.num_rows, dtype=bool))
         for column, comparison in comparisons.items():
             start = 0
             for cells in table[column].chunks:
-                owners, items = _items(cells)
+                owners, items = _items(_of_json(cells, n + start, name) if column in in_json else cells)
                 masks[-1][start + owners[comparison(items).to_numpy(zero_copy_only=False)]] = True
                 start += len(cells)
+        n += table.num_rows
     for comparison in comparisons.values():
         comparison.check()
     mask = np.concatenate(masks)
@@ -95,22 +97,43 @@ def _items(cells: pa.Array) -> tuple[np.ndarray, pa.Array]:
         elif step == "values":
             cells = cells.dictionary_decode()
         else:
-            cells = pc.struct_field(cells, step)
+            cells = pc.coalesce(*(pc.struct_field(cells, name) for name in step))
     if is_text(cells.type):
         cells = cells.cast(pa.large_string())
     # `is_in` looks floats up by their bits, for which -0.0 is not 0.0.
     return owners, pc.add(cells, pa.scalar(0, cells.type)) if pa.types.is_floating(cells.type) else cells
 
 
-def _step(kind: pa.DataType) -> str | None:
-    """How to get from a type to what is compared: `"items"` of a list, `"values"` of a code, a field; `None`: as it is."""
+def _step(kind: pa.DataType) -> str | tuple[str, ...] | None:
+    """How to get from a type to what is compared: `"items"` of a list, `"values"` of a code, fields; `None`: as it is."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return "items"
     if pa.types.is_dictionary(kind):
         return "values"
     if pa.types.is_struct(kind):
-        return next((name for name in _CONTENTS if kind.get_field_index(name) >= 0), None)
+        return _contents(kind)
     return None
+
+
+def _contents(kind: pa.StructType) -> tuple[str, ...] | None:
+    """The fields that hold what a message or a part of one says. A table of chats in two forms has the fields of both."""
+    names = {field.name for field in kind}
+    found = [name for name in ("content", "value") if name in names and (name == "content" or "from" in names)]
+    found = found or [name for name in ("text",) if name in names]
+    return tuple(found) if found and len({kind.field(name).type for name in found}) == 1 else None
+
+
+def _is_json_chat(dataset: Dataset, column: str) -> bool:
+    return column == FORMATS["messages"][0] and is_text(dataset.data.schema.field(column).type)
+
+
+def _of_json(cells: pa.Array, start: int, name: str) -> pa.Array:
+    """The contents of chats in JSON, in which letters can be written as codes; `start` is the row of the first cell."""
+    chats = []
+    for index, cell in enumerate(cells.to_pylist(), start):
+        with naming_row(index, name):
+            chats.append([message["content"] for message in canonical({"messages": cell or "[]"})["messages"]])
+    return pa.array(chats, pa.list_(pa.large_string()))
 
 
 def _inner(feature: Any, kind: pa.DataType) -> tuple[Any, pa.DataType, bool]:
@@ -123,8 +146,8 @@ def _inner(feature: Any, kind: pa.DataType) -> tuple[Any, pa.DataType, bool]:
         elif step == "values":
             kind = kind.value_type
         else:
-            kind = kind.field(step).type
-            feature = feature.get(step) if isinstance(feature, dict) else None
+            kind = kind.field(step[0]).type
+            feature = feature.get(step[0]) if isinstance(feature, dict) else None
     return feature, kind, several
 
 
@@ -152,7 +175,7 @@ def _comparison(dataset: Dataset, column: str, operator: str, values: list, name
         return by_value(operator, _labels(column, feature, kind, operator, given, values))
     if pa.types.is_null(kind):  # nothing is known but missing values
         return Comparison(lambda cells: pa.array(np.zeros(len(cells), dtype=bool)))
-    if operator in ("contains", "mentions"):
+    if operator in _IN_TEXT:
         if not is_text(kind):
             raise _cannot_compare(column, kind, given)
         return by_mention(values) if operator == "mentions" else by_substring(values)
@@ -175,7 +198,7 @@ def _labels(column: str, feature, kind: pa.DataType, operator: str, given: str, 
             f"Column {column!r} holds class labels. A value of the request is none of its {feature.num_classes} "
             f"label names, and no integer below {feature.num_classes}."
         )
-    if operator in _ORDER or operator in ("contains", "mentions"):
+    if operator in _ORDER or operator in _IN_TEXT:
         raise ValueError(f"Column {column!r} holds class labels, which {operator!r} cannot compare.")
     return pa.array(feature.str2int(values) if given == "text" else values, kind)
 

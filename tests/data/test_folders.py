@@ -180,7 +180,7 @@ def test_the_files_of_a_data_set_on_the_hub_are_read_and_not_its_export(cache_of
     local = load_dataset_builder
     monkeypatch.setattr(
         "hf_unlearn.data.builders.load_dataset_builder",
-        lambda name, *config: of_the_hub if name == "owner/people" else local(name, *config),
+        lambda name, *config, **more: of_the_hub if name == "owner/people" else local(name, *config, **more),
     )
     assert load_rows("owner/people").to_list() == [{"id": "007", "country": "NA"}]
 

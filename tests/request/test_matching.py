@@ -1,6 +1,7 @@
 """What a request selects, by the type of the column and the form of the selector."""
 
 import datetime
+import json
 import warnings
 from decimal import Decimal
 
@@ -198,6 +199,30 @@ def test_chats_are_searched_in_their_contents():
         chat([{"type": "text", "text": "b"}]),
     ]
     assert selected(parts, ErasureRequest.records(mentions=["ada"], column="c")) == [0]
+
+
+def test_chats_of_other_forms_are_searched_too():
+    shared = [
+        [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada"}],
+        [{"from": "human", "value": "gpt"}],
+    ]
+    assert selected(shared, ErasureRequest.records(mentions=["Ada", "gpt"], column="c")) == [0, 1]
+    mixed = [[{"from": "human", "value": "Ada"}], chat("Ada"), chat("b")]
+    assert selected(mixed, attribute("contains", "Ada")) == [0, 1]
+    in_json = [json.dumps(chat("José\n Pérez")), json.dumps(chat("content")), None, json.dumps(chat("b"))]
+    rows = Dataset.from_dict({"messages": in_json, "n": range(4)})
+    for request, expected in (
+        (ErasureRequest.records(mentions=["José Pérez", "content"], column="messages"), [0, 1]),
+        (ErasureRequest.attribute("messages", "contains", "é"), [0]),
+        (ErasureRequest.records([in_json[3]], "messages"), [3]),
+    ):
+        assert split(rows, request, text_columns=[]).forget["n"][:] == expected
+    rows = Dataset.from_dict({"messages": [in_json[0], "SECRET"]})
+    with pytest.raises(
+        ValueError, match="Row 1 of the dataset: The column messages holds text that is no list"
+    ) as error:
+        split(rows, ErasureRequest.attribute("messages", "contains", "é"), text_columns=[])
+    assert "SECRET" not in str(error.value)
 
 
 PEOPLE = {
