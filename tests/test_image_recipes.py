@@ -147,7 +147,7 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
 
     from hf_unlearn.cli import checkpoints
     from hf_unlearn.cli.model_arguments import ModelArguments
-    from hf_unlearn.models.load import names_image_classifier
+    from hf_unlearn.models.kinds import kind_of
 
     vit = digits / "runs" / "digits" / "original" / "model"
     tiny_llama().save_pretrained(tmp_path / "llama")
@@ -156,11 +156,11 @@ def test_the_kind_of_a_model_is_that_of_its_checkpoint_or_of_its_base(digits, tm
     )
     adapter.save_pretrained(tmp_path / "adapter")
     config = ModelArguments(model_name_or_path=str(vit))
-    for name, is_image in ((None, True), (str(tmp_path / "llama"), False), (str(tmp_path / "adapter"), True)):
-        assert names_image_classifier(checkpoints.load_config(config, name)) is is_image
+    for name, kind in ((None, "image"), (str(tmp_path / "llama"), "text"), (str(tmp_path / "adapter"), "image")):
+        assert kind_of(checkpoints.load_config(config, name)) == kind
     assert type(checkpoints.load_model(config, str(tmp_path / "llama"))).__name__ == "LlamaForCausalLM"
     loaded = checkpoints.load_model(config, str(tmp_path / "adapter"))
-    assert type(loaded).__name__ == "ViTForImageClassification"
+    assert type(loaded.get_base_model()).__name__ == "ViTForImageClassification"
     assert any("lora" in name for name, _ in loaded.named_parameters())
     assert isinstance(checkpoints.load_processing_class(config), type(AutoImageProcessor.from_pretrained(vit)))
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from hf_unlearn.models.load import load_model
+from hf_unlearn.models.kinds import require_kind
+from hf_unlearn.models.load import load_model, require_model
 
 
 #: Roles in the order of the columns of a result. Further retrained models (other seeds) are `retrained_2`, `retrained_3`, ...
@@ -60,6 +61,24 @@ class Models:
     def name(self, role: str) -> str | None:
         """The name by which a model was given, `None` where it is an object."""
         return self.given[role] if isinstance(self.given[role], str) else None
+
+    def require(self, only_objects: bool = False) -> None:
+        """Find out before hours of work that a model does not exist, or is of a kind that cannot be audited.
+
+        Args:
+            only_objects (`bool`, *optional*, defaults to `False`): leave out names, which `load` knows how to read.
+
+        Raises:
+            ValueError: see [`~hf_unlearn.models.load.require_model`] and [`~hf_unlearn.models.kinds.require_kind`].
+        """
+        for role, model in self.given.items():
+            try:
+                if not isinstance(model, str):
+                    require_kind(model)
+                elif not only_objects:
+                    require_model(model)
+            except ValueError as error:
+                raise ValueError(f"The {role.replace('_', ' ')} model: {error}") from error
 
     @contextmanager
     def use(self, role: str) -> Iterator[Any]:

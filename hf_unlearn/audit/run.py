@@ -87,6 +87,7 @@ def audit(
     threats = threats_of(threat_model)
     sets = sets_of(split)
     notes = check_request(models.given, sets, threats, config, groups)
+    models.require(only_objects=load is not None)
     if processing_class is None and models.name("unlearned") is not None:
         processing_class = load_processing_class(models.name("unlearned"))
     records = AuditRecords(sets, processing_class, config, groups)

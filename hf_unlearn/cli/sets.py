@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_unlearn.data.rows import format_of
-from hf_unlearn.models.load import architecture_of, names_image_classifier
+from hf_unlearn.models.kinds import kind_of
+from hf_unlearn.models.load import architecture_of
 
 
 # What reads rows is imported where it is used: `--help` and a mistyped option should not take seconds.
@@ -126,7 +127,7 @@ def say_what_cannot_run(config, threats: Sequence[str], trust_remote_code: bool)
     """Say before hours of work which attacks such a model lacks the parts for, so that they will not be run."""
     from hf_unlearn.audit.attacks.table import obstacles
 
-    kind = "image" if names_image_classifier(config) else "text"
+    kind = kind_of(config)
     try:
         model = architecture_of(config, trust_remote_code)
     except Exception as error:  # not every model can be made without weights

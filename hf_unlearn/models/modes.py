@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from hf_unlearn.models.adapters import has_adapter, merged
 from hf_unlearn.models.processes import is_divided
 
 
@@ -71,6 +72,4 @@ def plain_copy(model: nn.Module) -> nn.Module:
             "offloaded). Load the model without that."
         )
     model = copy.deepcopy(model)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    return model.eval()
+    return (merged(model) if has_adapter(model) else model).eval()

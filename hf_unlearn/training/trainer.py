@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator, batches
 from hf_unlearn.data.text import context_length, encode_dataset, limits_of
+from hf_unlearn.models.kinds import require_kind
 from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
 from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.models.sharding import whole
@@ -114,6 +115,9 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
             )
         if isinstance(model, str):
             model, processing_class = load_model(model), processing_class or load_processing_class(model)
+        for one in (model, ref_model):
+            if one is not None:
+                require_kind(one)
         self.is_classifier = is_image_classifier(model)
         check_run(type(self), args, model, forget_dataset, retain_dataset, eval_dataset, ref_model)
 

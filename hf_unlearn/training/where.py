@@ -8,12 +8,12 @@ from collections.abc import Callable
 from torch import nn
 from transformers.utils import logging
 
+from hf_unlearn.models.adapters import has_adapter, is_switched_off, merged, require_weights_of_the_model
 from hf_unlearn.models.blocks import all_blocks, layers_of
 from hf_unlearn.models.weights import ENOUGH, WeightMatrix, share_of_weights, weight_matrices
 
 
 logger = logging.get_logger(__name__)
-
 
 _OTHERWISE = "trainable_layers cannot be counted. Set trainable, a regular expression for names of parameters, instead"
 
@@ -130,12 +130,15 @@ def freeze_except_matrices(
 def attach_adapter(model: nn.Module, peft_config, checkpointing: bool) -> nn.Module:
     """Put a new adapter on the model, whose base is then frozen; without `peft_config` the model stays as it is.
 
+    An adapter that is there already is merged into the base before: what it holds is to be unlearned too, and the new one
+    starts from it.
+
     Args:
-        model (`PreTrainedModel`): possibly quantized (QLoRA).
+        model (`PreTrainedModel` or `PeftModel`): possibly quantized (QLoRA).
         checkpointing (`bool`): whether activations will be recomputed in the backward pass.
 
     Raises:
-        ValueError: a quantized model without an adapter, or an adapter on an adapter.
+        ValueError: a quantized model without an adapter, or an adapter that can be neither trained nor merged.
     """
     quantized = getattr(model, "is_quantized", False)
     if quantized:
@@ -146,22 +149,26 @@ def attach_adapter(model: nn.Module, peft_config, checkpointing: bool) -> nn.Mod
                 module.support_avx512bf16_for_cpu = False
                 module.state_dict()  # puts a weight that was repacked before back into the layout for training
     if peft_config is None:
-        if quantized and not hasattr(model, "peft_config"):
+        if has_adapter(model):
+            _require_trainable_adapter(model, quantized)
+            if checkpointing:
+                model.enable_input_require_grads()
+        elif quantized:
             raise ValueError(
-                "The model is quantized, so its weights cannot be trained. Either give a peft_config (QLoRA), or load it "
-                "without quantization."
+                "The model is quantized, so its weights cannot be trained. Either give a peft_config (QLoRA; use_peft in a "
+                "recipe), or load it without quantization."
             )
         return model
-    if hasattr(model, "peft_config"):
-        raise ValueError(
-            "You gave a peft_config, but the model has an adapter already. Either leave peft_config out and train that "
-            "one, or merge it first: model = model.merge_and_unload()."
-        )
-    if getattr(peft_config, "is_prompt_learning", False):
-        raise ValueError(
-            f"{type(peft_config).__name__} learns a prompt, which anyone can leave out: the weights would not forget. "
-            "Give an adapter of the weights, such as a LoraConfig."
-        )
+    require_weights_of_the_model(peft_config)
+    if has_adapter(model):
+        if quantized:
+            raise ValueError(
+                "You gave a peft_config, but the model has an adapter on a quantized base, which cannot be merged without "
+                "loss. Either leave peft_config out (use_peft in a recipe) and train that adapter, or load the base without "
+                "quantization."
+            )
+        logger.info("The adapter of the model is merged into its base, and a new one is trained.")
+        model = merged(model)
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if quantized:
@@ -192,3 +199,20 @@ def _say_what_stays_frozen(model: nn.Module, matrices: list[WeightMatrix]) -> No
             f"The adapter covers {1 - out / total:.1%} of the weights of the blocks. Fused experts ({', '.join(fused)}) stay "
             "frozen: to adapt them, name them in target_parameters of a LoraConfig."
         )
+
+
+def _require_trainable_adapter(model: nn.Module, quantized: bool) -> None:
+    """Raise a `ValueError` for an adapter that would not be trained."""
+    merge = "" if quantized else ", or give a peft_config (use_peft in a recipe): it is then merged, and a new one trained"
+    if not hasattr(model, "get_base_model"):
+        raise ValueError(
+            "The adapter was put on the model by transformers, not by peft. Either load it with "
+            f"hf_unlearn.models.load.load_model, or PeftModel.from_pretrained(base, folder, is_trainable=True){merge}."
+        )
+    if is_switched_off(model):
+        raise ValueError(
+            "The adapter of the model is switched off, so that it would not be trained. Switch it on: "
+            "model.base_model.enable_adapter_layers()."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"The adapter of the model is frozen. Load it with is_trainable=True{merge}.")

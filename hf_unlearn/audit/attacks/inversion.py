@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_unlearn.audit.measures.image_similarity import pixel_scale
+from hf_unlearn.models.adapters import has_adapter
 from hf_unlearn.models.load import load_model
 from hf_unlearn.models.modes import plain_copy
 from hf_unlearn.statistics.estimate import plain
@@ -90,7 +91,7 @@ class PatchTables:
         if isinstance(model, (str, os.PathLike)):
             # Not the file itself: its names may be those of an older layout.
             model = load_model(os.fspath(model), dtype="auto")
-        if hasattr(model, "merge_and_unload"):
+        if has_adapter(model):
             model = plain_copy(model)
         for module in model.modules():
             patches = getattr(getattr(module, "patch_embeddings", None), "projection", None)

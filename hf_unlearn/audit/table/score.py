@@ -59,14 +59,16 @@ def score(
 
     Raises:
         ValueError: an example that cannot be encoded; the message has its index, and no text. Or the processes were
-            given different examples.
+            given different examples, or the model is neither a causal language model nor an image classifier.
     """
     from hf_unlearn.audit.table.streaming import encode_examples, warn_of_broken
     from hf_unlearn.data.images import CACHE_BYTES, ImageRows
+    from hf_unlearn.models.kinds import require_kind
     from hf_unlearn.models.modes import unwrapped
     from hf_unlearn.models.processes import of_the_first
 
     model, sampling = unwrapped(model), tuple(sampling)
+    require_kind(model)
     examples = examples if hasattr(examples, "__getitem__") else list(examples)
     # A score cache has to look at images before their batch is due, so some are kept.
     room = CACHE_BYTES if cache is not None else 0
