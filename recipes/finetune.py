@@ -23,6 +23,7 @@ from hf_unlearn.cli.model_arguments import ModelArguments
 from hf_unlearn.data import AugmentedRows, ImageRows, UnlearningCollator, encode_dataset
 from hf_unlearn.data.text import context_length, limits_of
 from hf_unlearn.training.cost import CostCallback
+from hf_unlearn.training.where import attach_adapter
 
 
 @dataclass
@@ -57,10 +58,8 @@ def main():
                 "You set augment=True, which shifts and flips images, but the rows are text. Leave it off."
             )
         encoded = AugmentedRows(encoded, args.seed if args.data_seed is None else args.data_seed)
-    if model_args.use_peft:
-        from peft import get_peft_model
-
-        model = get_peft_model(model, get_peft_config(model_args))
+    checkpointing = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
+    model = attach_adapter(model, get_peft_config(model_args), checkpointing)
     args.remove_unused_columns = False
     cost = CostCallback()
     trainer = Trainer(

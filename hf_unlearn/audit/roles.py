@@ -71,7 +71,7 @@ class Models:
         Raises:
             ValueError: see [`~hf_unlearn.models.load.require_model`] and [`~hf_unlearn.models.kinds.require_kind`].
         """
-        for role, model in self.given.items():
+        for role, model in sorted(self.given.items(), key=lambda item: not isinstance(item[1], str)):  # names first
             try:
                 if not isinstance(model, str):
                     require_kind(model)

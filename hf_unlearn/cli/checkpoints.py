@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_unlearn.models import load
-from hf_unlearn.storage.files import replaced_folder
 
 
 # What loads models is imported where it is used: `--help` and a mistyped option should not take seconds.
@@ -88,17 +87,11 @@ def require_writable(folder: str, *inputs: str | None) -> None:
             )
 
 
-def save_plain(model, processing_class, folder: str) -> str:
-    """Write a checkpoint that `from_pretrained` loads with no code of this package; return the folder.
+def save_plain(model, processing_class, folder: str, batch=None) -> str:
+    """Write a checkpoint, compared with `model` on a `batch`, see [`~hf_unlearn.models.saved.save_whole`]; return `folder`."""
+    from hf_unlearn.models.saved import save_whole
 
-    An adapter is merged into its base: an unlearned adapter beside the base can be taken off again. A quantized base
-    cannot be merged without loss, so there the adapter itself is written.
-    """
-    if hasattr(model, "merge_and_unload") and not getattr(model, "is_quantized", False):
-        model = model.merge_and_unload()
-    with replaced_folder(folder) as unfinished:
-        model.save_pretrained(unfinished)
-        processing_class.save_pretrained(unfinished)
+    save_whole(model, processing_class, folder, batch)
     print(f"The checkpoint is in {folder}.")
     return folder
 
@@ -106,11 +99,28 @@ def save_plain(model, processing_class, folder: str) -> str:
 def save_trained(trainer, processing_class, cost, folder: str) -> str:
     """Write `<folder>/model`, and what it cost beside it, for an audit to compare; return the checkpoint.
 
-    One process writes, and the others wait for it: all of them read it in an audit, which they share.
+    One process writes, and the others wait for it: all of them read it in an audit, which they share. The checkpoint is
+    compared with the trained model on a few rows of the training.
+
+    Raises:
+        NotAsTrainedError: the checkpoint is not the trained model; the message says where its weights are.
     """
+    from hf_unlearn.data.pairing import on_device
+    from hf_unlearn.models.processes import of_the_first
+
     checkpoint = f"{folder}/model"
-    if trainer.is_world_process_zero():
-        save_plain(trainer.accelerator.unwrap_model(trainer.model), processing_class, checkpoint)
+
+    def save() -> None:
+        model = trainer.accelerator.unwrap_model(trainer.model)
         cost.save(f"{folder}/cost.json")
-    trainer.accelerator.wait_for_everyone()
+        batch = on_device(trainer.data_collator(_few_rows(trainer.train_dataset)), model.device)
+        save_plain(model, processing_class, checkpoint, batch)
+
+    of_the_first(save)
     return checkpoint
+
+
+def _few_rows(rows, n: int = 2) -> list[dict]:
+    """Encoded rows of a training, evenly spread: of the forget set and of the retain set, where there are the two."""
+    sets = [rows] if not hasattr(rows, "forget") else [s for s in (rows.forget, rows.retain) if s is not None]
+    return [dict(s[i * len(s) // n]) for s in sets for i in range(min(n, len(s)))]

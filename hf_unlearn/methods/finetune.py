@@ -1,13 +1,20 @@
 """Fine-tuning on the retain set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hf_unlearn.training import UnlearningConfig, UnlearningTrainer
 
 
 @dataclass
 class FineTuneConfig(UnlearningConfig):
-    """Options of [`FineTuneTrainer`]: those of [`UnlearningConfig`]. `forget_weight` has no effect."""
+    """Options of [`FineTuneTrainer`]: those of [`UnlearningConfig`]. `forget_weight` has no effect.
+
+    Parameters:
+        disable_dropout (`bool`, *optional*, defaults to `False`): a plain training, which compares with nothing, keeps the
+            dropout of the model.
+    """
+
+    disable_dropout: bool = field(default=False, metadata={"help": "Train without the dropout of the model."})
 
     retain_losses = ("nll",)
     needs_retain = "the likelihood of the retain answers is all that is trained here"

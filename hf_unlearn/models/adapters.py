@@ -64,7 +64,10 @@ def put_on(base: nn.Module, name: str, revision: str | None = None) -> nn.Module
     loaded = set_peft_model_state_dict(model, load_peft_weights(name, device="cpu", revision=revision))
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
     missing = [key for key in loaded.missing_keys if (prefix and prefix in key) or ".modules_to_save." in key]
-    for keys, what in ((missing, "are missing from its file"), (loaded.unexpected_keys, "belong to no part of its base")):
+    for keys, what in (
+        (missing, "are missing from its file"),
+        (loaded.unexpected_keys, "belong to no part of its base"),
+    ):
         if keys:
             raise CheckpointError(
                 f"{len(keys)} weights of the adapter {name!r} {what}, such as {sorted(keys)[0]}. Either the base in its "
@@ -128,6 +131,7 @@ def merged(model: nn.Module) -> nn.Module:
             _replace(model, name, layer.modules_to_save[active[0]] if active and not off else layer.original_module)
     del model.peft_config
     model._hf_peft_config_loaded = False
+    model.__dict__.pop("_weight_conversions", None)  # the names in the file of the adapter
     return model
 
 

@@ -85,7 +85,9 @@ def _classes(mapping) -> set[str]:
 def _known_as(name: str) -> str | None:
     from transformers.models.auto import modeling_auto
 
-    return next((title for mapping, title in _OTHERS.items() if name in _classes(getattr(modeling_auto, mapping))), None)
+    return next(
+        (title for mapping, title in _OTHERS.items() if name in _classes(getattr(modeling_auto, mapping))), None
+    )
 
 
 def _require_decoder(config, name: str) -> None:
@@ -106,11 +108,23 @@ def _require_decoder(config, name: str) -> None:
         raise ValueError(f"The architecture is {name}, a multimodal model. {_NEEDED}")
 
 
+def require_class(model: nn.Module) -> str | None:
+    """The kind of a model in memory by its class, `None` for a class that is not of transformers. Nothing is run.
+
+    Raises:
+        ValueError: it is another model; the message names its class.
+    """
+    inner = _inner(model)
+    name = next((c.__name__ for c in type(inner).__mro__ if c.__module__.startswith("transformers.models.")), None)
+    return None if name is None or not hasattr(inner, "config") else _class_kind(name, inner.config)
+
+
 def require_kind(model: nn.Module) -> None:
     """Raise unless a model is a causal language model or an image classifier, by its class and, once, by what it does.
 
     The predictions of a causal model at the first positions are the same whatever comes after. Two short rows show it, up to
-    the rounding of the model's type. It is not asked where a process has only a part of the weights.
+    the rounding of the model's type. It is not asked where a process has only a part of the weights, nor of a quantized
+    model, whose weights a first pass may repack.
 
     Raises:
         ValueError: it is another model; the message names its class.
@@ -120,16 +134,17 @@ def require_kind(model: nn.Module) -> None:
     model = unwrapped(model)
     if model in _causal:
         return
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = getattr(inner, "config", None)
-    ours = next((c.__name__ for c in type(inner).__mro__ if c.__module__.startswith("transformers.models.")), None)
-    if ours is not None and config is not None:
-        if _class_kind(ours, config) == "image":
-            _causal.add(model)
-            return
-    if getattr(inner, "main_input_name", "input_ids") == "input_ids" and config is not None:
-        _require_causal(model, type(inner).__name__)
+    if require_class(model) != "image" and getattr(model, "main_input_name", "input_ids") == "input_ids":
+        _require_causal(model, type(_inner(model)).__name__)
     _causal.add(model)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The model inside a wrapper and under an adapter."""
+    from hf_unlearn.models.modes import unwrapped
+
+    model = unwrapped(model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _class_kind(name: str, config) -> str:
@@ -150,10 +165,11 @@ def _require_causal(model: nn.Module, name: str) -> None:
     from hf_unlearn.models.modes import evaluating
     from hf_unlearn.models.processes import is_divided
 
-    if is_divided(model) or any(parameter.is_meta for parameter in model.parameters()):
+    partly = is_divided(model) or any(parameter.is_meta for parameter in model.parameters())
+    if partly or not hasattr(model, "config") or getattr(model, "is_quantized", False):
         return
     vocabulary = model.config.get_text_config().vocab_size
-    coarse = getattr(model, "is_quantized", False) or any(p.dtype.itemsize < 4 for p in model.parameters())
+    coarse = any(p.dtype.itemsize < 4 for p in model.parameters())
     generator = torch.Generator().manual_seed(0)
     half = _LENGTH // 2
     with torch.no_grad(), evaluating(model):
@@ -163,7 +179,9 @@ def _require_causal(model: nn.Module, name: str) -> None:
             ids[1, :half] = ids[0, :half]
             ids[1, half:] = (ids[0, half:] + 1 + vocabulary // 2) % vocabulary
             try:
-                logits = model(input_ids=ids.to(model.device), attention_mask=torch.ones_like(ids).to(model.device)).logits
+                logits = model(
+                    input_ids=ids.to(model.device), attention_mask=torch.ones_like(ids).to(model.device)
+                ).logits
             except Exception:  # what it needs beside tokens is said where it is run in earnest
                 return
             first = logits[:, :half].float()

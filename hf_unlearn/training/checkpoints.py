@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
+from hf_unlearn.models.dropout import Dropout
+
+
+logger = logging.get_logger(__name__)
 
 _FILE = "unlearning_state.safetensors"
 
@@ -42,6 +49,33 @@ class Checkpoints:
             f"The {what} is {value.item()} at step {last + 1}. {saved} Either lower learning_rate, or set max_grad_norm, "
             "or choose an objective that is bounded below (npo, simnpo, wga), and continue with resume_from_checkpoint."
         )
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Have the dropout of the model off, if `disable_dropout` says so; afterwards it is as before."""
+        self._dropout = Dropout(self.model) if self.args.disable_dropout else None
+        if not self._dropout:
+            yield
+            return
+        logger.warning_once(
+            "The dropout of the model is off in this training. It stays on with disable_dropout=False."
+        )
+        self._dropout.off()
+        try:
+            yield
+        finally:
+            self._dropout.on()
+
+    def _save(self, *args, **kwargs):
+        # A config that is saved has the dropout of the model, not that of this training.
+        was_off = self._dropout is not None and self._dropout.is_off
+        if was_off:
+            self._dropout.on()
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            if was_off:
+                self._dropout.off()
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)

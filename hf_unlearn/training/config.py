@@ -34,6 +34,9 @@ class UnlearningConfig(TrainingArguments):
         singular_rank (`int`, *optional*): only the weights of linear layers may move, and only within this many of their
             singular directions (see [`~hf_unlearn.training.constraints.SingularSubspace`]).
         singular_part (`str`, *optional*, defaults to `"top"`): directions with the `"top"` or `"bottom"` singular values.
+        disable_dropout (`bool`, *optional*, defaults to `True`): train without the dropout of the model (stochastic depth,
+            `lora_dropout` and noise of routers as well). What a loss compares with has none, and nor has an audit. The saved
+            config keeps it.
         max_length (`int`, *optional*): longest row in tokens. Defaults to the context of the model.
         truncate (`bool`, *optional*, defaults to `False`): cut longer rows instead of raising an error.
         stop_when_forgotten (`bool`, *optional*, defaults to `True`): stop at the first evaluation in which the losses of
@@ -68,6 +71,7 @@ class UnlearningConfig(TrainingArguments):
         default=None, metadata={"help": "Singular directions of a weight that may move."}
     )
     singular_part: str = field(default="top", metadata={"help": "Which of them.", "choices": ("top", "bottom")})
+    disable_dropout: bool = field(default=True, metadata={"help": "Train without the dropout of the model."})
     max_length: int | None = field(default=None, metadata={"help": "Longest row in tokens; default: the context."})
     truncate: bool = field(default=False, metadata={"help": "Cut longer rows instead of raising an error."})
     stop_when_forgotten: bool = field(

@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_unlearn.data.pairing import PairedDataset, UnlearningCollator, batches
 from hf_unlearn.data.text import context_length, encode_dataset, limits_of
+from hf_unlearn.models.dropout import Dropout
 from hf_unlearn.models.kinds import require_kind
 from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scored_positions, target_logits
 from hf_unlearn.models.load import load_model, load_processing_class
@@ -162,6 +163,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         self.eval_losses: dict[str, np.ndarray] = {}
         self.stopping = self.stopping_class(self, args.stop_level if args.stop_when_forgotten else None)
         self._is_prepared = False
+        self._dropout: Dropout | None = None
         self.begin_run(0)
 
         super().__init__(
@@ -183,6 +185,10 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
     # Training
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        with self.without_dropout():
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint, *args, **kwargs):
         # Before the Trainer loads a checkpoint to resume from: the reference is the model at its very start.
         if not self._is_prepared:
             self._prepare()

@@ -203,7 +203,9 @@ def _say_what_stays_frozen(model: nn.Module, matrices: list[WeightMatrix]) -> No
 
 def _require_trainable_adapter(model: nn.Module, quantized: bool) -> None:
     """Raise a `ValueError` for an adapter that would not be trained."""
-    merge = "" if quantized else ", or give a peft_config (use_peft in a recipe): it is then merged, and a new one trained"
+    merge = (
+        "" if quantized else ", or give a peft_config (use_peft in a recipe): it is then merged, and a new one trained"
+    )
     if not hasattr(model, "get_base_model"):
         raise ValueError(
             "The adapter was put on the model by transformers, not by peft. Either load it with "

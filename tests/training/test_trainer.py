@@ -92,10 +92,14 @@ def test_wrong_config_and_missing_tokenizer(tmp_path):
         NPOTrainer(tiny_llama(), NPOConfig(str(tmp_path), use_cpu=True), text_rows(4), text_rows(4))
 
 
-def test_an_adapter_on_an_adapter_is_refused(tmp_path):
-    config = LoraConfig(r=2, target_modules="all-linear")
-    with pytest.raises(ValueError, match="merge_and_unload"):
-        make_trainer("npo", tmp_path, model=get_peft_model(tiny_llama(), config), peft_config=config)
+def test_an_adapter_is_merged_before_another_one_is_put_on(tmp_path):
+    old = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    new = LoraConfig(r=2, target_modules=["q_proj"])
+    model = get_peft_model(tiny_llama().double(), old)
+    expected = sequence_log_probs(model.eval(), text_rows(4))
+    trainer = make_trainer("npo", tmp_path, model=model, peft_config=new)
+    torch.testing.assert_close(sequence_log_probs(trainer.model.eval(), text_rows(4)), expected)
+    assert trainer.trainable_names and all("q_proj.lora" in name for name in trainer.trainable_names)
 
 
 def test_a_model_without_a_pad_token_needs_none(tmp_path):

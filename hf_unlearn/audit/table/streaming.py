@@ -22,7 +22,7 @@ from hf_unlearn.data.images import ImageRows, check_channels, has_images
 from hf_unlearn.data.pairing import UnlearningCollator, on_device
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.data.text import EmptyTargetError, context_length, encode
-from hf_unlearn.models.kinds import require_kind
+from hf_unlearn.models.kinds import require_class
 from hf_unlearn.models.likelihood import (
     empty_cache,
     is_image_classifier,
@@ -48,7 +48,7 @@ def in_memory(*models) -> Iterator[list[nn.Module]]:
         if isinstance(model, (str, Path)):
             model = load_model(str(model)).eval()
         loaded.append(unwrapped(model if isinstance(model, nn.Module) else model()))
-        require_kind(loaded[-1])
+        require_class(loaded[-1])
     try:
         yield loaded
     finally:
