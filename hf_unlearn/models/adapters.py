@@ -120,13 +120,16 @@ def merged(model: nn.Module) -> nn.Module:
                 "base. Give an adapter of the weights, such as a LoraConfig."
             )
         return model.unload() if off else model.merge_and_unload()
-    # transformers has no such function for an adapter that it put on.
+    # transformers has no such function for an adapter that it put on. One layer may be around another.
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for _, layer in reversed(layers):
+        if not off:
+            layer.merge()
+    outer = [(n, layer) for n, layer in layers if not any(n.startswith(f"{other}.") for other, _ in layers)]
+    for name, layer in outer:
+        _replace(model, name, layer.get_base_layer())
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            if not off:
-                layer.merge()
-            _replace(model, name, layer.get_base_layer())
-        elif hasattr(layer, "modules_to_save") and hasattr(layer, "original_module"):
+        if hasattr(layer, "modules_to_save") and hasattr(layer, "original_module"):
             active = [one for one in layer.active_adapters if one in layer.modules_to_save]
             _replace(model, name, layer.modules_to_save[active[0]] if active and not off else layer.original_module)
     del model.peft_config
