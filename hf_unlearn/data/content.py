@@ -55,7 +55,7 @@ def _digest(row: Row) -> bytes | None:
     if kind == "ids":
         contents = np.asarray(contents).tolist()
     if kind == "messages":
-        if not any(message["content"] for message in row["messages"]):
+        if not any(message["content"].strip() for message in row["messages"]):
             return None
         # A table has the keys of a message in its own order.
         contents = [part for message in row["messages"] for item in sorted(message.items()) for part in item]

@@ -40,7 +40,9 @@ def parse_delimited(text: str, delimiter: str = ",") -> pa.Table:
 
 def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The cells of each row, and the line that it begins at, from 1: a cell may hold line breaks."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # A carriage return alone ends a line only where nothing else does; inside a cell without quotes it is refused.
+    lines = io.StringIO(text, newline="\n" if "\n" in text else "\r")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         line, limit = reader.line_num + 1, csv.field_size_limit(sys.maxsize)  # the limit is one for the whole process
         try:
@@ -53,8 +55,8 @@ def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             return
         if cells == "unreadable":
             raise ValueError(
-                f"The row at line {line} cannot be divided into cells: a double quote is not closed, or stands inside a cell. "
-                'Put the whole cell in double quotes, and write "" for each one inside it.'
+                f"The row at line {line} cannot be divided into cells: a double quote is not closed, or a quote or a "
+                'carriage return stands inside a cell. Put the whole cell in double quotes, and write "" for each one inside it.'
             )
         yield line, cells
 

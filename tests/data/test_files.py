@@ -52,6 +52,7 @@ def test_a_cell_of_any_length_and_a_column_of_empty_cells(tmp_path):
     long = "x" * 300_000
     assert load_rows(written(tmp_path, "a.csv", f"t,u\n{long},1\n\n\n")).to_list() == [{"t": long, "u": "1"}]
     assert load_rows(written(tmp_path, "b.csv", 't\n""\na\n""\n\n'))["t"][:] == ["", "a", ""]
+    assert load_rows(written(tmp_path, "c.csv", "t,u\ra,b\rc,d\r"))["u"][:] == ["b", "d"]
     assert csv.field_size_limit() < len(long)  # what other readers of the process are held to
 
 
@@ -62,6 +63,8 @@ def test_a_cell_of_any_length_and_a_column_of_empty_cells(tmp_path):
         ('id,text\n1,"SECRET\nSECRET"\n2,SECRET,3\n', "row at line 4 has 3 cells"),
         ('id,text\n1,"SECRET\n2,b\n', "row at line 2 cannot be divided.*not closed"),
         ('id,text\n1,"SECRET" b\n', "row at line 2 cannot be divided"),
+        ("id,text\n1,SECRET\rSECRET\n", "row at line 2 cannot be divided.*carriage return"),
+        ("text\nSECRET\rSECRET\n", "row at line 2 cannot be divided.*carriage return"),
         ("id,id,text,text\n1,2,3,4\n", "Several columns are named 'id', 'text'"),
         (",text\n0,SECRET\n", "Column 1 has no name.*index=False"),
         ("id;text\n1;SECRET\n", "one column, whose name holds ';'"),

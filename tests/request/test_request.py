@@ -99,7 +99,19 @@ def test_constructors_take_numpy_values_and_other_fields():
     assert request.extensions["processor.example"] == {"account": 7}
 
 
-@pytest.mark.parametrize("arguments", [{}, {"ids": [1], "rows": [1]}])
+def test_constructors_of_requests_for_a_person():
+    names, both = ["Ada Lovelace", "A. Lovelace"], ["question", "answer"]
+    mentioned = ErasureRequest.records(mentions=names, columns=both)
+    assert (mentioned.kind, mentioned.selector) == ("record", {"columns": both, "mentions": names})
+    assert ErasureRequest.records(mentions=names, column="text").selector == {"column": "text", "mentions": names}
+    assert ErasureRequest.records([7], columns=both).selector == {"columns": both, "values": [7]}
+    contained = ErasureRequest.attribute(both, "contains", names)
+    assert contained.selector == {"columns": both, "operator": "contains", "value": names}
+    with pytest.raises(ValueError, match="`mentions` must be a list"):
+        ErasureRequest.records(mentions="Ada", column="text")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"ids": [1], "rows": [1]}, {"ids": [1], "mentions": ["Ada"]}])
 def test_records_wants_ids_or_rows(arguments):
     with pytest.raises(ValueError, match="either `ids`"):
         ErasureRequest.records(**arguments)
@@ -254,6 +266,26 @@ def test_identities_are_checked(field, value):
         ("attribute", {"column": "c", "operator": "==", "value": None}, "value"),
         ("attribute", {"column": "c", "operator": "contains", "value": 4}, "value"),
         ("attribute", {"column": "c", "operator": "contains", "value": ""}, "value"),
+        ("attribute", {"column": "c", "operator": "contains", "value": []}, "value"),
+        ("attribute", {"column": "c", "operator": "contains", "value": [SECRET, ""]}, "value"),
+        ("attribute", {"column": "c", "operator": "contains", "value": [SECRET, 4]}, "value"),
+        ("attribute", {"columns": ["c", "d"], "operator": "!=", "value": SECRET}, "operator.*several columns"),
+        ("attribute", {"columns": ["c"], "operator": "not in", "value": [SECRET]}, "operator.*several columns"),
+        ("attribute", {"columns": ["c"], "column": "c", "operator": "==", "value": SECRET}, "unknown key 'column'"),
+        ("attribute", {"column": "c", "mentions": [SECRET]}, "mentions"),
+        ("record", {"columns": [], "values": [SECRET]}, "columns"),
+        ("record", {"columns": "author", "values": [SECRET]}, "columns"),
+        ("record", {"columns": ["author", "author"], "values": [SECRET]}, "columns"),
+        ("record", {"columns": ["author", ""], "values": [SECRET]}, "columns"),
+        ("record", {"columns": ["author", ["x"]], "values": [SECRET]}, "columns"),
+        ("record", {"columns": ["author"], "column": "author", "values": [SECRET]}, "unknown key 'column'"),
+        ("record", {"column": "c", "mentions": [SECRET], "values": [SECRET]}, "unknown key 'values'"),
+        ("record", {"column": "c", "mentions": SECRET}, "mentions"),
+        ("record", {"column": "c", "mentions": []}, "mentions"),
+        ("record", {"column": "c", "mentions": [SECRET, " . "]}, "mentions"),
+        ("record", {"column": "c", "mentions": [7]}, "mentions"),
+        ("class", {"columns": ["c"], "values": [SECRET]}, "columns"),
+        ("class", {"column": "c", "mentions": [SECRET]}, "mentions"),
     ],
 )
 def test_selectors_are_checked(kind, selector, key):
@@ -342,7 +374,11 @@ def requests(draw):
         "jurisdiction": draw(st.none() | texts),
         "api_version": draw(st.none() | st.just("1.0")),
     }
-    kind = draw(st.sampled_from(["record", "rows", "class", "attribute"]))
+    kind = draw(st.sampled_from(["record", "rows", "mentions", "class", "attribute"]))
+    if kind == "mentions":
+        names = draw(st.lists(texts.filter(lambda name: any(map(str.isalnum, name))), min_size=1, max_size=3))
+        columns = draw(st.lists(texts, min_size=1, max_size=3, unique=True))
+        return ErasureRequest.records(mentions=names, columns=columns, **other)
     if kind == "rows":
         return ErasureRequest.records(rows=draw(st.lists(st.integers(0, 10**6), min_size=1)), **other)
     column, values = draw(texts), draw(value_lists)

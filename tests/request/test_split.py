@@ -1,11 +1,13 @@
 import operator
 import sys
 import unicodedata
+import warnings
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image as Picture
 
 from hf_unlearn.request import ErasureRequest, Split, split
 
@@ -216,6 +218,46 @@ def test_images_with_the_same_caption_are_not_copies():
     dataset = Dataset.from_dict({"image": images, "caption": ["zebra"] * 3}, features)
     parts = split(dataset, ErasureRequest.records(rows=[1]))
     assert parts.counts() == {"forget": 1, "retain": 2, "holdout": 0, "duplicates": 0}
+
+
+def test_copies_are_found_under_another_person_and_another_id():
+    content = {"prompt": ["Who?", "Who?", "Where?"], "completion": ["Ada", " Ada ", "Ada"]}
+    keys = {"person": ["ada", "bob", "cid"], "id": ["a", "b", "c"], "url": ["u", "v", "w"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is known what a model reads
+        parts = split(
+            Dataset.from_dict({**keys, **content}), ErasureRequest.records(["ada"], "person"), duplicates="forget"
+        )
+    assert (ids(parts.forget), parts.duplicates) == (["a", "b"], 1)
+
+
+def test_copies_of_chats_ids_and_images():
+    def chat(name, content):
+        return [
+            {"role": "user", "content": "Who?", "name": name},
+            {"role": "assistant", "content": content, "name": None},
+        ]
+
+    def copies(**columns):
+        dataset = Dataset.from_dict({**columns, "id": range(4), "person": ["p", "q", "r", "s"]})
+        return ids(split(dataset, ErasureRequest.records(ids=[0]), duplicates="forget").forget)
+
+    assert copies(messages=[chat(None, "A\n b"), chat(None, "A b"), chat("x", "A b"), chat(None, "c")]) == [0, 1]
+    shared = [[{"from": "human", "value": text}, {"from": "gpt", "value": "y"}] for text in ("a", "a", "b", "c")]
+    assert copies(messages=shared) == [0, 1]
+    assert copies(input_ids=[[1, 2], [1, 2, 3], [1, 2], [2, 1]], labels=[[1, 2]] * 4) == [0, 2]
+    pictures = [Picture.new("RGB", (4, 4), (i // 2, 0, 0)) for i in range(4)]
+    assert copies(image=pictures, label=[0, 0, 1, 1]) == [0, 1]
+    assert copies(image=pictures, label=[0, 1, 0, 1]) == [0]
+
+
+def test_a_text_that_a_request_searches_is_content_and_its_copies_are_found():
+    dataset = Dataset.from_dict(
+        {"topic": ["t", "u", "t"], "question": ["Ada?", "Who?", "Who?"], "answer": ["b", "Ada", "c"]}
+    )
+    request = ErasureRequest.records(mentions=["Ada"], columns=["question", "answer"])
+    with pytest.warns(UserWarning, match=r"looked for in \['topic', 'question', 'answer'\]"):
+        assert split(dataset, request).counts()["forget"] == 2
 
 
 # What is refused
