@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cases import text_rows
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from tiny import tiny_llama, tiny_tokenizer
 
 from hf_unlearn import ErasureRequest
@@ -153,3 +153,72 @@ def test_a_job_erases_audits_and_writes(folder, capsys):
 def test_code_of_a_checkpoint_runs_only_where_that_is_asked_for(folder):
     assert not parse_audit(arguments(folder))[1].trust_remote_code
     assert parse_audit(arguments(folder, "--trust_remote_code"))[1].trust_remote_code
+
+
+@pytest.fixture
+def of_a_person(folder, tmp_path):
+    """Rows of which only those trained on name the person, and a copy of one of them under another id."""
+    rows = [{**row, "id": i} for i, row in enumerate(text_rows(24))]
+    rows[11] = {**rows[1], "id": 11}
+    data = DatasetDict(
+        train=Dataset.from_list(rows[:12]),
+        holdout=Dataset.from_list(rows[12:]),
+        validation=Dataset.from_list(rows[8:12]),
+    )
+    data.save_to_disk(tmp_path / "people")
+    name = rows[1]["prompt"].split()[3]
+    ErasureRequest.attribute("prompt", "contains", f"{name} 1 ").save(tmp_path / "contains.json")
+    ErasureRequest.records(mentions=[f"{name} 1"], columns=["prompt", "completion"]).save(tmp_path / "mentions.json")
+    ErasureRequest.records([1]).save(tmp_path / "id.json")
+    return tmp_path
+
+
+def of_request(folder, of_a_person, name, *more):
+    given = ["--dataset_name", of_a_person / "people", "--request", of_a_person / f"{name}.json", "--use_cpu", "true"]
+    return arguments(folder, *given, "--output_dir", of_a_person / "out", "--threat_model", "membership", *more)
+
+
+def test_names_that_no_holdout_row_holds_are_said_in_the_result(folder, of_a_person):
+    with pytest.warns(UserWarning, match="0 of 12 holdout rows fit"):
+        job = Job(*parse_audit(of_request(folder, of_a_person, "contains")))
+    report = audit(**job.audit_of())
+    job.write_result(report)
+    notes = [note for note in report.notes if "holdout" in note]
+    assert (
+        len(notes) == 1
+        and notes[0].startswith("None of the 12 holdout rows fits the request")
+        and "`mentions`" in notes[0]
+    )
+    assert notes[0] in (of_a_person / "out/RESULT.md").read_text()
+    assert (
+        audit(model=job.models["unlearned"], split=job.parts, threat_model="membership", device="cpu").notes
+        == report.notes
+    )
+    # The same rows by the names that they mention are compared with the whole holdout.
+    job = Job(*parse_audit(of_request(folder, of_a_person, "mentions")))
+    assert {name: len(rows) for name, rows in job.sets.items()} == {"forget": 2, "retain": 10, "holdout": 12}
+    job.write_result(audit(**job.audit_of()))
+    written = (of_a_person / "out/result.json").read_text()
+    request = json.loads(written)["run"]["request"]
+    assert request["selects"] == "rows by any of their columns prompt, completion (mentions; names: 1, not shown)"
+
+
+def test_copies_of_the_forget_set_are_chosen_about_and_are_no_validation_rows(folder, of_a_person):
+    with pytest.raises(ValueError, match="1 rows that the request does not match have the content.*--duplicates"):
+        Job(*parse_audit(of_request(folder, of_a_person, "id")))
+    job = Job(*parse_audit(of_request(folder, of_a_person, "id", "--duplicates", "forget")))
+    assert [len(job.sets[name]) for name in ("forget", "retain")] == [2, 10]
+    short = [
+        "--method",
+        "npo",
+        "--max_steps",
+        1,
+        "--seed",
+        0,
+        "--report_to",
+        "none",
+        "--validation_split",
+        "validation",
+    ]
+    with pytest.raises(ValueError, match="1 row is in the forget set and in the validation split"):
+        Job.from_arguments(of_request(folder, of_a_person, "id", "--duplicates", "forget", *short))
