@@ -5,6 +5,7 @@ from datasets import Dataset
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 
 from hf_unlearn.methods import METHODS
+from hf_unlearn.models.likelihood import is_image_classifier
 from hf_unlearn.training.edit import TrainingFreeTrainer
 
 
@@ -67,7 +68,7 @@ def make_trainer(method: str, output_dir, model="llama", forget=8, retain=20, **
         rows = image_rows if model == "vit" else text_rows
         model = MODELS[model]().double()
     else:
-        rows = text_rows
+        rows = image_rows if is_image_classifier(model) else text_rows
     defaults = {
         "output_dir": str(output_dir),
         "use_cpu": True,

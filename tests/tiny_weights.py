@@ -27,6 +27,12 @@ def _built(model_class, config, seed):
         return model_class(config).eval()
 
 
+def in_double(model):
+    """The model in float64, with a loop over its experts: the other kernels know 32 and 16 bit alone."""
+    model.config._experts_implementation = "eager"
+    return model.double()
+
+
 def mixtral(seed=0, **sizes):
     return _built(hf.MixtralForCausalLM, hf.MixtralConfig(**_SIZES, **({"num_local_experts": 4} | sizes)), seed)
 

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.models.modes import evaluating
 from hf_unlearn.models.weights import WeightMatrix
 
+
+logger = logging.get_logger(__name__)
 
 Reader = Callable[[WeightMatrix, Sequence, "Tensor | None"], list[Tensor]]
 
@@ -30,6 +33,7 @@ def input_covariances(
         same input (queries, keys and values) share one tensor. A matrix whose module is not called is missing; an expert
         that no token reaches has zeros.
     """
+    matrices = list(matrices)
     sums: dict[str, list[Tensor]] = {}
     owner: dict[str, str] = {}  # by matrix, the first one with the same input, which adds it up
     last: dict[str, Tensor] = {}
@@ -61,6 +65,11 @@ def input_covariances(
     finally:
         for handle in hooks:
             handle.remove()
+    if missing := [matrix.name for matrix in matrices if matrix.name not in owner]:
+        logger.warning(
+            f"No input of {len(missing)} weight matrices was seen, such as {missing[0]}: no row reaches them, or the model "
+            "reads them past their modules. They stay as they are."
+        )
     return {name: sums[first] for name, first in owner.items()}
 
 

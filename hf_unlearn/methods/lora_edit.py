@@ -100,14 +100,12 @@ class LoRAEditTrainer(InvertedHingeTrainer):
         score = {name: _ratio(forget[m.name], retain[m.name]) for name, m in matrices.items()}
         self.chosen = sorted(matrices, key=lambda name: (-score[name], name))[: args.n_modules]
 
-        fused = [name for name in self.chosen if matrices[name].is_stack]
-        config = LoraConfig(
-            r=args.rank,
-            lora_alpha=2 * args.rank,
-            lora_dropout=0.0,
-            target_modules=[name for name in self.chosen if name not in fused],
-            target_parameters=fused or None,
-        )
+        if any(matrix.is_stack for matrix in matrices.values()):
+            # All by their parameters: peft takes names of layers in a mixture for those of experts before they were fused.
+            targets = {"target_modules": [], "target_parameters": [matrices[name].name for name in self.chosen]}
+        else:
+            targets = {"target_modules": self.chosen}
+        config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, lora_dropout=0.0, **targets)
         with torch.random.fork_rng(devices=[]):
             model = get_peft_model(model, config)
         for matrix in map(matrices.get, self.chosen):
@@ -139,7 +137,7 @@ def _ratio(forget: Tensor, retain: Tensor) -> float:
 def _adapter_of(model: nn.Module, matrix: WeightMatrix) -> nn.Module:
     path, _, leaf = matrix.name.rpartition(".")
     layer = model.get_submodule(path)
-    while matrix.is_stack and layer.parameter_name != leaf:  # the adapters of two parameters of a module are nested
+    while getattr(layer, "parameter_name", leaf) != leaf:  # the adapters of two parameters of a module are nested
         layer = layer.base_layer
     return layer
 

@@ -199,6 +199,10 @@ class Subspace(_ProjectedChange):
             held = [found[id(covariance)] for covariance in covariances]
             n_full, n = n_full + sum(m.shape[1] == len(m) for m in held), n + len(held)
             self._hold(matrices[name], [(directions,) for directions in held])
+        for name in matrices.keys() - {matrix.name for matrix, *_ in self._held}:
+            # Nobody knows what must be protected.
+            parts = matrices[name].by_input()
+            self._hold(matrices[name], [(torch.eye(w.shape[1], dtype=torch.float64, device=w.device),) for w in parts])
         if n_full:
             logger.warning(
                 f"The retain set uses every input direction of {n_full} of {n} weight matrices, which therefore cannot move. "

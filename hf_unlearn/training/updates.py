@@ -133,6 +133,9 @@ class TwoGradients:
     def __init__(self, accelerator):
         self.accelerator = accelerator
         self._sums: list[list[Tensor] | None] = [None, None]
+        self._used: list[
+            bool
+        ] = []  # whether a pass has used each parameter: without a gradient, weight decay leaves it too
 
     @contextmanager
     def apart(self, model: nn.Module) -> Iterator[None]:
@@ -150,6 +153,8 @@ class TwoGradients:
         for i, loss in enumerate(losses):
             self.accelerator.backward(loss, retain_graph=i == 0)
             parameters = movable(model)
+            used = self._used or [False] * len(parameters)
+            self._used = [before or p.grad is not None for before, p in zip(used, parameters, strict=True)]
             if self._sums[i] is None:
                 self._sums[i] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             else:
@@ -162,10 +167,12 @@ class TwoGradients:
     def combine(self, model: nn.Module, rule) -> None:
         """Give the parameters the gradient that the rule makes of the two of the whole step."""
         forget, retain = self._sums
+        used = torch.tensor(self._used, dtype=torch.float32, device=self.accelerator.device)
+        used = self.accelerator.reduce(used, "sum").tolist()  # in any process
         if self.accelerator.num_processes > 1 and not self.accelerator.is_fsdp2:
             forget, retain = ([self.accelerator.reduce(g, "mean") for g in part] for part in (forget, retain))
-        for p, gradient in zip(movable(model), rule(forget, retain), strict=True):
-            p.grad = gradient
+        for p, gradient, n in zip(movable(model), rule(forget, retain), used, strict=True):
+            p.grad = gradient if n else None
 
 
 def movable(model: nn.Module) -> list[nn.Parameter]:
