@@ -212,3 +212,26 @@ def test_tables_for_a_page_and_for_a_terminal():
     assert markdown_table(rows) == "| measure | n |\n| --- | --- |\n| a\\|b | 30 |\n| loss |  |"
     assert text_table(rows) == "measure  n\n-------  --\na|b      30\nloss"
     assert text_table(rows, rule=False) == "measure  n\na|b      30\nloss"
+
+
+def test_the_page_says_what_was_read_and_what_nothing_reached(report, tmp_path):
+    reach = {"rows": 30, "scored": 28, "no_target": 1, "not_finite": 1, "unread_columns": ["person", "note"]}
+    reach["unreached"] = {"prompt": {"rows": 30, "characters": 900}, "other columns": {"rows": 7, "characters": 50}}
+    alone = {"rows": 70, "scored": 70, "no_target": 0, "not_finite": 0}
+    report = replace(report, coverage={"sets": {"forget": reach, "retain": alone}})
+    rows = {"read": 100, "erased": 30, "kept": 70, "copies": 2}
+    write_result(tmp_path, report.as_dict(), {**RUN, "request": {**RUN["request"], "rows": rows}})
+    page = (tmp_path / "RESULT.md").read_text()
+    said = page[page.index("## What was read") : page.index("## What the words mean")]
+    for line in (
+        "Rows read 100, erased 30, kept 70; 2 have the content of a row that the request names.",
+        "| set | rows | scored | nothing to score | not finite |",
+        "| forget | 30 | 28 | 1 | 1 |",
+        "| retain | 70 | 70 | 0 | 0 |",
+        "| forget | prompt | 30 | 900 |",
+        "| forget | other columns (person, note) | 7 | 50 |",
+    ):
+        assert line in said, line
+    assert "request, rows" not in page
+    assert "## What was read" not in page_of(replace(report, coverage={}))
+    assert json.loads((tmp_path / "result.json").read_text())["audit"]["coverage"]["sets"]["forget"] == reach

@@ -14,6 +14,7 @@ from hf_unlearn.audit.measures.summaries import summary_rows
 from hf_unlearn.audit.observations import baseline_of, checks_of, notes_of, worst_of
 from hf_unlearn.audit.records import Curve, Found, by_statistic
 from hf_unlearn.audit.report import AuditReport
+from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.audit.verdicts.judgement import judgement, reconstruction_surface
 from hf_unlearn.audit.verdicts.margins import Margins
 from hf_unlearn.audit.verdicts.wording import CAVEAT
@@ -30,6 +31,7 @@ def compare(
     not_run: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
     holdout_rows: int = 0,
+    reach: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AuditReport:
     """Compare models by their tables and by what attacks found, without running a model.
 
@@ -45,6 +47,7 @@ def compare(
         not_run (sequence of `dict`, *optional*): attacks that could not be run, see [`AuditReport`].
         notes (sequence of `str`, *optional*): what else a reader must know.
         holdout_rows (`int`, *optional*): as for [`audit`].
+        reach (`dict`, *optional*): what of the rows of each set is read, see [`~hf_unlearn.data.reach.reach_of`].
     """
     found, sets, roles = found or {}, sets or {}, list(tables)
     groups = Groups.of(groups, len(tables["unlearned"].get("holdout", ())))
@@ -53,7 +56,11 @@ def compare(
     rows += summary_rows(tables, seed, groups)
     sizes = {name: len(table) for name, table in tables["unlearned"].items() if CHANGED_FROM not in table.meta}
     report = {"rows": rows, "models": roles, "sets": sizes, "curves": _curves(found, seed), "not_run": list(not_run)}
-    report["coverage"] = {"weights": weights} if (weights := _weights_covered(found)) else {}
+    report["coverage"] = {
+        "sets": {name: _covered(tables["unlearned"][name], (reach or {}).get(name)) for name in sizes}
+    }
+    if weights := _weights_covered(found):
+        report["coverage"]["weights"] = weights
     if not threats:
         return AuditReport(**report, notes=[*notes_of(tables, holdout_rows), *notes])
     margins, baseline = margins or Margins(), baseline_of(sets, seed, groups)
@@ -98,6 +105,12 @@ def _weights_covered(found: Mapping[str, Found]) -> dict[str, float]:
         for name, share in part.coverage.items():
             least[name] = min(share, least.get(name, 1.0))
     return least
+
+
+def _covered(table: Scores, reach: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How many rows of a set were scored, and what of them no score reaches, where this is known."""
+    missing = {reason: len(places) for reason, places in table.missing.items()}
+    return {**(reach or {}), "rows": len(table), "scored": int(table.valid.sum()), **missing}
 
 
 def _curves(found: Mapping[str, Found], seed: int) -> list[dict[str, Any]]:

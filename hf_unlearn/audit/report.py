@@ -37,8 +37,11 @@ class AuditReport:
         grouped (`bool`): whether the intervals of the forget set take the rows of one person as one.
         not_run (`list[dict]`): attacks that could not be run, with `attack`, `surface`, `model` and `reason`. Where nothing
             was found on their surface it is `not_tested`.
-        coverage (`dict`): what the audit reached. `weights`: the share of the weights of the body, in [0, 1], that each
-            attack on the weights changed.
+        coverage (`dict`): what of the records and of the weights was reached. `sets` has for each set `rows`, `scored`,
+            `no_target` and `not_finite` (numbers of rows, by the table of the audited model), and where the rows are known
+            `unread_columns` and `unreached`: what of a record no loss and no score reads, see
+            [`~hf_unlearn.data.reach.reach_of`]. `weights`: the share of the weights of the body, in [0, 1], that each attack
+            on the weights changed.
     """
 
     rows: list[dict[str, Any]]

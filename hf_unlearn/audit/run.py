@@ -21,6 +21,8 @@ from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.audit.report import AuditReport
 from hf_unlearn.audit.roles import Models
 from hf_unlearn.audit.table.score import score
+from hf_unlearn.data.reach import reach_of
+from hf_unlearn.data.text import context_length, limits_of
 from hf_unlearn.models.load import load_processing_class
 
 
@@ -95,9 +97,8 @@ def audit(
     run.score_and_attack(cache, canaries)
     run.attack_beside()
     n_holdout = holdout_rows or getattr(split, "holdout_rows", 0)
-    return compare(
-        run.tables, config.seed, run.found, groups, threats, records.sets, margins, run.not_run, notes, n_holdout
-    )
+    shown = {"not_run": run.not_run, "notes": notes, "holdout_rows": n_holdout, "reach": run.reach}
+    return compare(run.tables, config.seed, run.found, groups, threats, records.sets, margins, **shown)
 
 
 class _Run:
@@ -107,6 +108,7 @@ class _Run:
         tables (`dict[str, dict[str, Scores]]`): by role and set.
         found (`dict[str, Found]`): by role, what the attacks found.
         not_run (`list[dict]`): attacks that could not be run: `attack`, `surface`, `model`, `reason`.
+        reach (`dict[str, dict]`): by set, what of its rows is read.
     """
 
     def __init__(self, models: Models, records: AuditRecords, attacks: Sequence[Attack]):
@@ -115,6 +117,7 @@ class _Run:
         self.tables: dict[str, Any] = {}
         self.found = {role: Found() for role in models.roles}
         self.not_run: list[dict[str, Any]] = []
+        self.reach: dict[str, dict[str, Any]] = {}
 
     def score_and_attack(self, cache, canaries) -> None:
         """The tables of every model, and what an adversary finds who has only this model."""
@@ -125,6 +128,8 @@ class _Run:
         scored |= {} if canaries is None else canary_sets(canaries)
         for role in self.models.roles:
             with self.models.use(role) as model:
+                if not self.reach:  # before the first pass, so that an error names the set and the row
+                    self.reach = {key: self._reach_of(model, key, rows) for key, rows in scored.items()}
                 name = f"{role.replace('_', ' ')} model"
                 table = score_sets(model, records.processing_class, scored, name=name, **options)
                 if canaries is not None:
@@ -140,6 +145,11 @@ class _Run:
         for statistic, by_role in (lira_finding(self.tables, shadows) if shadows else {}).items():
             for role, values in by_role.items():
                 self.found[role].values[statistic] = values
+
+    def _reach_of(self, model, name: str, rows) -> dict[str, Any]:
+        config, sizes = self.records.config, limits_of(model.config)
+        max_length = config.max_length or context_length(model)
+        return reach_of(rows, self.records.processing_class, f"{name} set", max_length, config.truncate, **sizes)
 
     def attack_beside(self) -> None:
         """What an adversary finds who has other models too. The models of one attack are in memory together."""

@@ -17,8 +17,9 @@ from hf_unlearn.cli.checkpoints import (
     require_writable,
     save_trained,
 )
-from hf_unlearn.cli.result import cost_beside, cost_of_edit, data_names, described
+from hf_unlearn.cli.result import cost_beside, cost_of_edit, data_names, described, rows_of
 from hf_unlearn.cli.sets import audit_sets, evaluation_sets, groups_of, require_encodable, say_what_cannot_run
+from hf_unlearn.evidence.coverage import rows_of_the_request
 
 
 # What runs models is imported where it is used: `--help` and a mistyped option should not take seconds.
@@ -106,7 +107,11 @@ class Job:
             print(f"Note: {note}")
         self.processing_class, config = load_processing_class(model_config), load_config(model_config)
         lengths = {"max_length": settings.max_length, "truncate": settings.truncate}
-        require_encodable(self.sets, self.processing_class, config, **lengths)
+        from hf_unlearn.data.reach import said_of
+
+        reach = require_encodable(self.sets, self.processing_class, config, **lengths)
+        print(rows_of_the_request(rows_of(self.parts)))
+        print("\n".join(said_of(f"{name} set", part) for name, part in reach.items()))
         say_what_cannot_run(config, arguments.threat_model, model_config.trust_remote_code)
 
     @classmethod

@@ -35,7 +35,15 @@ def described(request: ErasureRequest, parts: Split) -> dict[str, Any]:
         "submitted": request.submitted_time,
         "regulation": request.regulation,
         "holdout": holdout,
+        "rows": rows_of(parts),
     }
+
+
+def rows_of(parts: Split) -> dict[str, int]:
+    """How many rows were read, and what becomes of them; `copies` of erased rows are among the erased or the kept ones."""
+    counts = parts.counts()
+    forget, retain = counts["forget"], counts["retain"]
+    return {"read": forget + retain, "erased": forget, "kept": retain, "copies": counts["duplicates"]}
 
 
 def data_names(arguments: DataArguments) -> dict[str, Any]:

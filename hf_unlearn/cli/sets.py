@@ -92,7 +92,7 @@ _TEMPLATES = (
 
 def require_encodable(
     sets: Mapping[str, Any], processing_class, config, max_length: int | None, truncate: bool
-) -> None:
+) -> dict[str, dict[str, Any]]:
     """Find out before hours of work that a row of the audit cannot be scored. An empty answer can: it is missing.
 
     Only the labels of images are checked, not the pixels.
@@ -100,27 +100,26 @@ def require_encodable(
     Args:
         config (`PretrainedConfig`): of the model, which says how long a text and how high a label may be.
 
+    Returns:
+        `dict` by set: what of its rows is read, see [`~hf_unlearn.data.reach.reach_of`].
+
     Raises:
         ValueError: with the set, the position of the row in it, and the reason; never the content of the row.
     """
     from types import SimpleNamespace
 
     from hf_unlearn.data.images import has_images
-    from hf_unlearn.data.text import EmptyTargetError, context_length, encode, encode_dataset
+    from hf_unlearn.data.reach import reach_of
+    from hf_unlearn.data.text import context_length, limits_of
 
-    max_length = max_length or context_length(SimpleNamespace(config=config))
+    max_length, found = max_length or context_length(SimpleNamespace(config=config)), {}
     for name, rows in sets.items():
-        if has_images(rows):
-            encode_dataset(rows, processing_class, name=f"{name} set", n_classes=getattr(config, "num_labels", None))
-            continue
-        for index, row in enumerate(rows):
-            try:
-                encode(row, processing_class, max_length, truncate)
-            except EmptyTargetError:
-                continue
-            except ValueError as error:
-                hint = "" if format_of(row) else _TEMPLATES
-                raise ValueError(f"Row {index} of the {name} set: {error}{hint}") from None
+        try:
+            found[name] = reach_of(rows, processing_class, f"{name} set", max_length, truncate, **limits_of(config))
+        except ValueError as error:
+            hint = "" if has_images(rows) or all(map(format_of, rows)) else _TEMPLATES
+            raise ValueError(f"{error}{hint}") from None
+    return found
 
 
 def say_what_cannot_run(config, threats: Sequence[str], trust_remote_code: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_unlearn.audit.verdicts.surfaces import SURFACES
+from hf_unlearn.evidence.coverage import coverage_lines
 from hf_unlearn.evidence.glossary import EXIT_CODES, MARGINS, MODELS, VERDICTS
 from hf_unlearn.evidence.tables import markdown_table
 
@@ -59,7 +60,14 @@ def to_markdown(result: dict[str, Any]) -> str:
     """The result as a page of Markdown."""
     audit = result["audit"]
     lines = ["# Result of an unlearning audit", "", *_counts(audit)]
-    lines += _summary(audit) + _about(result) + _meanings(audit) + _why(audit) + _numbers(audit)
+    lines += (
+        _summary(audit)
+        + _about(result)
+        + coverage_lines(audit, result["run"])
+        + _meanings(audit)
+        + _why(audit)
+        + _numbers(audit)
+    )
     lines += _curves(audit) + _worst(audit) + _cost(audit) + _reading(audit) + _made_with(result["environment"])
     return "\n".join(lines)
 
@@ -177,7 +185,8 @@ def _request(request: dict[str, Any] | str | None) -> list[tuple[str, str]]:
     if request is None:
         return []
     facts = {"id": request} if isinstance(request, str) else request
-    return [("request" if key == "id" else f"request, {_said(key)}", value) for key, value in facts.items() if value]
+    facts = {key: value for key, value in facts.items() if value and key != "rows"}  # which have their own lines
+    return [("request" if key == "id" else f"request, {_said(key)}", value) for key, value in facts.items()]
 
 
 def _margins(audit: dict[str, Any]) -> list[tuple[str, str]]:

@@ -46,8 +46,9 @@ def write_result(folder: str | os.PathLike, audit: dict[str, Any], run: dict[str
     Args:
         audit (`dict`): `AuditReport.as_dict()`.
         run (`dict`): what was run. `RESULT.md` shows `models` (names by role, those of `retrained` in a list), `data`
-            (`name`, `config`, `splits`), `request` (`id` and what it is about, never whom), the options in `config` that
-            say what was done, and any other numbers and texts by their key.
+            (`name`, `config`, `splits`), `request` (`id`, what it is about, never whom, and `rows`: how many were `read`,
+            `erased`, `kept` and `copies`), the options in `config` that say what was done, and any other numbers and texts
+            by their key.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from accelerate.utils import parse_flag_from_env
 from transformers.utils import logging
 
+from hf_unlearn.data.reach import reach_of, said_of
+from hf_unlearn.data.text import context_length
 from hf_unlearn.models.likelihood import is_image_classifier
 from hf_unlearn.training.constraints import constraints_of
 
@@ -94,6 +96,19 @@ def warn_of_readable_images(trainer, n_forget: int) -> None:
             "Plain SGD on one image: whoever has the model before and after can compute the image from the embeddings. "
             r"Either freeze these (trainable='(?!.*embeddings\.).*'), or publish only one of the two models."
         )
+
+
+def say_what_is_read(trainer, forget_dataset, retain_dataset) -> None:
+    """Log one line about each set: how many rows it has, and what of them no loss reaches."""
+    data, args = trainer.train_dataset, trainer.args
+    for name, rows, encoded in (("forget", forget_dataset, data.forget), ("retain", retain_dataset, data.retain)):
+        if encoded is None or args.process_index:
+            continue
+        max_length = args.max_length or context_length(trainer.model)
+        reach = reach_of(rows, trainer.processing_class, f"{name} set", max_length, args.truncate, encoded)
+        # A prompt is never scored. Anything else may be more than was meant.
+        log = logger.warning if reach["unreached"].keys() - {"prompt"} else logger.info
+        log(said_of(f"{name} set", reach))
 
 
 def check_sharding(trainer, ref_model) -> None:

@@ -19,7 +19,7 @@ from hf_unlearn.models.likelihood import TargetLogits, is_image_classifier, scor
 from hf_unlearn.models.load import load_model, load_processing_class
 from hf_unlearn.models.sharding import whole
 from hf_unlearn.training.checkpoints import Checkpoints, load_state
-from hf_unlearn.training.checks import check_run, check_sharding, warn_of_readable_images
+from hf_unlearn.training.checks import check_run, check_sharding, say_what_is_read, warn_of_readable_images
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.constraints import constraints_of
 from hf_unlearn.training.evaluation import LikelihoodEvaluation
@@ -179,6 +179,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
         )
         check_sharding(self, ref_model)
         warn_of_readable_images(self, len(forget_dataset))
+        say_what_is_read(self, forget_dataset, retain_dataset)
         if self.n_alternates:
             data.alternates = self.alternates(forget_dataset, () if retain_dataset is None else retain_dataset)
 
