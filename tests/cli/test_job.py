@@ -222,3 +222,13 @@ def test_copies_of_the_forget_set_are_chosen_about_and_are_no_validation_rows(fo
     ]
     with pytest.raises(ValueError, match="1 row is in the forget set and in the validation split"):
         Job.from_arguments(of_request(folder, of_a_person, "id", "--duplicates", "forget", *short))
+
+
+def test_a_job_says_before_a_model_is_loaded_what_is_read_and_what_nothing_reaches(folder, capsys, monkeypatch):
+    monkeypatch.setattr("hf_unlearn.models.load.load_model", lambda *_, **__: pytest.fail("A model was loaded."))
+    parts = Job.from_arguments(unlearning(folder)).parts
+    said = capsys.readouterr().out
+    assert "Rows read 12, erased 3, kept 9.\n" in said
+    n = sum(len(row["prompt"]) for row in parts.forget)
+    assert f"forget set: 3 rows; no loss and no score reaches prompt (3 rows, {n} characters)" in said
+    assert "retain set: 9 rows" in said and "holdout set: 12 rows" in said
