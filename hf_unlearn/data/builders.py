@@ -138,7 +138,7 @@ def _as_declared(table: pa.Table, features: Features) -> Dataset:
     arrays = []
     for name, feature in features.items():
         column = table[name]
-        if pa.types.is_string(column.type) and getattr(feature, "dtype", None) != "string":
+        if pa.types.is_string(column.type) and getattr(feature, "dtype", None) not in ("string", "large_string"):
             column = pa.chunked_array(  # an empty cell of CSV is no number and no date
                 [pa.array([cell or None for cell in chunk.to_pylist()], pa.string()) for chunk in column.chunks],
                 pa.string(),

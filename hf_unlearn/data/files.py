@@ -38,15 +38,7 @@ def read_table(path: str | Path, parse: Callable[[str], pa.Table]) -> pa.Table:
         ValueError: it is of another encoding, has no row, or `parse` refuses it. The message begins with the name of the file
             and quotes no value.
     """
-    try:
-        text = Path(path).read_bytes().decode()
-    except UnicodeDecodeError as error:
-        text, at = None, error.start
-    if text is None:  # raised out here because the original error carries the file
-        raise ValueError(f"{path} is not UTF-8 (byte {at}). Save it as UTF-8, and read it again.")
-    text = text.removeprefix("\ufeff")
-    if not text.strip("\r\n\t "):
-        raise ValueError(f"{path} is empty. Give a file with rows.")
+    text = read_text(path)
     try:
         table = parse(text)
     except ValueError as error:
@@ -56,6 +48,24 @@ def read_table(path: str | Path, parse: Callable[[str], pa.Table]) -> pa.Table:
             return table
         reason = "It has no row."
     raise ValueError(f"{path}: {reason}")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file of UTF-8 that is not empty, without a byte order mark.
+
+    Raises:
+        ValueError: it is of another encoding, or empty.
+    """
+    try:
+        text = Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        text, at = None, error.start
+    if text is None:  # raised out here because the original error carries the file
+        raise ValueError(f"{path} is not UTF-8 (byte {at}). Save it as UTF-8, and read it again.")
+    text = text.removeprefix("\ufeff")
+    if not text.strip("\r\n\t "):
+        raise ValueError(f"{path} is empty. Give a file with rows.")
+    return text
 
 
 def rows_of(table: pa.Table) -> Dataset:

@@ -43,7 +43,7 @@ def parse_json(text: str, field: str | None = None) -> pa.Table:
             value is no text of whole characters and no finite number of 64 bits. The message names the line or the index of
             the row, and the column, and quotes no value.
     """
-    rows, places = _rows(text, field)
+    rows, places = json_values(text, field)
     names: dict[str, None] = {}
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row, dict):
@@ -72,8 +72,8 @@ def parse_json(text: str, field: str | None = None) -> pa.Table:
     return pa.table(columns)
 
 
-def _rows(text: str, field: str | None) -> tuple[list, list[str]]:
-    """The values that should be rows, and where each of them stands."""
+def json_values(text: str, field: str | None = None) -> tuple[list, list[str]]:
+    """The values of a list or of lines, which need be no objects yet, and where each of them stands; see [`parse_json`]."""
     if field is None and not text.lstrip(" \t\r\n").startswith("["):
         lines = [(f"Line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip(" \t\r")]
         return [_load(line, place) for place, line in lines], [place for place, _ in lines]

@@ -6,7 +6,6 @@ free, and a retrained model is compared record by record.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +100,8 @@ def read_rows(data: str | Path, config: str, split: str = "train", limit: int | 
     Raises:
         FileNotFoundError: a folder without such a file.
     """
+    from hf_unlearn.data.files import read_text
+    from hf_unlearn.data.json_rows import json_values
     from hf_unlearn.data.load import load_rows
 
     stems = (f"{config}/{split}", config)
@@ -110,7 +111,7 @@ def read_rows(data: str | Path, config: str, split: str = "train", limit: int | 
         if Path(data).is_dir() and not (Path(data) / "README.md").is_file():
             raise FileNotFoundError(f"The folder has none of {', '.join(str(f.relative_to(data)) for f in files)}.")
         return list(load_rows(str(data), split if limit is None else f"{split}[:{limit}]", config))
-    text = file.read_text(encoding="utf-8")
-    is_list = text.lstrip().startswith("[")
-    rows = json.loads(text) if is_list else [json.loads(line) for line in text.splitlines() if line]
-    return [row if isinstance(row, Mapping) else {"text": row} for row in rows[:limit]]
+    values, _ = json_values(read_text(file))
+    if all(isinstance(value, str) for value in values):
+        return [{"text": value} for value in values[:limit]]
+    return list(load_rows(str(file), "train" if limit is None else f"train[:{limit}]"))

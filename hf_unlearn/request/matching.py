@@ -177,7 +177,10 @@ def _comparison(dataset: Dataset, column: str, operator: str, values: list, name
         return Comparison(lambda cells: pa.array(np.zeros(len(cells), dtype=bool)))
     if operator in _IN_TEXT:
         if not is_text(kind):
-            raise _cannot_compare(column, kind, given)
+            raise ValueError(
+                f"Column {column!r} has the type {kind}, which cannot be compared with text: {operator!r} looks into text. "
+                "Name a column of text, or select by values."
+            )
         return by_mention(values) if operator == "mentions" else by_substring(values)
     if is_text(kind) and given == "numbers":
         if operator in _ORDER:

@@ -482,6 +482,8 @@ def test_rows_are_read_from_the_files_of_a_folder(tmp_path):
     (tmp_path / "texts.json").write_text('["ä", "b"]', encoding="utf-8")
     assert read_rows(tmp_path, "part", "forget", limit=2) == [{"a": 1}, {"a": 2}]
     assert read_rows(tmp_path, "texts") == [{"text": "ä"}, {"text": "b"}]
+    (tmp_path / "lines.jsonl").write_text('{"a": "x \u2028 \x85", "at": "2024-05-01"}\n', encoding="utf-8")
+    assert read_rows(tmp_path, "lines") == [{"a": "x \u2028 \x85", "at": "2024-05-01"}]
     with pytest.raises(FileNotFoundError, match="none of retain/train.json, retain/train.jsonl, retain.json"):
         read_rows(tmp_path, "retain")
 
