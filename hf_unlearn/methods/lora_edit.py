@@ -11,7 +11,7 @@ from hf_unlearn.curvature.importance import squared_gradients
 from hf_unlearn.data.pairing import batches
 from hf_unlearn.methods.ihl import InvertedHingeConfig, InvertedHingeTrainer
 from hf_unlearn.models.blocks import layers_of
-from hf_unlearn.models.weights import WeightMatrix
+from hf_unlearn.models.weights import WeightMatrix, lora_targets
 from hf_unlearn.training.where import reached_matrices
 
 
@@ -100,11 +100,7 @@ class LoRAEditTrainer(InvertedHingeTrainer):
         score = {name: _ratio(forget[m.name], retain[m.name]) for name, m in matrices.items()}
         self.chosen = sorted(matrices, key=lambda name: (-score[name], name))[: args.n_modules]
 
-        if any(matrix.is_stack for matrix in matrices.values()):
-            # All by their parameters: peft takes names of layers in a mixture for those of experts before they were fused.
-            targets = {"target_modules": [], "target_parameters": [matrices[name].name for name in self.chosen]}
-        else:
-            targets = {"target_modules": self.chosen}
+        targets = lora_targets(model, map(matrices.get, self.chosen))
         config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, lora_dropout=0.0, **targets)
         with torch.random.fork_rng(devices=[]):
             model = get_peft_model(model, config)

@@ -126,6 +126,15 @@ def share_changed(before: nn.Module, after: nn.Module) -> float:
     return share_of_weights(before, reached)
 
 
+def lora_targets(model: nn.Module, matrices: Iterable[WeightMatrix]) -> dict[str, list[str]]:
+    """What a `LoraConfig` must name to adapt these weights of linear layers and fused experts, and no others."""
+    names = [matrix.name for matrix in matrices]
+    if any(matrix.is_stack for matrix in weight_matrices(model)):
+        # All by their parameters: peft takes names of layers in a mixture for those of experts before they were fused.
+        return {"target_modules": [], "target_parameters": names}
+    return {"target_modules": [name.removesuffix(".weight") for name in names]}
+
+
 def _candidates(model: nn.Module, head: bool) -> list[WeightMatrix]:
     seen = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     outside = set() if head else {id(part) for module in heads_of(model) for part in module.modules()}

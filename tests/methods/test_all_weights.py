@@ -259,6 +259,7 @@ def test_neurons_of_fused_experts_are_refused(tmp_path):
     ("lora", "share"),
     [
         ({"target_modules": ["q_proj", "v_proj"]}, True),
+        ({"target_modules": "all-linear"}, False),  # peft counts the experts of a Mixtral among them
         (
             {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
             False,

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hf_unlearn.audit.attacks.attack import KINDS, attack
 from hf_unlearn.audit.attacks.relearning_curves import RelearningCurve, strongest
@@ -36,6 +37,7 @@ from hf_unlearn.data.pairing import UnlearningCollator, on_device
 from hf_unlearn.data.text import context_length, encode, encode_dataset, limits_of
 from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.models.modes import plain_copy
+from hf_unlearn.models.weights import lora_targets, weight_matrices
 
 
 STEPS = (0, 1, 2, 5, 10, 20)
@@ -84,8 +86,8 @@ def relearn_grid(
         learning_rates (sequence of `float`): one curve for each.
         steps (sequence of `int`, *optional*, defaults to `(0, 1, 2, 5, 10, 20)`): rising numbers of optimizer steps.
         batch_size (`int`, *optional*, defaults to `8`): rows per step; all rows if there are fewer.
-        lora (`bool`, *optional*, defaults to `False`): train an adapter of rank 8 on all linear layers instead of the
-            weights.
+        lora (`bool`, *optional*, defaults to `False`): train an adapter of rank 8 on all linear layers, and on fused experts,
+            instead of the weights.
         seed (`int`, *optional*, defaults to `0`): for the order of the rows, and the adapter.
         score_batch_size, max_length, truncate (*optional*): as for [`score`]; the lengths hold for the training, too.
 
@@ -178,7 +180,10 @@ def _with_adapter(model, seed: int):
         # peft warns about GPT-2's layers, whose weights are transposed, and then sets the option by itself.
         warnings.filterwarnings("ignore", message="fan_in_fan_out")
         torch.default_generator.manual_seed(seed)
-        return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+        matrices = [m for m in weight_matrices(model) if m.is_stack or isinstance(m.module, nn.Linear)]
+        fused = any(matrix.is_stack for matrix in matrices)  # which peft does not count among the linear layers
+        targets = lora_targets(model, matrices) if fused else {"target_modules": "all-linear"}
+        return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, **targets))
 
 
 def _injected(encoded: Sequence[dict], evaluate: Mapping[str, Any], processing_class, lengths) -> dict[str, int]:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_unlearn.audit import AuditConfig, audit, score
 from hf_unlearn.audit.attacks.perturbation import noised, pruned
 from hf_unlearn.audit.attacks.quantization import WEIGHT_ATTACKS, quantized
+from hf_unlearn.audit.attacks.relearning import _with_adapter
 from hf_unlearn.audit.attacks.table import obstacles
 from hf_unlearn.evidence.result import write_result
 from hf_unlearn.models.weights import share_changed
@@ -143,6 +144,22 @@ def test_the_report_says_what_share_of_the_weights_was_changed(tmp_path):
     write_result(tmp_path, report.as_dict(), {})
     assert json.loads((tmp_path / "result.json").read_text())["audit"]["coverage"]["weights"]["int8"] == 1.0
     assert "int8 100 %, pruned 30% 100 %" in (tmp_path / "RESULT.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["qwen2_moe", "gpt_oss", "llama4"])
+def test_an_adapter_relearns_with_the_experts_too(kind):
+    model = ALL[kind]()
+    adapted = _with_adapter(model, 0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    start = {n: p.clone() for n, p in ALL[kind]().named_parameters()}
+    merged = dict(adapted.merge_and_unload().named_parameters())
+    routers = {n for n in matrices(model) if n.endswith(("mlp.gate.weight", "router.weight"))}
+    changed = {n for n, p in start.items() if not torch.equal(p, merged[n])}
+    assert changed - routers == set(matrices(model)) - routers and len(changed) >= 10
 
 
 class Packed(nn.Module):
