@@ -1,18 +1,20 @@
-"""What of the records was read, scored and left out, for RESULT.md: numbers and names of columns."""
+"""What of the records and of the weights was reached and left out, for RESULT.md: numbers and names of columns."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hf_unlearn.evidence.tables import markdown_table
 
 
 def coverage_lines(audit: dict[str, Any], run: dict[str, Any]) -> list[str]:
-    """The rows of the request, and for each set what was scored and what no loss and no score reaches."""
+    """The rows of the request, for each set what was scored and what no loss and no score reaches, and the weights."""
     request = run.get("request")
     rows = request.get("rows") if isinstance(request, dict) else None
     lines = [rows_of_the_request(rows), ""] if rows else []
-    lines += _sets((audit.get("coverage") or {}).get("sets") or {})
+    coverage = audit.get("coverage") or {}
+    lines += _sets(coverage.get("sets") or {}) + _weights(coverage.get("weights") or {})
     return ["## What was read", "", *lines] if lines else []
 
 
@@ -42,6 +44,14 @@ def _sets(sets: dict[str, dict[str, Any]]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _weights(shares: dict[str, float]) -> list[str]:
+    """The share of the weights that each attack on them changed, never rounded up."""
+    if not shares:
+        return []
+    said = ", ".join(f"{name} {math.floor(1000 * share) / 10:g} %" for name, share in shares.items())
+    return [f"Of the weights of the blocks, each attack on them changed: {said}.", ""]
 
 
 def _named(part: str, reach: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -146,9 +145,6 @@ def _about(result: dict[str, Any]) -> list[str]:
     facts = [*_models(audit, run), *_data(audit, run), *_request(run.get("request"))]
     facts += [("date (UTC)", result["date"])] if result.get("date") else []
     facts += [("tested against", _said(", ".join(audit["threats"])))] if audit.get("threats") else []
-    weights = audit.get("coverage", {}).get("weights", {})
-    covered = ", ".join(f"{name} {math.floor(1000 * share) / 10:g} %" for name, share in weights.items())
-    facts += [("weights of the body that each attack on them changed", covered)] if weights else []
     facts += _margins(audit)
     known = ("model", "models", "data", "request", "config")
     facts += [(_said(key), value) for key, value in run.items() if key not in known and not isinstance(value, dict)]

@@ -31,7 +31,7 @@ class UnlearningConfig(TrainingArguments):
             the last. With `trainable`, both must hold.
         saliency (`float`, *optional*): only this share of the entries of the weights may move: those with the largest
             gradient of the forget set's likelihood (arXiv 2310.12508 takes 0.5).
-        singular_rank (`int`, *optional*): only the weights of linear layers may move, and only within this many of their
+        singular_rank (`int`, *optional*): only weight matrices may move, and only within this many of their
             singular directions (see [`~hf_unlearn.training.constraints.SingularSubspace`]).
         singular_part (`str`, *optional*, defaults to `"top"`): directions with the `"top"` or `"bottom"` singular values.
         disable_dropout (`bool`, *optional*, defaults to `True`): train without the dropout of the model (stochastic depth,

@@ -87,7 +87,7 @@ _TABLE = (
         "latent",
         "The records come back when the weights are rounded to fewer bits, as on small machines, or when they are pruned "
         "or disturbed by noise.",
-        "linear layers that are not quantized",
+        "weights that are not quantized",
     ),
     Surface(
         "two-checkpoint",
