@@ -77,6 +77,22 @@ def kind_of(config: PretrainedConfig) -> str:
     return found
 
 
+def needs_code(config: PretrainedConfig) -> bool:
+    """Whether the model of a config is one that comes with its own code, and that transformers does not have."""
+    from transformers.models.auto import modeling_auto
+
+    code, name = getattr(config, "auto_map", None) or {}, next(iter(config.architectures or ()), None)
+    mappings = {
+        "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    }
+    for auto, mapping in mappings.items():
+        if auto in code and name in (None, code[auto].rpartition(".")[2]):
+            own = _classes({0: mapping[config.model_type]}) if config.model_type in mapping else set()
+            return name not in own if name is not None else not own
+    return False
+
+
 def _classes(mapping) -> set[str]:
     """The names of classes in a mapping of transformers, which has one or several for a type of model."""
     return {name for names in mapping.values() for name in ((names,) if isinstance(names, str) else names)}

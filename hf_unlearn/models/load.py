@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hf_unlearn.models.adapters import base_of, merged, put_on
 from hf_unlearn.models.files import CheckpointError, code_files, require_weights
-from hf_unlearn.models.kinds import kind_of, require_kind
+from hf_unlearn.models.kinds import kind_of, needs_code, require_kind
 
 
 # transformers is imported inside the functions, so that importing this module is fast.
@@ -39,19 +39,22 @@ def _in_one_line(name: str, part: str) -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError":  # of torch, which says what to do
             raise
         if "trust_remote_code" in str(error):
-            files = code_files(name)
-            where = f" ({', '.join(files)})" if files else ""
-            raise ValueError(
-                f"The {part} {name!r} comes with Python code of its own{where}, which does not run unasked. Either read that "
-                "code and set trust_remote_code: --trust_remote_code true on a command line, or "
-                "load_model(name, trust_remote_code=True) of hf_unlearn.models.load in Python, and give the model; or give a "
-                "model of an architecture that transformers has."
-            ) from error
+            raise CheckpointError(_own_code(name, part)) from error
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ValueError(
             f"The {part} of {name!r} cannot be loaded ({type(error).__name__}: {said[:300]}). The folder is incomplete or "
             "damaged, or needs something that is not installed: copy it again, or save it again with save_pretrained."
         ) from error
+
+
+def _own_code(name: str, part: str) -> str:
+    files = code_files(name)
+    where = f" ({', '.join(files)})" if files else ""
+    return (
+        f"The {part} {name!r} comes with Python code of its own{where}, which does not run unasked. Either read that code and "
+        "set trust_remote_code: --trust_remote_code true on a command line, or load_model(name, trust_remote_code=True) of "
+        "hf_unlearn.models.load in Python, and give the model; or give a model of an architecture that transformers has."
+    )
 
 
 def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -65,7 +68,10 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     model, revision = _model_below(name, revision)
     try:
         with _in_one_line(model, "config"):
-            return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        if not trust_remote_code and needs_code(config):
+            raise CheckpointError(_own_code(model, "model"))
+        return config
     except ValueError as error:
         there = (Path(model) / "config.json").exists()
         if there or not (Path(model).is_dir() or isinstance(error.__cause__, OSError)):
@@ -145,8 +151,18 @@ def load_model(
             name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     require_complete(name, found)
+    _leave_unpacked(model)
     require_kind(model)
     return model
+
+
+def _leave_unpacked(model: nn.Module) -> None:
+    """Have bitsandbytes 0.50 leave 4-bit weights as they are where it cannot repack them for CPUs with AVX512-BF16."""
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if hasattr(module, "support_avx512bf16_for_cpu") and state is not None:
+            if state.shape[-1] % state.blocksize:  # a block over the end of a row
+                module.support_avx512bf16_for_cpu = False
 
 
 def _require_whole_base(model: nn.Module, name: str) -> None:
