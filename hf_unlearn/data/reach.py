@@ -158,7 +158,8 @@ def _encoded_parts(row, kind: str | None, new: Mapping[str, Any], tokenizer, lim
     if kind == "ids":
         unscored = [i for i, label in zip(ids, labels, strict=True) if label == IGNORE_INDEX]
         return {"prompt": characters(unscored)}
-    found = {"first token": characters(ids[:1])} if kind == "text" else {}
+    begins = kind == "text" and ids[0] != tokenizer.bos_token_id
+    found = {"first token": characters(ids[:1])} if begins else {}
     if limit is not None and len(ids) == limit:
         found["cut off"] = characters(encode(row, tokenizer)["input_ids"][limit:])
     return found

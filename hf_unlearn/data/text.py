@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from hf_unlearn.data.chat import Encoded, continuation, encode_chat
@@ -163,12 +164,14 @@ def _check_encoded(row: dict, max_length: int | None, vocab_size: int | None) ->
     if max_length is not None and len(row["input_ids"]) > max_length:
         raise ValueError(f"An encoded row has {len(row['input_ids'])} tokens, but at most {max_length} fit. Cut it.")
     _check_vocabulary(row["input_ids"], vocab_size)
-    _check_vocabulary([label for label in row["labels"] if label != IGNORE_INDEX], vocab_size)
+    labels = np.asarray(row["labels"])
+    _check_vocabulary(labels[labels != IGNORE_INDEX], vocab_size)
     return row
 
 
 def _check_vocabulary(ids: Sequence[int], vocab_size: int | None) -> None:
-    if vocab_size is not None and len(ids) and not (0 <= min(ids) and max(ids) < vocab_size):
+    ids = np.asarray(ids)
+    if vocab_size is not None and ids.size and not (0 <= ids.min() and ids.max() < vocab_size):
         raise ValueError(
             f"It has ids beyond the {vocab_size} tokens that the model knows. Encode it with the tokenizer of the model, or "
             "make room for new tokens: model.resize_token_embeddings(len(tokenizer))."
