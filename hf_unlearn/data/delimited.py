@@ -75,6 +75,10 @@ def _check_header(names: list[str], delimiter: str) -> None:
             f"Column {names.index('') + 1} has no name. Name it in the first line (pandas: to_csv(index=False) writes no "
             "index)."
         )
+    if nul := [index for index, name in enumerate(names, 1) if "\0" in name]:
+        raise ValueError(
+            f"The name of column {nul[0]} has a character NUL, which no name can have. Rename the column."
+        )
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"Several columns are named {', '.join(map(repr, twice))}. Give each a name of its own.")

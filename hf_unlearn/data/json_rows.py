@@ -59,7 +59,7 @@ def parse_json(text: str, field: str | None = None) -> pa.Table:
     for name in names:
         cells = [row.get(name) for row in rows]
         try:
-            _check_characters(0, name)
+            _check_name(0, name)
             kind = _type_of([(index, cell) for index, cell in enumerate(cells) if cell is not None])
         except _Fault as fault:
             index, reason = fault.args
@@ -140,7 +140,7 @@ def _type_of(cells: list[tuple[int, Any]]) -> pa.DataType:
         inner: dict[str, list] = {}
         for index, item in cells:
             for key, value in item.items():
-                _check_characters(index, key)
+                _check_name(index, key)
                 inner.setdefault(key, []).extend([] if value is None else [(index, value)])
         return pa.struct([(key, _type_of(values)) for key, values in inner.items()])
     return pa.null()
@@ -157,6 +157,12 @@ def _type_of_numbers(cells: list[tuple[int, int | float]], has_floats: bool) -> 
     if has_floats:
         return pa.float64()
     return pa.int64() if all(number < 2**63 for _, number in integers) else pa.uint64()
+
+
+def _check_name(index: int, name: str) -> None:
+    _check_characters(index, name)
+    if "\0" in name:
+        raise _Fault(index, "a key has a character NUL, which no name can have. Rename it.")
 
 
 def _check_characters(index: int, text: str) -> None:

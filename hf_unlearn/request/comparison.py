@@ -16,7 +16,7 @@ from hf_unlearn.request.selector import NEGATIVE
 
 
 _ORDER = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
-_ORDER_OF_NUMBERS = {"<": python.lt, "<=": python.le, ">": python.gt, ">=": python.ge}
+_PYTHON_ORDER = {"<": python.lt, "<=": python.le, ">": python.gt, ">=": python.ge}
 
 
 class Comparison:
@@ -102,7 +102,7 @@ def by_spelling(column: str, operator: str, numbers: Sequence[int | float]) -> C
 
 def by_order_of_numbers(column: str, operator: str, number: int | float) -> Comparison:
     """Text cells that spell numbers, in the order of numbers. An empty cell never matches."""
-    limit, holds = number_of(spelled(number)), _ORDER_OF_NUMBERS[operator]
+    limit, holds = number_of(spelled(number)), _PYTHON_ORDER[operator]
 
     def cells_match(cells: pa.Array) -> pa.Array:
         numbers = (number_of(cell or "") for cell in cells.to_pylist())
@@ -112,6 +112,19 @@ def by_order_of_numbers(column: str, operator: str, number: int | float) -> Comp
         lambda cell: cell != "" and number_of(cell) is None,
         f"{{n}} cells of column {column!r} are no numbers, so that {operator!r} cannot compare them with one. Correct or empty "
         "these cells, or select by a list of values.",
+    )
+
+
+def by_order_of_texts(column: str, operator: str, text: str) -> Comparison:
+    """Text cells in the order of their letters. Where cell and value spell numbers in another order, it is unclear."""
+    limit, holds = number_of(text), _PYTHON_ORDER[operator]
+    comparison = by_value(operator, pa.array([text], pa.large_string()))
+    if limit is None:
+        return comparison
+    return comparison.refusing(
+        lambda cell: (number := number_of(cell)) is not None and holds(number, limit) != holds(cell, text),
+        f"{{n}} cells of column {column!r}, which is text, compare by {operator!r} otherwise as numbers than as texts (as 9 and 10 "
+        "do). Give the value as a number to compare numbers.",
     )
 
 

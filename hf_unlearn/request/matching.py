@@ -18,6 +18,7 @@ from hf_unlearn.request.comparison import (
     Comparison,
     by_mention,
     by_order_of_numbers,
+    by_order_of_texts,
     by_spelling,
     by_substring,
     by_time,
@@ -186,6 +187,8 @@ def _comparison(dataset: Dataset, column: str, operator: str, values: list, name
         if operator in _ORDER:
             return by_order_of_numbers(column, operator, values[0])
         return by_spelling(column, operator, values)
+    if is_text(kind) and given == "text" and operator in _ORDER:
+        return by_order_of_texts(column, operator, values[0])
     if pa.types.is_temporal(kind) and given == "text":
         days = [position for position, value in enumerate(values) if _DAY.fullmatch(value)]
         return by_time(column, operator, _times(column, kind, values), days)

@@ -2,8 +2,9 @@
 
 import datetime
 import json
+import operator as python
 import warnings
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 import pyarrow as pa
 import pytest
@@ -72,6 +73,15 @@ def test_order_of_numbers_in_text_is_exact():
     with pytest.raises(ValueError, match="3 cells of column 'c' are no numbers, so that '>' cannot compare") as error:
         selected([*cells, "SECRET", "NA", "nan"], attribute(">", 10))
     assert "SECRET" not in str(error.value)
+
+
+def test_texts_that_spell_numbers_in_another_order_are_an_error():
+    assert selected(["2019", "2024", "2024-05-01", "x"], attribute(">", "2020")) == [1, 2, 3]
+    with pytest.raises(
+        ValueError, match="2 cells of column 'c', which is text, compare by '>=' otherwise.*as a number"
+    ):
+        selected(["9", "30", "41", "100"], attribute(">=", "30"))
+    assert selected(["9", "30", "41", "100"], attribute(">=", 30)) == [1, 2, 3]
 
 
 def test_order_of_texts_is_that_of_texts():
@@ -313,3 +323,38 @@ def test_mentions_by_another_route(name, before, after):
         for i in range(len(text))
     )
     assert is_mentioned(name, text) is found
+
+
+NAMES = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
+SPELLED = st.sampled_from(["", "x", "NA", "7", "07", "7.0", "+7", "17", "-3", "1e1", "10", "0.5", "\t7", "1_0", "٧"])
+
+
+def as_number(cell):
+    try:
+        return None if "_" in cell else Decimal(cell.strip())
+    except InvalidOperation:
+        return None
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    cells=st.lists(st.none() | SPELLED, min_size=1, max_size=8),
+    operator=st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
+    number=st.sampled_from([7, 10, -3, 0.5, 7.0, 17]),
+)
+def test_numbers_against_text_by_another_route(cells, operator, number):
+    present, holds = [cell for cell in cells if cell is not None], getattr(python, NAMES[operator])
+    numbers = {cell: as_number(cell) for cell in present}
+    if operator in ("==", "!="):
+        spelled = json.dumps(number)
+        unclear = sum(numbers[cell] == Decimal(spelled) and cell != spelled for cell in present)
+        expected = [i for i, cell in enumerate(cells) if cell is not None and holds(cell, spelled)]
+    else:
+        unclear = sum(bool(cell) and numbers[cell] is None for cell in present)
+        known = [(i, numbers.get(cell)) for i, cell in enumerate(cells)]
+        expected = [i for i, value in known if value is not None and holds(value, Decimal(json.dumps(number)))]
+    if unclear or not expected:
+        with pytest.raises(ValueError, match=f"^{unclear} cells" if unclear else "^No row"):
+            selected(cells, attribute(operator, number), pa.string())
+    else:
+        assert selected(cells, attribute(operator, number), pa.string()) == expected
