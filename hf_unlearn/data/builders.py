@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os.path
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +46,7 @@ def load_folder(folder: str, split: str, config: str | None) -> Dataset:
     """
     with tempfile.TemporaryDirectory() as cache:
         builder = load_dataset_builder(folder, config, cache_dir=cache)
+    _warn_of_unread(folder, builder)
     if builder.name not in _KEPT_TO:
         return prepared(folder, split, config)
     parse, features = _parser(builder), builder.config.features or builder.info.features
@@ -175,8 +178,31 @@ def prepared(name: str, split: str, config: str | None = None, data_files: str |
         except (DatasetGenerationError, pa.ArrowException) as error:
             reason = type(error.__cause__ or error).__name__
         else:
-            return builder.as_dataset(split, in_memory=True)
+            return _of_prepared(builder, split, data_files or name)
     raise ValueError(f"{data_files or name} cannot be read ({reason}). Write its files anew.")
+
+
+def _of_prepared(builder: DatasetBuilder, split: str, name: str) -> Dataset:
+    try:
+        return builder.as_dataset(split, in_memory=True)
+    except ValueError as error:
+        raise ValueError(f"{name} has no split {split!r}, or no row in it. ({error})") from None
+
+
+def _warn_of_unread(folder: str, builder: DatasetBuilder) -> None:
+    """Say which files of rows are left out: without a card, only those of the most frequent kind are read."""
+    read = {os.path.realpath(str(file)) for files in builder.config.data_files.values() for file in files}
+    unread = sorted(
+        str(path.relative_to(folder))
+        for path in Path(folder).rglob("*")
+        if path.suffix in (*PARSERS, ".parquet") and str(path.resolve()) not in read
+    )
+    if unread and not (Path(folder) / "README.md").exists():
+        warnings.warn(
+            f"{len(unread)} files in {folder} are not read, as others are of another kind or name their split: "
+            f"{', '.join(unread[:5])}. Move them out, write all of one kind, or say in a README.md what is read.",
+            stacklevel=4,
+        )
 
 
 def _read_metadata(file: str, metadata_ext: str) -> Iterator[pa.Table]:

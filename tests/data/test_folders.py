@@ -5,7 +5,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from datasets import ClassLabel, Dataset, Image, Value, load_dataset, load_dataset_builder
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset, load_dataset_builder
 from PIL import Image as Picture
 
 from hf_unlearn.data import load_rows
@@ -60,6 +60,12 @@ def test_csv_files_with_other_columns_are_refused(tmp_path):
     folder = folder_with(tmp_path, {"train-0.csv": "a,b\n1,2\n", "train-1.csv": "a,c\n1,2\n"})
     with pytest.raises(ValueError, match="train-1.csv has other columns than .*train-0.csv"):
         load_rows(folder)
+
+
+def test_files_of_another_kind_are_named(tmp_path):
+    folder = folder_with(tmp_path, {"train.csv": "a\n1\n", "train.jsonl": '{"a": 2}\n', "test.jsonl": '{"a": 3}\n'})
+    with pytest.warns(UserWarning, match="1 files in .* are not read.*: train.csv. Move them out"):
+        assert load_rows(folder)["a"][:] == [2]
 
 
 def card(body):
@@ -153,6 +159,12 @@ def test_damaged_files_are_said_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=f"^{name} cannot be read .Arrow") as error:
             load_rows(name)
         assert "SECRET" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tables_without_rows_are_said(tmp_path):
+    Dataset.from_dict({"a": []}, Features({"a": Value("string")})).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet has no split 'train', or no row in it"):
+        load_rows(str(tmp_path / "a.parquet"))
 
 
 REVISION = "0" * 40
