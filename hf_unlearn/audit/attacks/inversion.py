@@ -93,16 +93,34 @@ class PatchTables:
             model = load_model(os.fspath(model), dtype="auto")
         if has_adapter(model):
             model = plain_copy(model)
-        for module in model.modules():
-            patches = getattr(getattr(module, "patch_embeddings", None), "projection", None)
-            positions = getattr(module, "position_embeddings", None)
-            if isinstance(patches, nn.Conv2d) and isinstance(positions, nn.Parameter):
-                (height, width), patch = module.patch_embeddings.image_size, patches.kernel_size
-                tables = (patches.weight, positions[0], getattr(module, "cls_token", None))
-                weight, rows, token = (None if t is None else t.detach().cpu().double().numpy() for t in tables)
-                token = None if token is None else token.reshape(-1)
-                return cls(weight, rows, token, (height // patch[0], width // patch[1]), _rounding(positions.detach()))
-        return None
+        module = _embeddings(model)
+        if module is None:
+            return None
+        patches, positions = module.patch_embeddings.projection, module.position_embeddings
+        (height, width), patch = module.patch_embeddings.image_size, patches.kernel_size
+        tables = (patches.weight, positions[0], getattr(module, "cls_token", None))
+        weight, rows, token = (None if t is None else t.detach().cpu().double().numpy() for t in tables)
+        token = None if token is None else token.reshape(-1)
+        return cls(weight, rows, token, (height // patch[0], width // patch[1]), _rounding(positions.detach()))
+
+
+def _embeddings(model: nn.Module) -> nn.Module | None:
+    """The module with a patch embedding and a position table beside it; `None` if there is none."""
+    for module in model.modules():
+        patches = getattr(getattr(module, "patch_embeddings", None), "projection", None)
+        positions = getattr(module, "position_embeddings", None)
+        if isinstance(patches, nn.Conv2d) and isinstance(positions, nn.Parameter):
+            return module
+    return None
+
+
+def require_tables(model: nn.Module) -> None:
+    """Raise a `ValueError` if the model has no tables to read an image off; it needs no weights."""
+    if _embeddings(model) is None:
+        raise ValueError(
+            f"{type(model).__name__} has no learned position table beside a patch embedding, so no image can be read off "
+            "the change of its weights in closed form. Leave this attack out."
+        )
 
 
 def _rounding(table: Tensor) -> float:

@@ -241,7 +241,14 @@ def _pooled(model, inputs: dict[str, Tensor], state: Tensor) -> Tensor:
     return state.float().masked_fill(~kept[:, :, None], 0).sum(1) / kept.sum(1, keepdim=True)
 
 
-@attack("latent", KINDS, requires=(find_blocks,))
+def readable_blocks(model) -> None:
+    """Raise a `ValueError` unless the head can read the state of every block."""
+    find_blocks(
+        model, "its head cannot read an answer off each. The probe of the layers and the depth by patching remain"
+    )
+
+
+@attack("latent", KINDS, requires=(readable_blocks,))
 def states_of_layers(model, records: AuditRecords) -> Found:
     """The logit lens: what an earlier layer would answer."""
     lens = logit_lens(

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from hf_unlearn.audit.attacks.attack import attack
-from hf_unlearn.audit.attacks.inversion import Reconstruction, reconstruct_from_weights
+from hf_unlearn.audit.attacks.inversion import Reconstruction, reconstruct_from_weights, require_tables
 from hf_unlearn.audit.measures.image_similarity import image_chunks, nearest_psnr, psnr, reidentified, ssim
 from hf_unlearn.audit.records import AuditRecords, Found
 from hf_unlearn.data.images import labels_of
@@ -238,7 +238,7 @@ def _labels(rows) -> np.ndarray | None:
     return None if None in labels else np.asarray(labels)
 
 
-@attack("inversion", ("image",), beside=("original",))
+@attack("inversion", ("image",), beside=("original",), requires=(require_tables,))
 def reconstruction_from_weights(model, records: AuditRecords, original) -> Found:
     """Images of the forget set from the difference of the weights, which publishing both checkpoints gives away."""
     sets = {"retain": records.rows("retain"), "non_members": records.rows("holdout")}
