@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_unlearn.data.rows import IGNORE_INDEX
 from hf_unlearn.models.blocks import backbone_config, find_blocks, layers_of, run_to_block
@@ -47,6 +47,12 @@ class RMUConfig(UnlearningConfig):
     retain_losses = ("activations", "none")
 
 
+def steerable_blocks(model: nn.Module, args: RMUConfig | None = None) -> nn.ModuleList:
+    """The blocks whose states can be steered; a `ValueError` where they are not found or differ in width."""
+    otherwise = "its activations cannot be steered. Choose a method on the outputs (npo, graddiff)"
+    return getattr(*find_blocks(_inner(model), otherwise))
+
+
 class RMUTrainer(UnlearningTrainer):
     """Steer the activations of the forget set towards a random direction, and keep those of the retain set.
 
@@ -67,6 +73,7 @@ class RMUTrainer(UnlearningTrainer):
 
     config_class = RMUConfig
     architecture = "specific"
+    requires = (steerable_blocks,)
     retain_reference = True
     cost = "a forward and backward pass of forget + retain rows up to one block; the trained blocks for the reference"
 
@@ -89,8 +96,7 @@ class RMUTrainer(UnlearningTrainer):
         self._direction = direction / direction.norm()
 
     def adapt(self, model, args, data, collate):
-        otherwise = "its activations cannot be steered. Choose a method on the outputs (npo, graddiff)"
-        depth = len(getattr(*find_blocks(_inner(model), otherwise)))
+        depth = len(steerable_blocks(model))
         layer = args.layer if args.layer is not None else max(depth // 4 - 1, min(2, depth - 1))
         if not -depth <= layer < depth:
             raise ValueError(f"You set layer={layer}, but the model has {depth} blocks. Set one of 0 to {depth - 1}.")
@@ -123,18 +129,17 @@ class RMUTrainer(UnlearningTrainer):
         with self._prefix_without_dropout(base):
             seen = run_to_block(model, _inner(base), inputs, self._first, self._layer)
         # The reference starts from the input of the first trained block: all weights before it are the same.
-        n, compare = sizes["forget"], slice(0 if self.args.adaptive else sizes["forget"], None)
-        start = None
+        n, start = sizes["forget"], None
         if self.args.adaptive or "retain" in sizes:
             with torch.no_grad(), evaluating(base), self._reference.at_start(base):
-                start = seen.replay(compare)
+                start = seen.replay()
 
         target = self.args.steering * self._direction.to(seen.output)
         if self.args.adaptive:
             target = start[:n].norm(dim=-1, keepdim=True) * target
         parts = {"forget": misdirection(seen.output[:n], target)}
         if "retain" in sizes:
-            parts["retain"] = misdirection(seen.output[n:], start[n:] if self.args.adaptive else start)
+            parts["retain"] = misdirection(seen.output[n:], start[n:])
         losses, row = {}, 0
         for name, values in parts.items():
             counted = self._counted(inputs, slice(row, row + sizes[name]), values)
@@ -161,8 +166,8 @@ class RMUTrainer(UnlearningTrainer):
         return counts[0] if self.args.token_scope == "answer" else counts[2]
 
     def _prefix_without_dropout(self, base):
-        parent, name = find_blocks(_inner(base))
-        training = {id(module) for block in getattr(parent, name)[self._first :] for module in block.modules()}
+        trained = steerable_blocks(base)[self._first :]
+        training = {id(module) for block in trained for module in block.modules()}
         return evaluating(*(m for m in _inner(base).modules() if not list(m.children()) and id(m) not in training))
 
     def method_state(self):

@@ -177,12 +177,14 @@ class BlockCalls:
     calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
     output: Tensor | None = None
 
-    def replay(self, rows: slice) -> Tensor:
-        """Run the blocks again on some rows, from the input of the first block."""
-        n = len(self.output)
-        hidden = _cut(self.calls[0][0][0], rows, n)
+    def replay(self) -> Tensor:
+        """Run the blocks again, from the input of the first one: `(rows, length, width)`.
+
+        On all rows, as what a block is called with need not have one line for each (BLOOM's has one for each head too).
+        """
+        hidden = self.calls[0][0][0]
         for block, (args, kwargs) in zip(self.blocks, self.calls, strict=True):
-            hidden = _state(block(hidden, *_cut(args[1:], rows, n), **_cut(kwargs, rows, n)))
+            hidden = _state(block(hidden, *args[1:], **kwargs))
         return hidden
 
 
@@ -223,14 +225,3 @@ def _run_unscored(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
 def _state(output) -> Tensor:
     """A block returns its state, or a tuple that begins with it."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def _cut(value, rows: slice, n: int):
-    """The same rows of every tensor that has them; masks and positions that all rows share stay whole."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.dim() and len(value) == n else value
-    if isinstance(value, tuple):
-        return tuple(_cut(item, rows, n) for item in value)
-    if isinstance(value, Mapping):
-        return {key: _cut(item, rows, n) for key, item in value.items()}
-    return value

@@ -171,7 +171,9 @@ class Gates(nn.Module):
         if self._given is None:
             z = self.values(here)
         else:
-            z = self._given[:, here].view(len(x), *[1] * (x.dim() - 2), -1)
+            z = self._given[:, here]
+            # The windows of an image, and the tokens of a flat batch, are rows of their own in the order of the batch.
+            z = z.repeat_interleave(len(x) // len(z), 0).view(len(x), *[1] * (x.dim() - 2), -1)
         z = z.to(x).repeat_interleave(x.shape[-1] // z.shape[-1], -1)
         return (x * z, *inputs[1:])
 

@@ -8,6 +8,7 @@ import torch
 from cases import MODELS, image_rows, make_trainer, text_rows, weights
 from tiny import tiny_tokenizer
 from torch import nn
+from transformers import SwinConfig, SwinForImageClassification
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.data import UnlearningCollator, encode_dataset
@@ -222,3 +223,26 @@ def test_the_warm_start_sees_every_person_of_rows_sorted_by_person(tmp_path):
     effects = trainer._effects([first] * 4 + [second] * 4)
     torch.testing.assert_close(effects, trainer._effects([first, second]))
     assert not torch.allclose(effects, trainer._effects([first]))
+
+
+def test_each_image_has_its_own_gates_where_attention_is_in_windows():
+    torch.manual_seed(0)
+    sizes = {
+        "embed_dim": 8,
+        "depths": [1, 2],
+        "num_heads": [1, 2],
+        "window_size": 2,
+        "patch_size": 2,
+        "image_size": 16,
+    }
+    model = SwinForImageClassification(SwinConfig(num_labels=3, initializer_range=0.2, **sizes)).double().eval()
+    gates = Gates(find_gate_points(model))
+    assert [point.n for point in gates.points] == [1, 2, 2]  # the heads of each stage
+    pixels, values = torch.randn(3, 3, 16, 16, dtype=torch.float64), torch.rand(3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        with gates.given(values):
+            together = model(pixel_values=pixels).logits
+        for i in range(3):
+            with gates.given(values[i : i + 1]):
+                alone = model(pixel_values=pixels[i : i + 1]).logits[0]
+            torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-12)
