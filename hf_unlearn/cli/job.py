@@ -112,7 +112,8 @@ class Job:
         reach = require_encodable(self.sets, self.processing_class, config, **lengths)
         print(rows_of_the_request(rows_of(self.parts)))
         print("\n".join(said_of(f"{name} set", part) for name, part in reach.items()))
-        say_what_cannot_run(config, arguments.threat_model, model_config.trust_remote_code)
+        changes = {} if training is None else {"method": arguments.method, "training": training}
+        say_what_cannot_run(config, arguments.threat_model, model_config.trust_remote_code, **changes)
 
     @classmethod
     def from_arguments(cls, argv: list[str] | None = None) -> Job:

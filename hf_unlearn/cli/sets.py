@@ -122,9 +122,20 @@ def require_encodable(
     return found
 
 
-def say_what_cannot_run(config, threats: Sequence[str], trust_remote_code: bool) -> None:
-    """Say before hours of work which attacks such a model lacks the parts for, so that they will not be run."""
+def say_what_cannot_run(
+    config, threats: Sequence[str], trust_remote_code: bool, method: str | None = None, training=None
+) -> None:
+    """Say before hours of work which attacks such a model lacks the parts for, so that they will not be run.
+
+    Args:
+        method, training (*optional*): name and config of the method that will change the model.
+
+    Raises:
+        ValueError: the method cannot work on such a model.
+    """
     from hf_unlearn.audit.attacks.table import obstacles
+    from hf_unlearn.methods import METHODS
+    from hf_unlearn.training.checks import require_architecture
 
     kind = kind_of(config)
     try:
@@ -132,5 +143,7 @@ def say_what_cannot_run(config, threats: Sequence[str], trust_remote_code: bool)
     except Exception as error:  # not every model can be made without weights
         print(f"Note: which attacks cannot run is known only in the audit ({type(error).__name__}).")
         return
+    if method is not None:
+        require_architecture(METHODS[method], training, model)
     for attack, reason in obstacles(model, kind, threats).items():
         print(f"Note: the attack {attack} cannot run on this model, and its surface will not be tested: {reason}")

@@ -75,6 +75,7 @@ class HeadMaskTrainer(UnlearningTrainer):
 
     config_class = HeadMaskConfig
     architecture = "specific"
+    requires = (lambda model, args: find_gate_points(model, args.neurons),)
     needs_whole_weights = True
 
     def adapt(self, model, args, data, collate):

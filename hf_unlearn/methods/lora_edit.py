@@ -74,6 +74,7 @@ class LoRAEditTrainer(InvertedHingeTrainer):
 
     config_class = LoRAEditConfig
     architecture = "specific"
+    requires = (lambda model, args: adaptable_matrices(model, args),)
     needs_whole_weights = True
 
     def adapt(self, model, args, data, collate):
@@ -85,12 +86,7 @@ class LoRAEditTrainer(InvertedHingeTrainer):
                 "and without peft_config, and merge an adapter (merge_and_unload). For QLoRA choose ihl with a peft_config."
             )
         model.to(args.device)
-        in_layers = layers_of(model)
-        matrices = {
-            _name(matrix): matrix
-            for matrix in reached_matrices(model, args, type(self).__name__, _adaptable)
-            if matrix.name in in_layers
-        }
+        matrices = adaptable_matrices(model, args)
         names = [matrix.name for matrix in matrices.values()]
         size, limit = args.per_device_eval_batch_size, args.importance_rows
         forget, retain = (
@@ -112,6 +108,17 @@ class LoRAEditTrainer(InvertedHingeTrainer):
 
     def finish(self):
         self.model = self.accelerator.unwrap_model(self.model).merge_and_unload()
+
+
+def adaptable_matrices(model: nn.Module, args: LoRAEditConfig) -> dict[str, WeightMatrix]:
+    """The movable matrices of the blocks that peft can adapt, by the name that it knows them by.
+
+    Raises:
+        ValueError: see [`~hf_unlearn.training.where.reached_matrices`].
+    """
+    in_layers = layers_of(model)
+    found = reached_matrices(model, args, "lora_edit", _adaptable)
+    return {_name(matrix): matrix for matrix in found if matrix.name in in_layers}
 
 
 def _adaptable(matrix: WeightMatrix) -> bool:

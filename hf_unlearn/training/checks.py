@@ -16,16 +16,33 @@ logger = logging.get_logger(__name__)
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # set by `accelerate launch`
 
 
-def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_dataset, ref_model) -> None:
-    """Refuse combinations of arguments of a trainer that cannot work, and warn of one that ends badly."""
-    name = trainer_class.__name__
+def require_architecture(trainer_class, args, model) -> None:
+    """Refuse a model that the method cannot work on, by its architecture alone.
+
+    Args:
+        args ([`UnlearningConfig`]): of the method.
+        model (`nn.Module`): it needs no weights, and may be on the device `meta`. Of one with an adapter, which hides parts
+            of it, or in 4 or 8 bit, the method itself says what it cannot do.
+
+    Raises:
+        ValueError: the method is for models of another kind, or the model lacks what the method changes.
+    """
     kind, other = ("image", "text") if is_image_classifier(model) else ("text", "image")
     if kind not in trainer_class.kinds:
         titles = {"text": "causal language models", "image": "image classifiers"}
         raise ValueError(
-            f"{name} works on {titles[other]}, but this is one of the {titles[kind]}. Choose another method: "
-            "`hf-unlearn methods` lists them."
+            f"{trainer_class.__name__} works on {titles[other]}, but this is one of the {titles[kind]}. Choose another "
+            "method: `hf-unlearn methods` lists them."
         )
+    if not hasattr(model, "peft_config") and not getattr(model, "is_quantized", False):
+        for requirement in trainer_class.requires:
+            requirement(model, args)
+
+
+def check_run(trainer_class, args, model, forget_dataset, retain_dataset, eval_dataset, ref_model) -> None:
+    """Refuse combinations of arguments of a trainer that cannot work, and warn of one that ends badly."""
+    name = trainer_class.__name__
+    require_architecture(trainer_class, args, model)
     if trainer_class.needs_whole_weights and (args.fsdp or args.deepspeed or any(map(parse_flag_from_env, _SHARDED))):
         raise ValueError(f"{name} needs whole weights, which FSDP and DeepSpeed spread. Run one process, or DDP.")
     for dataset, title in ((forget_dataset, "forget set"), (retain_dataset, "retain set")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ class Objective:
     bounded = True
     #: Models it works on: "text" (causal language models), "image" (image classifiers).
     kinds = ("text", "image")
+    #: Functions that each take a model, possibly without weights (on the device `meta`), and the config, and raise a
+    #: `ValueError` if the architecture lacks what the method changes. They are called before anything is computed.
+    requires: tuple[Callable[[nn.Module, UnlearningConfig], object], ...] = ()
     #: Whether each process must have whole weights, which FSDP and DeepSpeed spread.
     needs_whole_weights = False
     #: What ends the training early.

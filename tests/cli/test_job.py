@@ -9,6 +9,7 @@ import pytest
 from cases import text_rows
 from datasets import Dataset, DatasetDict
 from tiny import tiny_llama, tiny_tokenizer
+from transformers import MambaConfig
 
 from hf_unlearn import ErasureRequest
 from hf_unlearn.audit.config import AuditConfig
@@ -48,6 +49,24 @@ def arguments(folder, *more) -> list[str]:
 def unlearning(folder, *more) -> list[str]:
     short = ["--method", "npo", "--max_steps", 1, "--use_cpu", "true", "--seed", 0, "--report_to", "none"]
     return arguments(folder, *short, *more)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("head_mask", "No attention output projection was found in MambaForCausalLM.* Choose a method"),
+        ("lora_edit", "lora_edit reaches .* of this MambaForCausalLM only"),
+    ],
+)
+def test_a_method_that_lacks_its_parts_is_refused_before_a_model_is_loaded(method, message, folder, tmp_path):
+    config = MambaConfig(vocab_size=len(tiny_tokenizer()), hidden_size=16, num_hidden_layers=2, state_size=4)
+    config.architectures = ["MambaForCausalLM"]
+    # No weights: whoever loads the model fails otherwise.
+    config.save_pretrained(tmp_path / "mamba")
+    tiny_tokenizer().save_pretrained(tmp_path / "mamba")
+    more = ["--model_name_or_path", tmp_path / "mamba", "--method", method, "--output_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match=message):
+        Job.from_arguments(unlearning(folder, *more))
 
 
 @pytest.mark.parametrize("recipe", ["unlearn", "hybrid"])
