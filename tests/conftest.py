@@ -13,6 +13,7 @@ os.environ.update(
 )
 
 import atexit
+import gc
 import shutil
 
 import pytest
@@ -21,6 +22,12 @@ import torch
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    # The Trainer collects garbage after each run. What the imports made is no garbage, and takes long to look through.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
