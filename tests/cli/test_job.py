@@ -9,7 +9,7 @@ import pytest
 from cases import text_rows
 from datasets import Dataset, DatasetDict
 from tiny import tiny_llama, tiny_tokenizer
-from transformers import MambaConfig
+from transformers import MambaConfig, MambaForCausalLM
 
 from hf_unlearn import ErasureRequest
 from hf_unlearn.audit.config import AuditConfig
@@ -58,12 +58,13 @@ def unlearning(folder, *more) -> list[str]:
         ("lora_edit", "lora_edit reaches .* of this MambaForCausalLM only"),
     ],
 )
-def test_a_method_that_lacks_its_parts_is_refused_before_a_model_is_loaded(method, message, folder, tmp_path):
-    config = MambaConfig(vocab_size=len(tiny_tokenizer()), hidden_size=16, num_hidden_layers=2, state_size=4)
-    config.architectures = ["MambaForCausalLM"]
-    # No weights: whoever loads the model fails otherwise.
-    config.save_pretrained(tmp_path / "mamba")
+def test_a_method_that_lacks_its_parts_is_refused_before_a_model_is_loaded(
+    method, message, folder, monkeypatch, tmp_path
+):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    MambaForCausalLM(MambaConfig(vocab_size=len(tiny_tokenizer()), **sizes)).save_pretrained(tmp_path / "mamba")
     tiny_tokenizer().save_pretrained(tmp_path / "mamba")
+    monkeypatch.setattr("hf_unlearn.models.load.load_model", lambda *_, **__: pytest.fail("A model was loaded."))
     more = ["--model_name_or_path", tmp_path / "mamba", "--method", method, "--output_dir", tmp_path / "out"]
     with pytest.raises(ValueError, match=message):
         Job.from_arguments(unlearning(folder, *more))
