@@ -38,8 +38,8 @@ def encode_chat(messages: Sequence[Mapping[str, Any]], tokenizer) -> Encoded:
 
     The chat is encoded once, as a whole. The prompt ends where the answer begins in the rendered text, so that what a
     template writes there, as an empty thinking block, is a part of the prompt. White space before the answer belongs to it
-    where the tokenizer merges the two, or where a generation prompt ends before it. Where other text would be merged, the
-    two are encoded apart, as a model is asked.
+    where the tokenizer merges the two, or where a generation prompt ends before it; some special tokens take it in. Where
+    other text would be merged, the two are encoded apart, as a model is asked.
 
     A model is thus asked with what the template writes before an answer, which is what a training with this template has
     shown it, and not with the generation prompt, which may lack an empty thinking block, or open a block that the answer
@@ -58,7 +58,10 @@ def encode_chat(messages: Sequence[Mapping[str, Any]], tokenizer) -> Encoded:
     if tokenizer.is_fast:
         ids, offsets = _with_offsets(head + answer + tail, tokenizer)
         n_prompt = next((i for i, (_, end) in enumerate(offsets) if end > len(head)), len(ids))
-        apart = n_prompt < len(ids) and bool(head[offsets[n_prompt][0] :].strip())
+        start, end = offsets[n_prompt] if n_prompt < len(ids) else (len(head), len(head))
+        if head[start:].strip():  # more than white space of the template is in one token with the answer
+            apart = bool(answer[: end - len(head)].strip())
+            n_prompt += 1  # a token that takes in no more of the answer than white space is prompt
     if apart or not tokenizer.is_fast:  # a slow one has no offsets
         before = _ids(head, tokenizer)
         after = _ids(answer + tail, tokenizer)
@@ -98,10 +101,12 @@ def rendered(messages: Sequence[Mapping[str, Any]], tokenizer) -> Rendered:
     forms = dict.fromkeys((content, content.rstrip(), content.lstrip(), content.strip()))
     if len(parts) == 2 and text.endswith(parts[1]):
         body = text[: len(text) - len(parts[1])]
-        for form in forms:
-            if body.endswith(form):
-                n_asked = _length_asked(body[: len(body) - len(form)], messages, tokenizer)
-                return Rendered(body[:n_asked], body[n_asked:], parts[1])
+        heads = [body[: len(body) - len(form)] for form in forms if body.endswith(form)]
+        if heads:
+            # A line break of the template is none of the content, where the template strips that of the content.
+            head = parts[0] if parts[0] in heads else heads[0]
+            n_asked = _length_asked(head, messages, tokenizer)
+            return Rendered(body[:n_asked], body[n_asked:], parts[1])
     times = "" if len(parts) == 2 else f" (it writes it {len(parts) - 1} times)"
     raise ValueError(
         f"The chat template does not write the last message as the record holds it{times}, so that something else would be "

@@ -189,6 +189,18 @@ def test_system_messages(backend, name):
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["chatml", "llama3", "gemma", "mistral"])
+@pytest.mark.parametrize("case", CHATS)
+def test_a_template_that_writes_nothing_of_its_own_is_asked_with_its_generation_prompt(backend, name, case):
+    tokenizer, messages = TOKENIZERS[backend, name], CHATS[case]["messages"]
+    asked = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    row = encode(CHATS[case], tokenizer)
+    n = sum(label == -100 for label in row["labels"])
+    if name in TRIMS or not messages[-1]["content"].startswith("\n"):  # a tokenizer may merge line breaks
+        assert row["input_ids"][:n] == asked
+
+
 SPACES = st.text(" \n\t", max_size=3)
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<▁"), max_size=12)
 
@@ -269,6 +281,23 @@ def test_text_that_the_tokenizer_merges_with_the_answer_is_encoded_apart(backend
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode(chat("Where?", "To Rome."), tokenizer)
+
+
+def test_a_special_token_that_takes_in_the_white_space_after_it():
+    state = json.loads(BACKENDS["byte level"])
+    for token in state["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_start|>"
+    template = "{% for m in messages %}{{ '<|im_start|>\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="</s>", chat_template=template
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for answer in ("In Paris.", " In Paris.", "\n In Paris."):
+            row = encode(chat("Where?", answer), tokenizer)
+            assert parts(row, tokenizer)[1] == "In Paris.<|im_end|>"
+            whole = tokenizer.apply_chat_template(chat("Where?", answer)["messages"], return_dict=False)
+            assert row["input_ids"] == whole[: len(row["input_ids"])]
 
 
 def test_a_tokenizer_without_offsets():
