@@ -211,6 +211,15 @@ def test_chats_are_searched_in_their_contents():
     assert selected(parts, ErasureRequest.records(mentions=["ada"], column="c")) == [0]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_batches_cut_lists_and_chats_between_rows(size, monkeypatch):
+    monkeypatch.setattr("hf_unlearn.request.matching._BATCH", size)
+    assert selected([["a"], None, [], ["b", "c"], ["d", "a"]], records("a", "c")) == [0, 3, 4]
+    assert selected([["a", "b"], None, ["c", "a"]], records("a"), pa.list_(pa.string(), 2)) == [0, 2]
+    assert selected([chat("b"), [], None, chat("b", None, "a")], attribute("contains", "a")) == [3]
+    assert selected(["7", "x", None, "7"], records(7)) == [0, 3]
+
+
 def test_chats_of_other_forms_are_searched_too():
     shared = [
         [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada"}],
