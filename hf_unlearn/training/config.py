@@ -27,8 +27,8 @@ class UnlearningConfig(TrainingArguments):
         subspace_energy (`float`, *optional*, defaults to `0.95`): for `update_rule="subspace"`, the share of the energy of
             the retain set's inputs that is protected (0.95 to 0.99 in arXiv 2103.09762).
         trainable (`str`, *optional*): regular expression; only parameters whose whole name matches may move.
-        trainable_layers (`list[int]`, *optional*): only parameters of these layers may move; negative indices count from
-            the last. With `trainable`, both must hold.
+        trainable_layers (`list[int]`, *optional*): only parameters of these layers may move, counted through all stages
+            of a backbone with stages; negative indices count from the last. With `trainable`, both must hold.
         saliency (`float`, *optional*): only this share of the entries of the weights may move: those with the largest
             gradient of the forget set's likelihood (arXiv 2310.12508 takes 0.5).
         singular_rank (`int`, *optional*): only weight matrices may move, and only within this many of their

@@ -222,3 +222,20 @@ def test_layers_that_cannot_be_counted():
     model.config.num_hidden_layers = 7
     with pytest.raises(ValueError, match="No list of 7 blocks was found in LlamaForCausalLM, so trainable_layers"):
         freeze_except(model, layers=[0])
+
+
+STAGED_HIDDEN = ["resnet", "convnext", "swinv2"]
+
+
+@pytest.mark.parametrize("name", STAGED_HIDDEN)
+def test_states_of_stages_are_the_hidden_states_that_the_model_returns(name):
+    model_class, config, side, n = STAGED[name]
+    model = built(model_class, config)
+    inputs = {"pixel_values": torch.randn(2, 3, side, side), "labels": torch.tensor([0, 1])}
+    with torch.no_grad():
+        states = states_of(model, all_blocks(model), inputs)
+        hidden = model(pixel_values=inputs["pixel_values"], output_hidden_states=True).hidden_states
+    shown = [as_tokens(state, 2) for state in hidden]
+    # The model returns the state at the ends of stages; the second stage has three of the five blocks.
+    assert torch.equal(as_tokens(states[0], 2), shown[0]) and torch.equal(as_tokens(states[n], 2), shown[-1])
+    assert states[0].shape[0] == 2 and len({as_tokens(state, 2).shape[2] for state in states}) == 2

@@ -8,7 +8,18 @@ import torch
 from cases import image_rows, text_rows
 from scipy.special import log_softmax
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
+from hf_unlearn.audit import score
 from hf_unlearn.audit.attacks.patching import patching_depth
 from hf_unlearn.audit.table import streaming
 from hf_unlearn.data import encode
@@ -118,3 +129,35 @@ def test_models_stay_as_they_are():
 def test_models_of_other_shapes():
     with pytest.raises(ValueError, match="have 3, 3, 2 blocks of width 32, 32, 32"):
         patching_depth(BUILD["llama"](0), BUILD["llama"](1), tiny_llama().double(), TOKENIZER, EXAMPLES)
+
+
+WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+STAGES = {"hidden_sizes": [8, 16], "depths": [1, 2]}
+IMAGE_MODELS = {
+    "resnet": lambda: ResNetForImageClassification(ResNetConfig(embedding_size=8, layer_type="basic", **STAGES)),
+    "convnext": lambda: ConvNextForImageClassification(ConvNextConfig(num_stages=2, image_size=16, **STAGES)),
+    "beit": lambda: BeitForImageClassification(BeitConfig(intermediate_size=32, **WIDE)),
+    "dinov2": lambda: Dinov2ForImageClassification(Dinov2Config(**WIDE)),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGE_MODELS)
+def test_depth_where_the_head_reads_more_than_a_class_token(kind):
+    """With the last state of another model, the original answers as that one, if their heads are the same."""
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = IMAGE_MODELS[kind]().eval()
+        with torch.no_grad():
+            list(model.classifier.modules())[-1].weight.mul_(30)
+        models.append(model)
+    original, retrained = models
+    retrained.classifier.load_state_dict(original.classifier.state_dict())
+    rows = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 2} for i in range(6)]
+    found = patching_depth(original, retrained, retrained, None, rows, batch_size=4)
+    np.testing.assert_array_equal(found.drop_unlearned, found.drop_retrained)
+    own, other = (score(model, None, rows, sampling=()).log_prob for model in models)
+    np.testing.assert_allclose(found.drop_retrained[-1], own - other, rtol=0, atol=2e-4)
+    assert (np.abs(own - other) > 1e-3).all()
+    kept = patching_depth(original, original, retrained, None, rows, batch_size=4)
+    assert not kept.drop_unlearned.any()
