@@ -11,6 +11,8 @@ from tiny import tiny_llama, tiny_tokenizer
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    HieraConfig,
+    HieraForImageClassification,
     MambaConfig,
     MambaForCausalLM,
     ResNetConfig,
@@ -154,6 +156,11 @@ def test_what_cannot_be_run_is_known_from_the_architecture_alone():
         stages, made, llama = ResNetForImageClassification(ResNetConfig(**sizes)), mamba(0), tiny_llama()
     assert "ResNetForImageClassification" in obstacles(stages, "image", ["latent"])["states_of_layers"]
     assert obstacles(stages, "image", ["membership", "relearning"]) == {}
+    with torch.device("meta"):  # has both tables, but patches that overlap
+        hiera = HieraForImageClassification(
+            HieraConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], num_query_pool=1)
+        )
+    assert "HieraForImageClassification" in obstacles(hiera, "image", THREATS)["reconstruction_from_weights"]
     assert obstacles(made, "text", THREATS) == obstacles(llama, "text", THREATS) == {}
 
 

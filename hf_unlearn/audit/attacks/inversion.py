@@ -109,7 +109,9 @@ def _embeddings(model: nn.Module) -> nn.Module | None:
     for module in model.modules():
         patches = getattr(getattr(module, "patch_embeddings", None), "projection", None)
         positions = getattr(module, "position_embeddings", None)
-        if isinstance(patches, nn.Conv2d) and isinstance(positions, nn.Parameter):
+        # Where patches overlap (Hiera), they are no tiles that an image can be put together from.
+        tiled = isinstance(patches, nn.Conv2d) and patches.kernel_size == patches.stride
+        if tiled and isinstance(positions, nn.Parameter):
             return module
     return None
 
