@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 from cases import LM_METHODS, TRAINING_FREE, make_trainer
-from tiny import tiny_gpt2
+from tiny import tiny_gpt2, tiny_tokenizer
 from transformers import AutoConfig
 
+from hf_unlearn.examples.image_model import make_vit
+from hf_unlearn.examples.registry_model import make_base
 from hf_unlearn.methods import METHODS
+from hf_unlearn.models.dropout import Dropout
 from hf_unlearn.models.likelihood import target_logits
 
 
@@ -73,6 +76,10 @@ def test_which_methods_keep_the_dropout_of_the_model(method, tmp_path):
     trainer.train()
     assert seen == [{0.3 if kept else 0.0}] * 2
     assert probabilities(trainer.model) == {0.3}  # afterwards as before
+
+
+def test_the_models_of_the_recipes_have_none():
+    assert not Dropout(make_base(tiny_tokenizer())) and not Dropout(make_vit(["a", "b"])[0])
 
 
 def test_a_config_that_is_saved_keeps_it(tmp_path):
