@@ -48,8 +48,7 @@ def kind_of(config: PretrainedConfig) -> str:
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     image = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     kind = config.model_type
-    name = next(iter(config.architectures or ()), None)
-    code = getattr(config, "auto_map", None) or {}
+    name, code = _architecture(config), _code(config)
     of_code = {"text": code.get("AutoModelForCausalLM", ""), "image": code.get("AutoModelForImageClassification", "")}
     for found, reference in of_code.items():
         if reference and name in (None, reference.rpartition(".")[2]):
@@ -77,11 +76,27 @@ def kind_of(config: PretrainedConfig) -> str:
     return found
 
 
+def _architecture(config) -> str | None:
+    """The first of `architectures`, if there is one."""
+    named = config.architectures or []
+    if not isinstance(named, (list, tuple)) or not all(isinstance(name, str) for name in named):
+        raise ValueError(
+            "The architectures in config.json are no list of names. Correct it, as in architectures: [LlamaForCausalLM]."
+        )
+    return named[0] if named else None
+
+
+def _code(config) -> dict[str, str]:
+    """The classes of `auto_map`, which come with the checkpoint."""
+    code = getattr(config, "auto_map", None)
+    return {auto: name for auto, name in code.items() if isinstance(name, str)} if isinstance(code, dict) else {}
+
+
 def needs_code(config: PretrainedConfig) -> bool:
     """Whether the model of a config is one that comes with its own code, and that transformers does not have."""
     from transformers.models.auto import modeling_auto
 
-    code, name = getattr(config, "auto_map", None) or {}, next(iter(config.architectures or ()), None)
+    code, name = _code(config), _architecture(config)
     mappings = {
         "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,

@@ -85,6 +85,14 @@ def test_a_class_of_another_architecture_is_refused():
     assert kind_of(config) == "text"
 
 
+@pytest.mark.parametrize("architectures", [1, "LlamaForCausalLM", [1]])
+def test_architectures_that_are_no_names(architectures):
+    config = transformers.LlamaConfig()
+    config.architectures = architectures
+    with pytest.raises(ValueError, match="no list of names"):
+        kind_of(config)
+
+
 class Peeks(nn.Module):
     """A language model of somebody's own, in which each token sees the last one."""
 
