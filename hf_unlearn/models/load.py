@@ -35,8 +35,10 @@ def _in_one_line(name: str, part: str) -> Iterator[None]:
         yield
     except (CheckpointError, MemoryError):
         raise
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # of torch, which says what to do
+    except BaseException as error:
+        # A panic in compiled code, as of a tokenizer's file, is no `Exception`; that of torch about memory says what to do.
+        kind = type(error).__name__
+        if kind == "OutOfMemoryError" or not isinstance(error, Exception) and kind != "PanicException":
             raise
         if "trust_remote_code" in str(error):
             raise CheckpointError(_own_code(name, part)) from error
