@@ -258,7 +258,10 @@ def load_processing_class(name: str, *, revision: str | None = None, trust_remot
     while (base := base_of(name, revision)) is not None and not _has_processing_class(name):
         name, revision = base, None
     with _in_one_line(name, "image processor" if image else "tokenizer"):
-        return auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        loaded = auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        if hasattr(loaded, "backend_tokenizer"):
+            loaded("a")  # some faults of its file show at the first text
+        return loaded
 
 
 def _has_processing_class(name: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import tiny_gpt2, tiny_llama, tiny_vit
+from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
 from transformers import LlamaForCausalLM, LlamaModel
 
 from hf_unlearn.audit.run import audit
@@ -173,3 +173,15 @@ def test_a_folder_without_a_tokenizer_has_none(saved):
     for name in ("llama", "adapter"):
         with pytest.raises(ValueError, match="The tokenizer of .* cannot be loaded"):
             load_processing_class(str(saved / name))
+
+
+def test_a_tokenizer_that_cannot_encode_is_damaged(copied):
+    """Its compiled code panics at the first text, which is not even an `Exception`."""
+    folder = copied("llama")
+    tiny_tokenizer().save_pretrained(folder)
+    words = json.loads((folder / "tokenizer.json").read_text())
+    special = words["post_processor"]["special_tokens"]
+    words["post_processor"]["special_tokens"] = {"<x>": special["<s>"] | {"id": "<x>"}}
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ValueError, match="The tokenizer of .* cannot be loaded"):
+        load_processing_class(str(folder))
