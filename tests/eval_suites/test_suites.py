@@ -25,7 +25,6 @@ from hf_unlearn.evaluate_modules import suites as suites_module
 from hf_unlearn.evaluate_modules.base import EVAL_SUITES, load_suite, suite_names
 from hf_unlearn.evaluate_modules.suites import read_rows, score_once
 from hf_unlearn.examples.registry import make_registry
-from hf_unlearn.models.kinds import require_kind
 
 
 KEYS = {"task_name", "measure", "value", "low", "high", "n", "n_missing", "orientation", "method", "reason"}
@@ -202,9 +201,7 @@ def test_the_interval_of_model_utility_holds_the_value_and_repeats(tofu):
 def test_tofu_costs_one_pass_over_the_answers_and_one_generation(tofu, passes):
     from hf_unlearn.audit.attacks.answers import answer_rouge
 
-    tokenizer, model = tiny_tokenizer(), tiny_llama()
-    require_kind(model)  # by a small pass, once
-    passes["watch"](model)
+    tokenizer, model = tiny_tokenizer(), passes["watch"](tiny_llama())
     load_suite("tofu").run(model, tokenizer, data=str(tofu), forget="forget01", max_new_tokens=3)
     of_suite, passes["forwards"] = passes["forwards"], 0
     asked, answers = [], []
