@@ -15,7 +15,7 @@ from hf_unlearn.audit.measures.statistic import MEMORY, Groups, Statistic
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.data.images import has_images
-from hf_unlearn.data.rows import answer_of, column_names, is_chat
+from hf_unlearn.data.rows import TEXTS, answer_of, column_names, format_of
 from hf_unlearn.data.text import EmptyTargetError, context_length, encode
 
 
@@ -109,11 +109,13 @@ class AuditRecords:
         return Groups(*([labels[i] for i in self.chosen(name)] for name, labels in vars(self.all_groups).items()))
 
     def has_column(self, name: str) -> bool:
-        """Whether the forget rows are texts and have this column. A prompt of messages is a chat, and no prompt."""
-        rows = self.sets["forget"]
-        if self.kind != "text" or name not in column_names(rows):
-            return False
-        return name != "prompt" or not is_chat(rows[0])
+        """Whether the forget rows are texts and have this column."""
+        return self.kind == "text" and name in column_names(self.sets["forget"])
+
+    def has_prompts(self, name: str = "forget") -> bool:
+        """Whether the rows of a set are questions with their answers, as pairs or as chats."""
+        rows = self.rows(name) if self.kind == "text" else ()
+        return len(rows) > 0 and all(format_of(row, TEXTS) in ("prompt", "messages") for row in rows)
 
     @property
     def measures(self) -> dict[str, Callable[[Scores], np.ndarray]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
+from hf_unlearn.data.rows import IGNORE_INDEX
+
 
 # Roles that an error may name; any other one could be the text of a row.
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"}
@@ -69,6 +71,27 @@ def encode_chat(messages: Sequence[Mapping[str, Any]], tokenizer) -> Encoded:
         n_prompt = len(before)
     end = _end_of_turn(ids, n_prompt, answer, tokenizer)
     return Encoded(ids[:end], n_prompt, int(end is not None), apart)
+
+
+def asked_by_generation_prompt(messages: Sequence[Mapping[str, Any]], tokenizer) -> dict[str, list[int]] | None:
+    """The chat, encoded, behind the prompt that a model is asked with; `None` where the template writes just that.
+
+    Some templates write more before an answer than their generation prompt, such as an empty thinking block. A model that
+    was trained without it may know the answer behind the one and not behind the other.
+    """
+    try:
+        asked = _render(messages[:-1], tokenizer, add_generation_prompt=True)
+        if rendered(messages, tokenizer).head == asked:
+            return None
+        whole = encode_chat(messages, tokenizer)
+    except ValueError:  # it is missing where the chat itself is scored
+        return None
+    before, answer = _ids(asked, tokenizer), whole.ids[whole.n_prompt :]
+    return {
+        "input_ids": before + answer,
+        "labels": [IGNORE_INDEX] * len(before) + answer,
+        "n_end": whole.n_end,
+    }
 
 
 def _end_of_turn(ids: list[int], n_prompt: int, answer: str, tokenizer) -> int | None:

@@ -18,12 +18,12 @@ from hf_unlearn.models.generate import greedy, texts_of
 @attack("knowledge")
 def greedy_answers(model, records: AuditRecords) -> Iterator[Found]:
     """ROUGE-L recall, F1 and BLEU of the greedy answers on the forget and the retain set. Only ROUGE-L gets a verdict."""
-    if not records.has_column("prompt"):
+    if not records.has_prompts():
         return
     for name, direction, surface in (("forget", MEMORY, "knowledge"), ("retain", UTILITY, None)):
-        rows = list(records.rows(name))
-        if not rows:
+        if not records.has_prompts(name):
             continue
+        rows = list(records.rows(name))
         length, batch_size = records.longest_answer(rows), records.config.batch_size
         said = texts_of(records.processing_class, greedy(model, records.processing_class, rows, length, batch_size))
         truth = list(map(answer_of, rows))

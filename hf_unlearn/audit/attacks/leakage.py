@@ -126,7 +126,7 @@ def _found(text: str, pattern: str, span: str) -> bool:
 @attack("paraphrase")
 def other_answers(model, records: AuditRecords) -> Found:
     """How probable alternatives to the answers are, where the rows have such a column."""
-    if not records.has_column("prompt") or not records.has_column("alternatives"):
+    if not records.has_prompts() or not records.has_column("alternatives"):
         return Found()
     rows, batch_size = list(records.rows("forget")), records.config.batch_size
     leaked = alternative_leakage(model, records.processing_class, rows, batch_size=batch_size)
@@ -138,7 +138,7 @@ def spans_in_samples(model, records: AuditRecords) -> Iterator[Found]:
     """Whether spans or alternatives come up in samples of the answers, where the rows have such columns."""
     config = records.config
     for column in ("spans", "alternatives"):
-        if records.has_column("prompt") and records.has_column(column):
+        if records.has_prompts() and records.has_column(column):
             rows = list(records.rows("forget"))
             share = span_leakage(model, records.processing_class, rows, column, config.n_samples, config.seed)
             statistic = records.statistic(f"{column}_in_{config.n_samples}_samples", "sampled", "rate")

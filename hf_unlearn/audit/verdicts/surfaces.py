@@ -51,7 +51,7 @@ _TABLE = (
         "extraction",
         "The model knows more of the answer than a model that never saw the record when the question, or the answer, is "
         "put in other words.",
-        "a language model, and rows of prompt and completion",
+        "a language model, and rows of questions and answers (pairs or chats)",
     ),
     Surface(
         "membership",

@@ -2,9 +2,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from tiny import tiny_llama, tiny_tokenizer
 
-from hf_unlearn.audit import answer_probability, score
+from hf_unlearn.audit import answer_probability, audit, score
+from hf_unlearn.audit.attacks.answers import answer_rouge
 from hf_unlearn.audit.attacks.prompts import attack_prompts, over_prompts, with_examples
 from hf_unlearn.data import encode
 from hf_unlearn.examples.registry import make_registry
@@ -99,6 +101,50 @@ def test_a_chat_is_asked_in_its_last_question():
     rows = [row for (row,) in prompted.values()]
     values = answer_probability(score(tiny_llama(max_position_embeddings=512), tokenizer, rows))
     assert values.shape == (len(prompted),) and not np.isnan(values).any()
+
+
+# Writes an empty thinking block before the last answer, which its generation prompt lacks.
+THINKS = (
+    "{% for m in messages %}<|turn|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think></think>\n{% endif %}"
+    "{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Where is {name}?"}, {"role": "assistant", "content": f"In {city}."}]}
+    for name, city in (("Ada", "Paris"), ("Boris", "Rome"), ("Carla", "Oslo"), ("Dan", "Bern"))
+]
+
+
+def test_a_chat_is_asked_with_its_generation_prompt_where_the_template_writes_another_one():
+    tokenizer = tiny_tokenizer(chat_template=True)
+    assert "generation_prompt" not in attack_prompts([CHAT], tokenizer=tokenizer)
+    tokenizer.chat_template = THINKS
+    assert "generation_prompt" not in attack_prompts([CHAT, PLAIN])
+    asked, none = attack_prompts([CHAT, PLAIN], tokenizer=tokenizer)["generation_prompt"]
+    n = sum(label == -100 for label in asked["labels"])
+    prompt = tokenizer.apply_chat_template(CHAT["messages"][:2], add_generation_prompt=True, return_dict=False)
+    assert none is None and asked["input_ids"][:n] == prompt and asked["n_end"] == 1
+    assert tokenizer.decode(asked["input_ids"][n:]) == "In Paris.<|end|>" == tokenizer.decode(asked["labels"][n:])
+
+
+def test_the_audit_of_a_chat_takes_the_prompt_that_shows_most():
+    """A model that knows the answers without the block does not hide behind it."""
+    tokenizer, model = tiny_tokenizer(chat_template=True), tiny_llama(max_position_embeddings=512)
+    tokenizer.chat_template = THINKS
+    bare = attack_prompts(CHATS, tokenizer=tokenizer)["generation_prompt"]
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(60):
+        rows = [{name: torch.tensor([row[name]]) for name in ("input_ids", "labels")} for row in bare]
+        sum(model(**row).loss for row in rows).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    asked = answer_probability(score(model, tokenizer, bare))
+    with_block = answer_probability(score(model, tokenizer, CHATS))
+    assert asked.min() > 0.9 and with_block.max() < asked.min() - 0.05
+    report = audit(model, split={"forget": CHATS}, threat_model="extraction", processing_class=tokenizer)
+    assert report.value("answer_probability_max_over_prompts") >= asked.mean() - 1e-6
+    assert report.value("answer_probability") == pytest.approx(with_block.mean(), rel=1e-6)
+    # What it says by itself is asked with what the template writes, as its answers are scored.
+    assert report.value("rouge_l_recall") == pytest.approx(answer_rouge(model, tokenizer, CHATS, 30).mean())
 
 
 def test_the_worst_and_the_mean_prompt():
