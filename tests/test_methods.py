@@ -419,6 +419,7 @@ def test_nothing_of_the_trainer_is_shadowed(method, tmp_path):
     assert overridden == {
         "_load_best_model",
         "_load_from_checkpoint",
+        "_save",
         "_save_checkpoint",
         "compute_loss",
         "evaluate",

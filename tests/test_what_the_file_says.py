@@ -169,6 +169,8 @@ def expected(rows: list[dict], request: dict) -> set[str]:
 
 def content_of(row: dict) -> list[str]:
     if "messages" in row:
+        if any(set(message) not in ({"role", "content"}, {"from", "value"}) for message in row["messages"]):
+            raise Unreadable("a message")
         return [part for message in row["messages"] for part in message.values()]
     return [row["text"]] if "text" in row else [row["prompt"], row["completion"]]
 

@@ -172,7 +172,7 @@ def test_weights_that_a_model_reads_past_their_module_are_held_and_named(tmp_pat
 def test_what_does_not_reach_most_weights_is_refused_unless_they_were_chosen(tmp_path, said):
     for method, options, what in [
         ("svd_forget", {}, "SVDForgetTrainer"),
-        ("lora_edit", {}, "LoRAEditTrainer"),
+        ("lora_edit", {}, "lora_edit"),
         ("graddiff", {"update_rule": "subspace"}, 'update_rule="subspace"'),
     ]:
         with pytest.raises(
@@ -185,7 +185,7 @@ def test_what_does_not_reach_most_weights_is_refused_unless_they_were_chosen(tmp
         said.clear()
     make_trainer("svd_forget", tmp_path, llama4(), trainable=r".*self_attn.*_proj.*")
     assert "SVDForgetTrainer reaches" not in said.text
-    with pytest.raises(ValueError, match="LoRAEditTrainer reaches .* of this ResNetForImageClassification only"):
+    with pytest.raises(ValueError, match="lora_edit reaches .* of this ResNetForImageClassification only"):
         make_trainer("lora_edit", tmp_path, resnet())
 
 
