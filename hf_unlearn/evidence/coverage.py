@@ -36,9 +36,9 @@ def _sets(sets: dict[str, dict[str, Any]]) -> list[str]:
         for part, n in reach.get("unreached", {}).items()
     ]
     if parts:
-        header = ["set", "reached by no loss and no score", "rows", "characters"]
+        header = ["set", "part", "rows", "characters"]
         lines += [
-            "These parts of the records were neither erased nor tested:",
+            "No loss and no score reaches these parts. Those of the forget set were neither erased nor tested.",
             "",
             markdown_table([header, *parts]),
             "",
