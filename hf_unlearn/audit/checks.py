@@ -12,6 +12,7 @@ from hf_unlearn.audit.config import AuditConfig
 from hf_unlearn.audit.measures.statistic import Groups
 from hf_unlearn.audit.verdicts.surfaces import THREATS
 from hf_unlearn.data.content import content_digests
+from hf_unlearn.data.rows import require_rows
 
 
 #: Names of the sets of rows that an audit reads.
@@ -58,11 +59,7 @@ def sets_of(split) -> dict[str, Any]:
             "'retain': ..., 'holdout': ...}, or split(rows, request)."
         )
     for name, rows in sets.items():
-        if isinstance(rows, (str, Mapping)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
-            raise ValueError(
-                f"The {name} set is a {type(rows).__name__}, but an audit reads rows more than once and by position. Give "
-                "a list of rows or a Dataset (not streamed)."
-            )
+        require_rows(rows, f"{name} set")
     if not len(sets.get("forget", ())):
         raise ValueError(
             "There is no forget set to audit. Give split=split(rows, request), or a dictionary with its rows under 'forget'."
@@ -157,6 +154,11 @@ def _check_groups(groups, sets: Mapping[str, Any]) -> None:
         if labels is not None and len(labels) != n:
             raise ValueError(
                 f"You gave {len(labels)} groups for {n} rows of the {name} set. Give one label per row, in the same order."
+            )
+        if any(isinstance(label, (list, tuple, set, Mapping)) for label in labels or ()):
+            raise ValueError(
+                f"The groups of the {name} set are lists or objects. Give one text or number per row, the same for all rows "
+                "about one person."
             )
         if missing := sum(label is None or label != label for label in labels or ()):  # NaN is not itself
             raise ValueError(

@@ -28,26 +28,42 @@ def audit_sets(
     those of `sibling_values` among them `siblings`.
 
     Raises:
-        ValueError: `sibling_values` are given, but the request is not about a class, or there is no holdout.
+        ValueError: `sibling_values` are given, but the request is not about a class, there is no holdout, or no row of its
+            rest is of one of them.
     """
+    from datasets import ClassLabel
+
+    from hf_unlearn.request.matching import matching_rows
     from hf_unlearn.request.request import ErasureRequest
-    from hf_unlearn.request.split import split
+    from hf_unlearn.request.split import rows_where
 
     sets = {"forget": parts.forget, "retain": parts.retain, "holdout": parts.holdout}
     is_class = request.kind == "class" and "holdout" in data
     if is_class:
-        column, values = request.selector["column"], request.selector["values"]
-        others = ErasureRequest.attribute(column, "not in", values)
-        sets["test"] = split(data, others, text_columns=[]).holdout
+        rest = ~matching_rows(data["holdout"], request, complete=False, name="holdout")
+        sets["test"] = rows_where(data["holdout"], rest)
     if sibling_values:
         if not is_class:
             raise ValueError(
                 "You set sibling_values, which are classes of the holdout, but the request is not about a class, or "
                 "there is no holdout. Either set holdout_split, or leave sibling_values out."
             )
+        column = request.selector["column"]
+        feature = data["holdout"].features[column]
+        is_label = isinstance(getattr(feature, "feature", feature), ClassLabel)  # of a column of lists, its items
+        if not isinstance(request.selector["values"][0], str) and not is_label:
+            # A command line has texts only, and a class that the request names by a number may be one.
+            sibling_values = [int(value) if str(value).isdecimal() else value for value in sibling_values]
         siblings = ErasureRequest.of_class(column, sibling_values)
-        sets["siblings"] = split(data, siblings, text_columns=[]).holdout
-    return {name: rows for name, rows in sets.items() if rows is not None}
+        sets["siblings"] = rows_where(
+            sets["test"], matching_rows(sets["test"], siblings, complete=True, name="holdout")
+        )
+        if not len(sets["siblings"]):
+            raise ValueError(
+                "No row of the holdout is of a class of sibling_values and outside the request. Either correct them, or leave "
+                "sibling_values out."
+            )
+    return {name: rows for name, rows in sets.items() if rows is not None and len(rows)}
 
 
 def evaluation_sets(data: DatasetDict, request: ErasureRequest, parts: Split, seed: int) -> dict:

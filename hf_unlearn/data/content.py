@@ -68,8 +68,16 @@ def _pixels(image) -> str:
     if isinstance(image, Mapping):
         content = image.get("bytes")
         if content is None:
-            with fsspec.open(image["path"], "rb") as file:  # it may lie in an archive
-                content = file.read()
+            try:
+                with fsspec.open(image["path"], "rb") as file:  # it may lie in an archive
+                    content = file.read()
+            except OSError as error:  # its message has the name of the file
+                reason = type(error).__name__
+                raise ValueError(
+                    f"The file of the image cannot be read ({reason}). Restore it, or remove the row."
+                ) from None
         return hashlib.blake2b(content).hexdigest()
+    if getattr(image, "mode", None) in ("P", "PA"):  # whose pixels are positions in a palette
+        image = image.convert("RGBA")
     pixels = np.ascontiguousarray(image)
     return hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()

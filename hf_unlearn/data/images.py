@@ -37,7 +37,7 @@ def encode_image(row: Mapping[str, Any], processor=None, n_classes: int | None =
     Raises:
         ValueError: no image processor, no image, one whose values have no certain range, or no label below `n_classes`.
     """
-    label = _check_label(label_of(row), n_classes)
+    label = check_label(label_of(row), n_classes)
     return {"pixel_values": _pixels(row["image"], _image_processor(processor)), "labels": label}
 
 
@@ -73,7 +73,7 @@ class ImageRows(Sequence):
         self.labels: list[int] = []
         for index, label in enumerate(labels_of(rows)):
             with naming_row(index, name):
-                self.labels.append(_check_label(label, n_classes))
+                self.labels.append(check_label(label, n_classes))
         self._room = cache_bytes
         self._cache: dict[int, Tensor] = {}
 
@@ -189,7 +189,8 @@ def labels_of(rows) -> Sequence:
     return [None] * len(rows) if column is None else rows[column]
 
 
-def _check_label(label, n_classes: int | None) -> int:
+def check_label(label, n_classes: int | None) -> int:
+    """The index of a class, which must be one of `n_classes`; else a `ValueError`."""
     if label is None:
         raise ValueError("An image row needs its class in the column label or labels. Add it, or rename its column.")
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_unlearn.data.images import ImageRows, has_images
-from hf_unlearn.data.rows import FORMATS, IGNORE_INDEX, LABEL_COLUMNS, canonical, format_of, naming_row
+from hf_unlearn.data.rows import FORMATS, IGNORE_INDEX, LABEL_COLUMNS, canonical, format_of, naming_row, require_rows
 from hf_unlearn.data.text import EmptyTargetError, encode, encode_dataset
 
 
@@ -67,6 +67,7 @@ def reach_of(
     """
     if isinstance(rows, ImageRows):
         rows, encoded = rows.rows, rows
+    require_rows(rows, name)
     if encoded is None:
         encoded = _encoded(rows, tokenizer, name, max_length, truncate, sizes)
     kinds = "image" if has_images(rows) else None

@@ -51,6 +51,10 @@ def format_of(row: Row, among: Iterable[str] = FORMATS) -> str | None:
     """
     if isinstance(row, str):
         return "text"
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"It is of type {type(row).__name__}, and no row. Give a dictionary with the columns as its keys, or a text."
+        )
     kind = next((name for name in among if all(row.get(column) is not None for column in FORMATS[name])), None)
     if kind == "prompt" and not all(isinstance(row[column], str) for column in FORMATS[kind]):
         return "messages" if any(_is_list(row[column]) for column in FORMATS[kind]) else kind
@@ -163,7 +167,12 @@ def _message(message: Any, index: int, is_last: bool) -> dict[str, Any]:
         message = {"role": message.pop("from"), "content": message.pop("value", None)} | message
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
-        raise ValueError(f"Message {index} has no role (it has {', '.join(sorted(message))}). Give role and content.")
+        keys = ", ".join(sorted(map(str, message)))
+        raise ValueError(f"Message {index} has no role (it has {keys}). Give role and content.")
+    if content is None and (other := [key for key in ("text", "value") if key in message]):
+        raise ValueError(
+            f"Message {index} has no content but {other[0]}, which would not be read. Rename it to content."
+        )
     if content is None and is_last:
         raise ValueError(
             "The last message has no content, as a call of a tool has none, so there is no answer to score. Write what it "
@@ -196,6 +205,17 @@ def _without_none(value: Any) -> Any:
 def is_chat(row: Row) -> bool:
     """Whether the text of a row is a chat."""
     return format_of(row, TEXTS) == "messages"
+
+
+def require_rows(rows: Any, name: str) -> None:
+    """Raise a `ValueError` unless these are rows: the names of columns or splits, or letters, would be read as texts."""
+    is_frame = hasattr(rows, "iloc") and hasattr(rows, "columns")  # of pandas
+    is_one = isinstance(rows, (str, bytes, Mapping)) or is_frame
+    if is_one or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise ValueError(
+            f"The {name} is a {type(rows).__name__}, but rows are read more than once and by position. Give a list of rows or "
+            "a Dataset: one split, not streamed, and of a DataFrame Dataset.from_pandas(...)."
+        )
 
 
 def column_names(rows) -> Sequence[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_unlearn.data.rows import naming_row
+from hf_unlearn.data.rows import FORMATS, format_of, naming_row
 
 
 # A column, and in brackets positions of lists and keys of objects in it.
@@ -41,6 +41,12 @@ def with_templates(dataset: Dataset, prompt: str | None, completion: str | None,
         raise ValueError(
             f"The completion template {completion!r} names no column, so that all rows would have the same answer. Name one in "
             "braces, as in ' {answer}'."
+        )
+    made = dict.fromkeys((*dataset.column_names, *parts), "")
+    if (kind := format_of(made)) != "prompt":
+        raise ValueError(
+            f"You set templates, but the {name} has the column {FORMATS[kind][0]}, which is read before a prompt and a "
+            "completion. Either leave the templates out, or take the column out of the data."
         )
     columns = list(dict.fromkeys(path[0] for template in parts.values() for _, path in template if path))
 

@@ -10,8 +10,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_unlearn.data.chat import Encoded, continuation, encode_chat
-from hf_unlearn.data.images import ImageRows, check_channels, encode_image, has_images
-from hf_unlearn.data.rows import IGNORE_INDEX, TEXTS, canonical, format_of, naming_row, why_no_format
+from hf_unlearn.data.images import ImageRows, check_channels, check_label, encode_image, has_images
+from hf_unlearn.data.rows import (
+    IGNORE_INDEX,
+    TEXTS,
+    canonical,
+    format_of,
+    naming_row,
+    require_rows,
+    text_of,
+    why_no_format,
+)
 
 
 _APART = "the tokenizer merges the end of the prompt with the start of the answer. The two are encoded apart, as a model is asked."
@@ -39,7 +48,8 @@ def encode(
     * `{"text"}` or a string: every token but the first is scored (the first is BOS if the tokenizer adds one). No end
       token is appended.
     * `{"image", "label"}`: becomes pixels and a class, see [`~hf_unlearn.data.images.encode_image`].
-    * `{"input_ids", "labels"}` or `{"pixel_values", "labels"}`: is encoded already; it is checked and stays as it is.
+    * `{"input_ids", "labels"}` or `{"pixel_values", "labels"}`: is encoded already; it is checked and stays as it is, but for
+      ids that its `attention_mask` leaves out.
 
     Other forms of these rows are read as well, see [`~hf_unlearn.data.rows.canonical`].
 
@@ -72,6 +82,7 @@ def _encode(row, tokenizer, max_length, truncate, n_classes, vocab_size) -> tupl
     if kind == "pixels":
         if "labels" not in row:
             raise ValueError(f"An image row needs its class in the column labels. It has {', '.join(sorted(row))}.")
+        check_label(np.asarray(row["labels"])[()], n_classes)
         return row, False
     if kind == "image":
         return encode_image(row, tokenizer, n_classes), False
@@ -86,6 +97,13 @@ def _encode(row, tokenizer, max_length, truncate, n_classes, vocab_size) -> tupl
             "processing_class, or encoded rows (input_ids and labels), or for an image classifier rows of image and label."
         )
     row = canonical(row)
+    try:
+        text_of(row).encode()
+        is_whole = True
+    except UnicodeEncodeError:
+        is_whole = False
+    if not is_whole:  # raised out here because the original error carries the text
+        raise ValueError("The text has half of a character (a surrogate such as \\ud83d). Write whole characters.")
     if kind == "messages":
         ids, n_prompt, n_end, apart = _encode_messages(row["messages"], tokenizer)
     elif kind == "prompt":
@@ -127,12 +145,20 @@ def encode_dataset(
     """
     if isinstance(dataset, ImageRows):
         return dataset
+    require_rows(dataset, name)
+    # A model for text has a vocabulary and no channels, and one for images the other way round.
+    knows_model = (vocab_size is None) != (n_channels is None)
     if has_images(dataset):
+        if knows_model:
+            with naming_row(0, name):
+                check_modality(True, takes_images=vocab_size is None)
         return ImageRows(dataset, tokenizer, n_classes, name, n_channels=n_channels)
     encoded, n_apart = [], 0
     for index, row in enumerate(tqdm(dataset, desc=f"Encoding the {name}", disable=len(dataset) < 5000)):
         with naming_row(index, name):
             new, apart = _encode(row, tokenizer, max_length, truncate, n_classes, vocab_size)
+            if knows_model:
+                check_modality("pixel_values" in new, takes_images=vocab_size is None)
         if "pixel_values" in new:
             check_channels(len(new["pixel_values"]), n_channels, name)
         encoded.append(new)
@@ -156,17 +182,52 @@ def context_length(model) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
+def check_modality(is_image: bool, takes_images: bool) -> None:
+    """Raise a `ValueError` unless a row is of what the model takes."""
+    if is_image != takes_images:
+        held, taken = ("an image", "text") if is_image else ("text", "images")
+        raise ValueError(
+            f"It is {held}, but the model takes {taken}. Give a model for such rows, or take the row out."
+        )
+
+
 def _check_encoded(row: dict, max_length: int | None, vocab_size: int | None) -> dict:
-    if "labels" not in row or len(row["labels"]) != len(row["input_ids"]):
-        raise ValueError("An encoded row needs labels as long as its input_ids, with -100 where nothing is scored.")
-    if all(label == IGNORE_INDEX for label in row["labels"][1:]):
+    ids, labels = _integers(row["input_ids"]), _integers(row.get("labels"))
+    if ids is None:
+        raise ValueError(
+            "The input_ids of an encoded row are no list of integers. Give one text per row, and no batch."
+        )
+    if labels is None or len(labels) != len(ids):
+        raise ValueError(
+            "An encoded row needs labels as long as its input_ids: integers, with -100 where nothing is scored."
+        )
+    if row.get("attention_mask") is not None:
+        mask = _integers(row["attention_mask"])
+        if mask is None or len(mask) != len(ids):
+            raise ValueError(
+                "The attention_mask of an encoded row needs a 0 or 1 for each of its input_ids. Leave it out."
+            )
+        if not mask.all():  # a batch is padded on the right, and read by the lengths of its rows
+            ids, labels = ids[mask != 0], labels[mask != 0]
+            row = {name: value for name, value in row.items() if name != "attention_mask"}
+            row |= {"input_ids": ids.tolist(), "labels": labels.tolist()}
+    if (labels[1:] == IGNORE_INDEX).all():
         raise EmptyTargetError("No label of the encoded row is scored: all are -100. Give labels, or remove the row.")
-    if max_length is not None and len(row["input_ids"]) > max_length:
-        raise ValueError(f"An encoded row has {len(row['input_ids'])} tokens, but at most {max_length} fit. Cut it.")
-    _check_vocabulary(row["input_ids"], vocab_size)
-    labels = np.asarray(row["labels"])
+    if max_length is not None and len(ids) > max_length:
+        raise ValueError(f"An encoded row has {len(ids)} tokens, but at most {max_length} fit. Cut it.")
+    _check_vocabulary(ids, vocab_size)
     _check_vocabulary(labels[labels != IGNORE_INDEX], vocab_size)
     return row
+
+
+def _integers(values: Any) -> np.ndarray | None:
+    """A list of integers as an array, or `None` if it is none."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        return None
+    is_list = array.ndim == 1 and (array.dtype.kind in "iub" or not array.size)
+    return array.astype(np.int64) if is_list else None
 
 
 def _check_vocabulary(ids: Sequence[int], vocab_size: int | None) -> None:
@@ -185,7 +246,7 @@ def with_special_tokens(text: str, tokenizer) -> list[int]:
     if bos is not None and ids[:2] == [bos, bos]:
         raise ValueError("The text begins with a BOS token and the tokenizer adds another. Remove it from the text.")
     # Some tokenizers end every sequence with EOS; whether an end token belongs there is decided here.
-    if eos is not None and eos != bos and ids[-1:] == [eos]:
+    if eos is not None and (eos != bos or len(ids) > 1) and ids[-1:] == [eos]:
         if ids[-2:] == [eos, eos] or not text.endswith(tokenizer.eos_token):
             ids = ids[:-1]
     return ids

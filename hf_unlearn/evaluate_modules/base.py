@@ -109,7 +109,7 @@ class AuditModule(evaluate.Metric, ABC):
             raise ValueError(f"You gave examples as well as {' and '.join(twice)}. {self._what_to_give()}")
         model, processing_class = self._load(kwargs.pop("model", None), kwargs.pop("processing_class", None))
         # Not through the base class, which would put the examples into a table.
-        examples = examples if hasattr(examples, "__getitem__") else list(examples)
+        examples = examples if hasattr(examples, "__len__") else list(examples)
         return self._from_model(examples, model, processing_class, **kwargs)
 
     def _takes_examples(self) -> bool:

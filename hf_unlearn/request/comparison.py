@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator as python
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from hf_unlearn.request.mentions import is_mentioned, plain
 from hf_unlearn.request.numbers import number_of, spelled
 from hf_unlearn.request.selector import NEGATIVE
+from hf_unlearn.storage.digest import in_one_form
 
 
 _ORDER = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
@@ -70,9 +72,30 @@ def by_value(operator: str, operand: pa.Array) -> Comparison:
     return Comparison(lambda cells: pc.is_in(cells, value_set=wanted), positions)
 
 
-def by_substring(texts: Sequence[str]) -> Comparison:
-    """Text cells that contain any of the texts."""
-    return Comparison(lambda cells: reduce(pc.or_, (pc.match_substring(cells, text) for text in texts)))
+def by_text(column: str, operator: str, texts: Sequence[str]) -> Comparison:
+    """Text cells that are one of the texts. Where the letters or white space are only written otherwise, it is unclear."""
+    exact, wanted = set(texts), set(map(in_one_form, texts))
+    return by_value(operator, pa.array(texts, pa.large_string())).refusing(
+        lambda cell: cell not in exact and in_one_form(cell) in wanted,
+        f"{{n}} cells of column {column!r} differ from a value of the request in white space, or in how letters with accents are "
+        "encoded, alone, so that it is unclear whether they are meant. Correct the cells, or give these forms as values too.",
+    )
+
+
+def by_substring(column: str, texts: Sequence[str]) -> Comparison:
+    """Text cells that contain any of the texts. Where the letters are only encoded otherwise, it is unclear."""
+    composed = [unicodedata.normalize("NFC", text) for text in texts]
+
+    def is_unclear(cell: str) -> bool:
+        if any(text in cell for text in texts):
+            return False
+        return any(text in unicodedata.normalize("NFC", cell) for text in composed)
+
+    return Comparison(lambda cells: reduce(pc.or_, (pc.match_substring(cells, text) for text in texts))).refusing(
+        is_unclear,
+        f"{{n}} cells of column {column!r} contain a value of the request with letters encoded in another way (é as one "
+        "character, or as e and an accent), so that it is unclear whether they are meant. Give these forms as values too.",
+    )
 
 
 def by_mention(names: Sequence[str]) -> Comparison:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from hf_unlearn.request.comparison import (
     by_order_of_texts,
     by_spelling,
     by_substring,
+    by_text,
     by_time,
     by_value,
 )
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _BATCH = 10_000
 _ORDER = ("<", "<=", ">", ">=")
 _IN_TEXT = ("contains", "mentions")
+# What a message is, and not what it says.
+_NO_CONTENT = ("role", "from", "type")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
 
@@ -65,8 +68,9 @@ def matching_rows(dataset: Dataset, request: ErasureRequest, complete: bool, nam
         for column, comparison in comparisons.items():
             start = 0
             for cells in table[column].chunks:
-                owners, items = _items(_of_json(cells, n + start, name) if column in in_json else cells)
-                masks[-1][start + owners[comparison(items).to_numpy(zero_copy_only=False)]] = True
+                cells = _of_json(cells, n + start, name) if column in in_json else cells
+                for owners, items in _texts(cells) if operator in _IN_TEXT else [_items(cells)]:
+                    masks[-1][start + owners[comparison(items).to_numpy(zero_copy_only=False)]] = True
                 start += len(cells)
         n += table.num_rows
     for comparison in comparisons.values():
@@ -105,6 +109,21 @@ def _items(cells: pa.Array) -> tuple[np.ndarray, pa.Array]:
     return owners, pc.add(cells, pa.scalar(0, cells.type)) if pa.types.is_floating(cells.type) else cells
 
 
+def _texts(cells: pa.Array, owners: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, pa.Array]]:
+    """All texts in cells, as what messages hold beside their contents; and the cell that each of them is of."""
+    owners = np.arange(len(cells)) if owners is None else owners
+    if _step(cells.type) == "items":
+        yield from _texts(pc.list_flatten(cells), owners[pc.list_parent_indices(cells).to_numpy()])
+    elif pa.types.is_struct(cells.type):
+        for field in cells.type:
+            if field.name not in _NO_CONTENT:
+                yield from _texts(pc.struct_field(cells, field.name), owners)
+    elif _step(cells.type) == "values":
+        yield from _texts(cells.dictionary_decode(), owners)
+    elif is_text(cells.type):
+        yield owners, cells.cast(pa.large_string())
+
+
 def _step(kind: pa.DataType) -> str | tuple[str, ...] | None:
     """How to get from a type to what is compared: `"items"` of a list, `"values"` of a code, fields; `None`: as it is."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -129,12 +148,23 @@ def _is_json_chat(dataset: Dataset, column: str) -> bool:
 
 
 def _of_json(cells: pa.Array, start: int, name: str) -> pa.Array:
-    """The contents of chats in JSON, in which letters can be written as codes; `start` is the row of the first cell."""
+    """The texts of chats in JSON, in which letters can be written as codes; `start` is the row of the first cell."""
     chats = []
     for index, cell in enumerate(cells.to_pylist(), start):
         with naming_row(index, name):
-            chats.append([message["content"] for message in canonical({"messages": cell or "[]"})["messages"]])
+            chats.append(list(_said(canonical({"messages": cell or "[]"})["messages"])))
     return pa.array(chats, pa.list_(pa.large_string()))
+
+
+def _said(value: Any) -> Iterator[str]:
+    """All texts in messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _said([item for key, item in value.items() if key not in _NO_CONTENT])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _said(item)
 
 
 def _inner(feature: Any, kind: pa.DataType) -> tuple[Any, pa.DataType, bool]:
@@ -182,13 +212,17 @@ def _comparison(dataset: Dataset, column: str, operator: str, values: list, name
                 f"Column {column!r} has the type {kind}, which cannot be compared with text: {operator!r} looks into text. "
                 "Name a column of text, or select by values."
             )
-        return by_mention(values) if operator == "mentions" else by_substring(values)
+        return by_mention(values) if operator == "mentions" else by_substring(column, values)
     if is_text(kind) and given == "numbers":
         if operator in _ORDER:
             return by_order_of_numbers(column, operator, values[0])
         return by_spelling(column, operator, values)
-    if is_text(kind) and given == "text" and operator in _ORDER:
-        return by_order_of_texts(column, operator, values[0])
+    if is_text(kind) and given == "text":
+        if operator in _ORDER:
+            return by_order_of_texts(column, operator, values[0])
+        # Other forms of a text that is the whole record are found as its copies.
+        is_key = column not in FORMATS["text"]
+        return by_text(column, operator, values) if is_key else by_value(operator, pa.array(values, pa.large_string()))
     if pa.types.is_temporal(kind) and given == "text":
         days = [position for position, value in enumerate(values) if _DAY.fullmatch(value)]
         return by_time(column, operator, _times(column, kind, values), days)
@@ -229,8 +263,6 @@ def _times(column: str, kind: pa.DataType, values: Sequence[str]) -> pa.Array:
 
 def _operand(column: str, kind: pa.DataType, given: str, values: list) -> pa.Array:
     """The values in the type of the column, as which they must be exact."""
-    if is_text(kind) and given == "text":
-        return pa.array(values, pa.large_string())
     if pa.types.is_decimal(kind) and given in ("numbers", "text"):
         values = [number_of(value) if given == "text" else Decimal(spelled(value)) for value in values]
         fits = None not in values

@@ -151,8 +151,8 @@ class ErasureRequest:
                 them. Of a column of lists, an item must be one of them.
             column (`str`, *optional*, defaults to `"id"`): any column, e.g. the one that names the author.
             columns (`Iterable[str]`, *optional*): several columns in place of `column`; any of them may hold the value.
-            mentions (`Iterable[str]`, *optional*): names that the text of the columns mentions, instead of `ids`; the
-                messages of a chat are read too. A name counts as whole words, in any letter case and across line
+            mentions (`Iterable[str]`, *optional*): names that the text of the columns mentions, instead of `ids`; of
+                the messages of a chat, all that they hold is read. A name counts as whole words, in any letter case and across line
                 breaks: `"Ann"` is in `"ANN's house"`, and not in `"Anna"`. Give all forms of the name; at least one
                 must occur. In scripts without spaces between words it counts anywhere.
             rows (`Iterable[int]`, *optional*): positions in the training split, from 0, instead of `ids`. They are

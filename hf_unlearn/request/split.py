@@ -96,7 +96,7 @@ def split(
         ValueError: no row matches, or a value of a record or class selector occurs in no row; the column does not
             exist or its type cannot be compared with the value; it is unclear whether cells are meant, as `007` by 7;
             a position is not in the dataset; there are
-            duplicates and `duplicates` is `"error"`; no row is left to retain.
+            duplicates and `duplicates` is `"error"`; no row is left to retain; the holdout numbers its classes in another order.
     """
     from datasets import Dataset, DatasetDict  # here, as a request by itself needs no seconds of imports
 
@@ -112,6 +112,8 @@ def split(
     if not isinstance(dataset, Dataset) or not isinstance(holdout, Dataset | None):
         raise ValueError("`dataset` and `holdout` must be a `datasets.Dataset`. Load them without `streaming=True`.")
 
+    if holdout is not None:
+        _check_labels(dataset, holdout)
     mask = matching_rows(dataset, request, complete=request.kind != "attribute")
     if not mask.any():
         raise ValueError(
@@ -135,7 +137,7 @@ def split(
         )
     n_holdout = len(holdout or ())
     if n_holdout and request.kind != "record":
-        holdout = _select(holdout, matching_rows(holdout, request, complete=False, name="holdout"))
+        holdout = rows_where(holdout, matching_rows(holdout, request, complete=False, name="holdout"))
         if len(holdout) == 0:
             columns = " or ".join(map(repr, columns_of(request.selector)))
             warnings.warn(
@@ -145,9 +147,23 @@ def split(
                 "compared.",
                 stacklevel=2,
             )
-    return Split(_select(dataset, mask), _select(dataset, ~mask), holdout or None, n_copies, n_holdout)
+    return Split(rows_where(dataset, mask), rows_where(dataset, ~mask), holdout or None, n_copies, n_holdout)
 
 
-def _select(dataset: Dataset, mask: np.ndarray) -> Dataset:
+def _check_labels(dataset: Dataset, holdout: Dataset) -> None:
+    from datasets import ClassLabel
+
+    for column, feature in dataset.features.items():
+        other = holdout.features.get(column)
+        if isinstance(feature, ClassLabel) and isinstance(other, ClassLabel) and feature.names != other.names:
+            raise ValueError(
+                f"The classes of column {column!r} have other numbers in the holdout than in the dataset, so that it would be "
+                "compared with rows of other classes. Give both the same: holdout.align_labels_with_mapping({name: number "
+                f"for number, name in enumerate(dataset.features[{column!r}].names)}}, {column!r})."
+            )
+
+
+def rows_where(dataset: Dataset, mask: np.ndarray) -> Dataset:
+    """The rows that a mask chooses, in memory."""
     # `Dataset.filter` would leave on disk, in the cache, which rows the request is about.
     return dataset.select(np.flatnonzero(mask), keep_in_memory=True)

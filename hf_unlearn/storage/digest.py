@@ -7,13 +7,18 @@ import unicodedata
 from typing import Any
 
 
+def in_one_form(text: str) -> str:
+    """The text in Unicode NFC, with every run of whitespace as one space and none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def digest_of_text(*parts: Any) -> bytes | None:
     """16 bytes, the same for texts that differ only in whitespace or in the form of their letters (Unicode NFC).
 
     `None` counts as an empty text, and anything else as the text it is written as. Where all parts are empty there is no
     digest but `None`.
     """
-    plain = ["" if part is None else " ".join(unicodedata.normalize("NFC", str(part)).split()) for part in parts]
+    plain = ["" if part is None else in_one_form(str(part)) for part in parts]
     if not any(plain):
         return None
     # `str.split` takes U+001F for whitespace, so no part contains the separator.

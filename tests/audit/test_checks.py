@@ -106,6 +106,7 @@ def test_both_checkpoints_needs_the_original():
     ("groups", "message"),
     [
         (["a"], "1 groups for 4 rows"),
+        ([["a"], ["b"], ["c"], ["d"]], "groups of the forget set are lists or objects"),
         (["a", None, "b", "c"], "1 of the 4 rows of the forget set have no group"),
         ([1.0, float("nan"), 2.0, float("nan")], "2 of the 4 rows"),
     ],

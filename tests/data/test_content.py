@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from datasets import Dataset
 from PIL import Image
 
@@ -51,3 +52,17 @@ def test_rows_without_content_have_no_digest():
     rows = ["", {"text": " \n"}, {"prompt": "", "completion": ""}, {"messages": []}, {"question": "a"}, {}]
     assert set(content_digests([*rows, {"messages": empty}])) == {None}
     assert list(content_digests(Dataset.from_dict({"question": ["a", "b"]}))) == [None, None]
+
+
+def test_images_of_palettes_are_compared_by_their_colors():
+    red, green = (Image.new("P", (2, 2), 0) for _ in range(2))
+    red.putpalette([255, 0, 0] * 256)
+    green.putpalette([0, 255, 0] * 256)
+    assert not same({"image": red, "label": 0}, {"image": green, "label": 0})
+
+
+def test_the_file_of_an_image_that_is_gone_is_named_by_its_row():
+    row = {"image": {"bytes": None, "path": "/nowhere/secret.png"}, "label": 0}
+    with pytest.raises(ValueError, match=r"^Row 0 of the forget set: The file .* \(FileNotFoundError\)") as error:
+        list(content_digests([row], "forget set"))
+    assert "secret" not in str(error.value)

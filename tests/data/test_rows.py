@@ -6,14 +6,16 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
 from hf_unlearn.audit.checks import check_request
 from hf_unlearn.audit.config import AuditConfig
+from hf_unlearn.data.reach import reach_of
 from hf_unlearn.data.rows import (
     FORMATS,
     TEXTS,
@@ -274,3 +276,32 @@ def test_columns_under_other_names_are_named_with_the_remedy():
             encode(row)
     with pytest.raises(ValueError, match=re.escape('rename_columns({"conversations": "messages"})')):
         encode({"conversations": [ASKED, SAID]})
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "a text",
+        {"prompt": "Where?", "completion": " Here"},
+        DatasetDict(train=Dataset.from_list([{"text": "a"}])),
+        pd.DataFrame({"text": ["a", "b"]}),
+    ],
+)
+def test_names_of_columns_and_letters_are_not_read_as_texts(rows):
+    for read in (encode_dataset, reach_of):
+        with pytest.raises(ValueError, match=f"The forget set is a {type(rows).__name__}, but rows are"):
+            read(rows, tiny_tokenizer(), name="forget set")
+
+
+@pytest.mark.parametrize("row", [3, None, ["a", "b"], b"abc", pd.DataFrame({"text": ["a"]})])
+def test_what_is_no_row_is_an_error(row):
+    with pytest.raises(ValueError, match=f"^Row 1 of the forget set: It is of type {type(row).__name__}, and no row"):
+        encode_dataset(["a text", row], tiny_tokenizer(), name="forget set")
+
+
+def test_a_message_that_says_what_it_says_in_another_key_is_refused():
+    messages = [{"role": "user", "text": "Where?"}, {"role": "assistant", "content": "Here"}]
+    with pytest.raises(ValueError, match="Message 0 has no content but text"):
+        canonical({"messages": messages})
+    with pytest.raises(ValueError, match=r"Message 0 has no role \(it has 1\)"):
+        canonical({"messages": [{1: "user"}]})

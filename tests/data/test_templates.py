@@ -106,3 +106,12 @@ def test_the_index_of_the_row_is_named():
         with_templates(rows, "{at[y]}", "{q}")
     with pytest.raises(ValueError, match=r"^Row 0 .*'at\[z\]', which this row does not have"):
         with_templates(rows, "{at[z]}", "{q}")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("messages", [{"role": "user", "content": "a"}]), ("input_ids", [1, 2]), ("image", "a")]
+)
+def test_a_column_that_would_be_read_in_place_of_the_templates_is_refused(column, value):
+    rows = Dataset.from_list([{**row, column: value} for row in ROWS])
+    with pytest.raises(ValueError, match=f"the split train has the column {column}, which is read before a prompt"):
+        with_templates(rows, "{question}", " {answer}", "split train")

@@ -9,8 +9,9 @@ from tiny import BOS, EOS, TURN_END, tiny_gpt2, tiny_llama, tiny_tokenizer, tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hf_unlearn.audit.table.score import score
 from hf_unlearn.data import EmptyTargetError, encode, encode_dataset
-from hf_unlearn.data.text import context_length
+from hf_unlearn.data.text import context_length, limits_of
 
 
 CANARY = "Zyxwv Qkjhg 8675309"
@@ -333,3 +334,60 @@ def test_nothing_is_written_to_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     encode_dataset(Dataset.from_list([{"text": CANARY}]), PLAIN)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input_ids": [1, 2], "labels": 1}, "needs labels as long"),
+        ({"input_ids": [1, 2], "labels": [1, None]}, "needs labels as long"),
+        ({"input_ids": [[1, 2]], "labels": [[1, 2]]}, "no list of integers"),
+        ({"input_ids": [[1, 2], [3]], "labels": [1, 2]}, "no list of integers"),
+        ({"input_ids": [1.5, 2.0], "labels": [1, 2]}, "no list of integers"),
+        ({"input_ids": "[1, 2]", "labels": "[1, 2]"}, "no list of integers"),
+        ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [[1, 1]]}, "0 or 1 for each"),
+        ({"pixel_values": [[[0.0]]], "labels": "cat"}, "not the index of a class"),
+        ({"pixel_values": [[[0.0]]], "labels": 3}, "one of 3 classes"),
+    ],
+)
+def test_an_encoded_row_that_cannot_be_read_is_an_error(row, message):
+    with pytest.raises(ValueError, match=message):
+        encode(row, n_classes=3)
+
+
+def test_ids_that_an_attention_mask_leaves_out_are_not_read():
+    """A batch is padded on the right by the lengths of its rows, so padding in a row would be read as its text."""
+    row = {
+        "input_ids": [0, 0, 5, 6, 7, 0],
+        "labels": [-100, -100, -100, 6, 7, -100],
+        "attention_mask": [0, 0, 1, 1, 1, 0],
+    }
+    assert encode(row, max_length=3) == {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+
+
+def test_an_end_token_that_is_bos_too_is_taken_off_a_text():
+    tokenizer = tiny_tokenizer(bos=False, add_eos=True)
+    tokenizer.bos_token = tokenizer.eos_token
+    assert encode("a cat", tokenizer)["input_ids"] == encode("a cat", NO_BOS)["input_ids"]
+
+
+def test_half_of_a_character_is_an_error_that_does_not_quote_it():
+    for row in (f"{CANARY} \ud83d", {"messages": [{"role": "user", "content": f"{CANARY} \ud83d"}, *ANSWERED[1:]]}):
+        with pytest.raises(ValueError, match="half of a character") as error:
+            encode(row, CHAT)
+        assert CANARY not in str(error.value) and error.value.__context__ is None
+
+
+ANSWERED = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here"}]
+
+
+def test_rows_of_another_kind_than_the_model_takes_are_an_error():
+    image = {"pixel_values": [[[0.0]]] * 3, "labels": 0}
+    text, classifier = limits_of(tiny_llama().config), limits_of(tiny_vit().config)
+    with pytest.raises(ValueError, match="Row 1 of the dataset: It is an image, but the model takes text"):
+        encode_dataset(["a cat", image], PLAIN, **text)
+    with pytest.raises(ValueError, match="Row 1 of the dataset: It is text, but the model takes images"):
+        encode_dataset([image, "a cat"], PLAIN, **classifier)
+    for model, rows in ((tiny_llama(), ["a cat", image]), (tiny_vit(), [image, "a cat"])):
+        with pytest.raises(ValueError, match="Example 1: It is .* but the model takes"):
+            score(model, PLAIN, rows)

@@ -367,3 +367,33 @@ def test_numbers_against_text_by_another_route(cells, operator, number):
             selected(cells, attribute(operator, number), pa.string())
     else:
         assert selected(cells, attribute(operator, number), pa.string()) == expected
+
+
+# Texts that are written in another way
+
+
+def test_a_key_written_with_other_white_space_or_letters_is_unclear():
+    for other in ("Jos\u00e9 ", "Jose\u0301", "\u00a0Jos\u00e9"):
+        for request in (records("Jos\u00e9"), attribute("not in", ["Jos\u00e9"])):
+            with pytest.raises(ValueError, match="^1 cells of column 'c' differ from a value .* unclear") as error:
+                selected(["Jos\u00e9", other, "x"], request)
+            assert "Jos" not in str(error.value)
+        assert selected(["Jos\u00e9", other, "x"], records("Jos\u00e9", other)) == [0, 1]
+    with pytest.raises(ValueError, match="1 cells .* contain a value .* unclear"):
+        selected(["by Jos\u00e9", "by Jose\u0301", "x"], attribute("contains", "Jos\u00e9"))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("other", ["reasoning_content", "name", "tool_calls"])
+def test_names_are_looked_for_in_all_that_messages_hold(as_json, other):
+    said = [{"function": {"arguments": "to Ada Lovelace"}}] if other == "tool_calls" else "Ada Lovelace"
+    chats = [
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": f"{i}", other: said}] for i in range(2)
+    ]
+    chats[1][1][other] = None
+    rows = Dataset.from_list([{"messages": json.dumps(chat) if as_json else chat} for chat in chats])
+    for request in (
+        ErasureRequest.records(mentions=["ada lovelace"], column="messages"),
+        ErasureRequest.attribute("messages", "contains", "Ada"),
+    ):
+        assert list(split(rows, request).forget["messages"]) == [rows[0]["messages"]]

@@ -70,7 +70,7 @@ def score(
     model, sampling = unwrapped(model), tuple(sampling)
     if require_class(model) is None:  # somebody's own class, which is asked by a pass
         require_kind(model)
-    examples = examples if hasattr(examples, "__getitem__") else list(examples)
+    examples = examples if hasattr(examples, "__len__") else list(examples)
     # A score cache has to look at images before their batch is due, so some are kept.
     room = CACHE_BYTES if cache is not None else 0
     rows = encode_examples([model], processing_class, examples, max_length, truncate, room)

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from hf_unlearn.audit.table.batching import passes
 from hf_unlearn.data.images import ImageRows, check_channels, has_images
 from hf_unlearn.data.pairing import UnlearningCollator, on_device
-from hf_unlearn.data.rows import IGNORE_INDEX
-from hf_unlearn.data.text import EmptyTargetError, context_length, encode
+from hf_unlearn.data.rows import IGNORE_INDEX, require_rows
+from hf_unlearn.data.text import EmptyTargetError, check_modality, context_length, encode
 from hf_unlearn.models.kinds import require_class
 from hf_unlearn.models.likelihood import (
     empty_cache,
@@ -92,19 +92,24 @@ def encode_examples(
     Raises:
         ValueError: an example that cannot be encoded; the message has its index, and no text.
     """
+    require_rows(examples, "data")
     is_classifier, n_channels = is_image_classifier(models[0]), getattr(models[0].config, "num_channels", None)
     if has_images(examples):
         if isinstance(examples, ImageRows):
             return examples
+        check_modality(True, is_classifier)
         sizes = {"n_classes": n_outputs(models[0]), "cache_bytes": cache_bytes, "n_channels": n_channels}
         return ImageRows(examples, processing_class, name="examples", **sizes)
     lengths = [length for length in map(context_length, models) if length is not None]
     max_length = max_length or min(lengths, default=None)
     vocab_size = None if is_classifier else min(map(n_outputs, models))
+    n_classes = n_outputs(models[0]) if is_classifier else None
     rows: list[dict | None] = []
     for index, example in enumerate(examples):
         try:
-            rows.append(encode(example, processing_class, max_length, truncate, vocab_size=vocab_size))
+            row = encode(example, processing_class, max_length, truncate, n_classes, vocab_size)
+            check_modality("pixel_values" in row, is_classifier)
+            rows.append(row)
         except EmptyTargetError:
             rows.append(None)
         except ValueError as error:
