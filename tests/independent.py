@@ -127,14 +127,18 @@ def number(cell) -> Decimal | None:
     return value if value.is_finite() and re.fullmatch(r"[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]+)?", cell) else None
 
 
+def composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 def plain(text: str) -> str:
     """A text as copies are compared: composed characters, and one space for every run of whitespace."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(composed(text).split())
 
 
 def mentions(text: str, name: str) -> bool:
     """Whether a text has a name as whole words, whatever its case."""
-    folded, wanted = (plain(unicodedata.normalize("NFC", part).casefold()) for part in (text, name))
+    folded, wanted = (plain(composed(part).casefold()) for part in (text, name))
     return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", folded) is not None
 
 
@@ -159,7 +163,7 @@ def about(row: dict[str, str], scope: dict) -> bool:
     value = next(selector[key] for key in ("mentions", "values", "value") if key in selector)
     if operator in ("!=", "not in") and "columns" in selector:
         raise Unreadable("any or all")
-    return any(_holds(row[column], operator, value) for column in columns)
+    return any([_holds(row[column], operator, value) for column in columns])
 
 
 def _holds(cell: str, operator: str, value) -> bool:
@@ -175,15 +179,21 @@ def _holds(cell: str, operator: str, value) -> bool:
         return _holds_number(cell, operator, values)
     if operator in ("mentions", "contains") and not all(values):
         raise Unreadable("an empty text")
-    if operator in ("==", "in"):
-        return cell in values
-    if operator in ("!=", "not in"):
-        return cell not in values
+    if operator in ("==", "in", "!=", "not in"):
+        if cell not in values and plain(cell) in map(plain, values):
+            raise Unreadable("other white space or letters")
+        return (cell in values) == (operator in ("==", "in"))
     if operator == "contains":
-        return any(one in cell for one in values)
+        found = any(one in cell for one in values)
+        if not found and any(composed(one) in composed(cell) for one in values):
+            raise Unreadable("letters in another form")
+        return found
     if operator == "mentions":
         return any(mentions(cell, one) for one in values)
-    return _ordered(cell, operator, value)
+    one, other, found = number(cell), number(value), _ordered(cell, operator, value)
+    if None not in (one, other) and _ordered(one, operator, other) != found:
+        raise Unreadable("another order as numbers")
+    return found
 
 
 def _holds_number(cell: str, operator: str, values: list) -> bool:
