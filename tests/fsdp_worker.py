@@ -1,5 +1,6 @@
 """Trains in a world of two under FSDP 2 on the CPU, and saves the whole weights: started by torchrun."""
 
+import os
 import sys
 
 import torch
@@ -7,9 +8,12 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from cases import make_trainer, text_rows
 from peft import LoraConfig
+from tiny import tiny_tokenizer
 
+from hf_unlearn.cli.checkpoints import save_trained
 from hf_unlearn.models.sharding import is_sharded, whole
 from hf_unlearn.training import NonFiniteLossError
+from hf_unlearn.training.cost import CostCallback
 from hf_unlearn.training.updates import Project
 
 
@@ -66,6 +70,13 @@ def whole_weights(trainer):
     return {name: whole(value) for name, value in state.items()}
 
 
+def saved(trainer, folder):
+    os.makedirs(folder, exist_ok=True)
+    with CostCallback() as cost:
+        pass
+    save_trained(trainer, tiny_tokenizer(), cost, folder)
+
+
 class Poisoned(Project):
     """Puts one NaN into the part of the gradient that the second process has."""
 
@@ -115,6 +126,8 @@ def main(folder: str):
         )
         trainer.train()
         results["weights"][name] = whole_weights(trainer)
+        if name == "gru, tied weights":
+            saved(trainer, f"{folder}/{name}")
         if name == "gru":
             resumed = sharded_trainer(method, f"{folder}/resumed", **arguments)
             resumed.train(resume_from_checkpoint=f"{folder}/{name}/checkpoint-2")
@@ -126,7 +139,9 @@ def main(folder: str):
     trainer = sharded_trainer("graddiff", folder, peft_config=adapter, update_rule="project", retain_loss="kl")
     trainer.train()
     results["adapter"] = whole_weights(trainer)
+    saved(trainer, f"{folder}/adapter")
     if trainer.is_world_process_zero():
+        results["folder"] = folder
         torch.save(results, f"{folder}/results.pt")
     torch.distributed.destroy_process_group()
 

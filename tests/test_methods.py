@@ -106,7 +106,8 @@ def test_rules_are_refused_where_there_are_no_two_gradients(method, tmp_path):
 
 
 def test_two_processes_change_nothing(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    folders = Path(__file__).parent, Path(__file__).parents[1]  # this package, wherever another one is installed
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run = subprocess.run(
         [*command, str(Path(__file__).parent / "two_processes.py"), str(tmp_path)],

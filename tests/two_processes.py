@@ -1,9 +1,21 @@
 """Trains every method in this process's share of a world of two, and saves the weights: started by torchrun."""
 
+import os
 import sys
 
 import torch
 from cases import TRAINING_FREE, WITH_RULES, make_trainer, text_rows, weights
+from peft import LoraConfig
+from tiny import tiny_tokenizer
+
+from hf_unlearn.cli.checkpoints import save_trained
+from hf_unlearn.models.load import load_model
+from hf_unlearn.training.cost import CostCallback
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model.eval()(torch.arange(5, 15)[None]).logits
 
 
 def main(folder: str):
@@ -26,6 +38,15 @@ def main(folder: str):
             "logs": [log for log in trainer.state.log_history if "loss" in log],
             "eval": {key: metrics[key] for key in ("eval_forget_loss", "eval_holdout_loss", "eval_forget_gap")},
         }
+    for name, adapter in {"whole": None, "adapter": LoraConfig(r=2, target_modules="all-linear")}.items():
+        saved = f"{folder}/saved {name}"
+        cost = CostCallback()
+        trainer = make_trainer("graddiff", saved, per_device_train_batch_size=2, peft_config=adapter, callbacks=[cost])
+        trainer.train()
+        logits = logits_of(trainer.accelerator.unwrap_model(trainer.model))
+        os.makedirs(saved, exist_ok=True)
+        loaded = load_model(save_trained(trainer, tiny_tokenizer(), cost, saved), dtype="auto")  # in each
+        torch.testing.assert_close(logits_of(loaded), logits)
     if trainer.is_world_process_zero():
         torch.save(results, f"{folder}/results.pt")
 

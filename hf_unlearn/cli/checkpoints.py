@@ -106,12 +106,15 @@ def save_trained(trainer, processing_class, cost, folder: str) -> str:
         NotAsTrainedError: the checkpoint is not the trained model; the message says where its weights are.
     """
     from hf_unlearn.data.pairing import on_device
-    from hf_unlearn.models.processes import of_the_first
+    from hf_unlearn.models.processes import is_divided, of_the_first
+    from hf_unlearn.models.sharding import whole_copy
 
-    checkpoint = f"{folder}/model"
+    checkpoint, trained = f"{folder}/model", trainer.accelerator.unwrap_model(trainer.model)
+    # Every process must take part in this, while one alone writes.
+    state = trainer.accelerator.get_state_dict(trainer.model) if is_divided(trained) else None
 
     def save() -> None:
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model = trained if state is None else whole_copy(trained, state)
         cost.save(f"{folder}/cost.json")
         batch = on_device(trainer.data_collator(_few_rows(trainer.train_dataset)), model.device)
         save_plain(model, processing_class, checkpoint, batch)

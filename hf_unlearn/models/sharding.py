@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 
 def is_sharded(x: Tensor) -> bool:
@@ -27,3 +30,27 @@ def placed_like(x: Tensor, other: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(x.to(other.device), other.device_mesh, other.placements)
+
+
+def whole_copy(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A model on the CPU with the whole weights of one that is spread over processes, its adapters beside them.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): of which this process has a part.
+        state (`Mapping`): all its weights by name, as `Accelerator.get_state_dict` gathers them for the first process.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = next(
+        one for one in type(base).__mro__ if not issubclass(one, FSDPModule)
+    )  # FSDP 2 makes a class of its own
+    copied = plain(copy.deepcopy(base.config))
+    if base is not model:
+        from peft import get_peft_model
+
+        for name, config in model.peft_config.items():
+            copied = get_peft_model(copied, config, adapter_name=name)
+    copied.load_state_dict(state, assign=True)
+    (copied.get_base_model() if base is not model else copied).tie_weights()
+    return copied.eval()
