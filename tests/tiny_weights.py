@@ -81,6 +81,27 @@ def convnext(seed=0):
     return _built(hf.ConvNextForImageClassification, config, seed)
 
 
+def efficientnet(seed=0):
+    """Its convolutions name their padding."""
+    one = {"kernel_sizes": [3], "in_channels": [32], "out_channels": [32], "strides": [1], "expand_ratios": [2]}
+    more = {"width_coefficient": 0.25, "hidden_dim": 320, "num_block_repeats": [1], "depthwise_padding": []}
+    config = hf.EfficientNetConfig(**one, **more, image_size=16, num_labels=5)
+    return _built(hf.EfficientNetForImageClassification, config, seed)
+
+
+def falcon(seed=0):
+    """Its linear layers are a class of their own, derived from torch's."""
+    config = hf.FalconConfig(vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    return _built(hf.FalconForCausalLM, config, seed)
+
+
+def levit(seed=0):
+    """Its attention keeps biases in evaluation mode."""
+    sizes = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 1, 1], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
+    config = hf.LevitConfig(**sizes, image_size=64, drop_path_rate=0, num_labels=5, initializer_range=0.2)
+    return _built(hf.LevitForImageClassification, config, seed)
+
+
 def resnet(seed=0):
     config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5, layer_type="basic")
     return _built(hf.ResNetForImageClassification, config, seed)
@@ -93,5 +114,5 @@ EXPERTS = {
     "deepseek": deepseek,
     "gpt_oss": gpt_oss,
 }
-CONVOLUTIONS = {"convnext": convnext, "resnet": resnet}
+CONVOLUTIONS = {"convnext": convnext, "resnet": resnet, "efficientnet": efficientnet}
 ALL = EXPERTS | CONVOLUTIONS | {"llama4": llama4, "mamba": mamba}

@@ -15,7 +15,12 @@ from hf_unlearn.models.processes import is_divided
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, which is without dropout; then every module has the mode from before."""
+    """Evaluation mode for a while, which is without dropout; then every module has the mode from before.
+
+    What a module would keep of its weights from one pass in this mode to the next, it computes anew from here on.
+    """
+    for model in models:
+        _keep_nothing(model)
     in_training = [module for model in models for module in model.modules() if module.training]
     for model in models:
         model.eval()
@@ -71,5 +76,24 @@ def plain_copy(model: nn.Module) -> nn.Module:
             "Not all weights of the model are in the memory of this process (they are divided by FSDP or ZeRO-3, or "
             "offloaded). Load the model without that."
         )
+    _keep_nothing(model)
     model = copy.deepcopy(model)
     return (merged(model) if has_adapter(model) else model).eval()
+
+
+class _Nothing(dict):
+    """A cache that looks empty at all times, so that what it is asked for is computed anew."""
+
+    def __contains__(self, key):
+        return False
+
+    def __bool__(self):
+        return False
+
+
+def _keep_nothing(model: nn.Module) -> None:
+    """Have attention compute its biases in every pass. LeViT keeps those of its first pass in evaluation mode: with the
+    values from before a change of its weights, and with a graph that has only one backward pass."""
+    for module in model.modules():
+        if hasattr(module, "attention_bias_cache"):
+            module.attention_bias_cache = _Nothing()
