@@ -82,7 +82,7 @@ def inputs_are_seen(matrix: WeightMatrix) -> bool:
 def _reader(matrix: WeightMatrix) -> Reader | None:
     module, leaf = matrix.module, matrix.name.rpartition(".")[2]
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-        return _patches if module.padding_mode == "zeros" and not isinstance(module.padding, str) else None
+        return _patches
     if isinstance(module, (nn.Linear, Conv1D)):
         return _tokens
     if matrix.parameter.dim() == 2 and leaf == "weight" and not list(module.children()):
@@ -104,10 +104,15 @@ def _tokens(matrix: WeightMatrix, args: Sequence, mask: Tensor | None) -> list[T
 def _patches(matrix: WeightMatrix, args: Sequence, mask: Tensor | None) -> list[Tensor]:
     """What a kernel is multiplied with, for each group of channels: `(positions, channels of the group x kernel)`."""
     module, x = matrix.module, args[0].detach()
-    options = [module.kernel_size, module.dilation, module.padding, module.stride]
+    # As torch pads itself where the padding has a name ("same") or is not of zeros.
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, module._reversed_padding_repeated_twice, mode)
+    options = [module.kernel_size, module.dilation, module.stride]
     if isinstance(module, nn.Conv1d):
-        x, options = x.unsqueeze(-2), [(neutral, *value) for neutral, value in zip((1, 1, 0, 1), options, strict=True)]
-    columns = F.unfold(x, *options).unflatten(1, (module.groups, -1))  # (rows, groups, d, positions)
+        x, options = x.unsqueeze(-2), [(1, *value) for value in options]
+    kernel, dilation, stride = options
+    columns = F.unfold(x, kernel, dilation, stride=stride)
+    columns = columns.unflatten(1, (module.groups, -1))  # (rows, groups, d, positions)
     return [group.transpose(1, 2).flatten(0, 1) for group in columns.unbind(1)]
 
 

@@ -77,13 +77,9 @@ class HeadMaskTrainer(UnlearningTrainer):
     architecture = "specific"
     requires = (lambda model, args: find_gate_points(model, args.neurons),)
     needs_whole_weights = True
+    needs_dense_weights = True
 
     def adapt(self, model, args, data, collate):
-        if getattr(model, "is_quantized", False) or hasattr(model, "peft_config"):
-            raise ValueError(
-                f"{type(self).__name__} multiplies gates into dense weights. Load the model without quantization, and merge "
-                "an adapter first (merge_and_unload)."
-            )
         gates = Gates(find_gate_points(model, args.neurons))
         model.requires_grad_(False)
         model.add_module(NAME, gates)

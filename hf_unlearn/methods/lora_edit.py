@@ -1,10 +1,13 @@
 """Localised low-rank editing: find the layers that matter, adapt these alone, merge."""
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from hf_unlearn.curvature.importance import squared_gradients
@@ -12,7 +15,11 @@ from hf_unlearn.data.pairing import batches
 from hf_unlearn.methods.ihl import InvertedHingeConfig, InvertedHingeTrainer
 from hf_unlearn.models.blocks import layers_of
 from hf_unlearn.models.weights import WeightMatrix, lora_targets
-from hf_unlearn.training.where import reached_matrices
+from hf_unlearn.training.where import other_weights, reached_matrices
+
+
+# Types of models whose `out_proj` peft refuses to adapt, as their kernels read its weight past the module.
+_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 
 
 def weighted_factors(weight: Tensor, importance: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
@@ -76,23 +83,22 @@ class LoRAEditTrainer(InvertedHingeTrainer):
     architecture = "specific"
     requires = (lambda model, args: adaptable_matrices(model, args),)
     needs_whole_weights = True
+    needs_dense_weights = True
 
     def adapt(self, model, args, data, collate):
         from peft import LoraConfig, get_peft_model
 
-        if getattr(model, "is_quantized", False) or hasattr(model, "peft_config"):
-            raise ValueError(
-                f"{type(self).__name__} makes adapters of its own from dense weights. Load the model without quantization "
-                "and without peft_config, and merge an adapter (merge_and_unload). For QLoRA choose ihl with a peft_config."
-            )
         model.to(args.device)
         matrices = adaptable_matrices(model, args)
         names = [matrix.name for matrix in matrices.values()]
         size, limit = args.per_device_eval_batch_size, args.importance_rows
-        forget, retain = (
-            squared_gradients(model, batches(rows, collate, size, args.device, limit), names)
-            for rows in (data.forget, data.retain)
-        )
+        with _noting_calls(matrices) as called:
+            forget, retain = (
+                squared_gradients(model, batches(rows, collate, size, args.device, limit), names)
+                for rows in (data.forget, data.retain)
+            )
+        # The adapter of a module that is not called would take part in no pass, while its base has lost what it holds.
+        matrices = _not_none({name: matrix for name, matrix in matrices.items() if name in called}, model, args)
         score = {name: _ratio(forget[m.name], retain[m.name]) for name, m in matrices.items()}
         self.chosen = sorted(matrices, key=lambda name: (-score[name], name))[: args.n_modules]
 
@@ -106,6 +112,9 @@ class LoRAEditTrainer(InvertedHingeTrainer):
             _start_from_weight(_adapter_of(model.get_base_model(), matrix), matrix, relative)
         return model
 
+    def select(self, model, args):
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]  # chosen in `adapt`
+
     def finish(self):
         self.model = self.accelerator.unwrap_model(self.model).merge_and_unload()
 
@@ -114,17 +123,39 @@ def adaptable_matrices(model: nn.Module, args: LoRAEditConfig) -> dict[str, Weig
     """The movable matrices of the blocks that peft can adapt, by the name that it knows them by.
 
     Raises:
-        ValueError: see [`~hf_unlearn.training.where.reached_matrices`].
+        ValueError: there are none, or see [`~hf_unlearn.training.where.reached_matrices`].
     """
-    in_layers = layers_of(model)
-    found = reached_matrices(model, args, "lora_edit", _adaptable)
-    return {_name(matrix): matrix for matrix in found if matrix.name in in_layers}
+    in_layers, kind = layers_of(model), getattr(model.config, "model_type", None)
+    found = reached_matrices(model, args, "lora_edit", lambda matrix: _adaptable(matrix, kind))
+    return _not_none({_name(matrix): matrix for matrix in found if matrix.name in in_layers}, model, args)
 
 
-def _adaptable(matrix: WeightMatrix) -> bool:
+def _not_none(matrices: dict[str, WeightMatrix], model: nn.Module, args: LoRAEditConfig) -> dict[str, WeightMatrix]:
+    if not matrices:
+        raise ValueError(
+            "lora_edit adapts linear layers and fused experts of the blocks, but none of these may move in this "
+            f"{type(model).__name__}. {other_weights(args)}"
+        )
+    return matrices
+
+
+def _adaptable(matrix: WeightMatrix, kind: str | None) -> bool:
     """Whether peft can adapt it: a linear layer, or experts that are fused into one parameter and say how."""
+    past = isinstance(matrix.module, NonDynamicallyQuantizableLinear)  # torch's attention reads its weight
+    if past or kind in _MAMBA and matrix.name.endswith(".out_proj.weight"):
+        return False
     known = not matrix.is_transposed or hasattr(matrix.module, "is_transposed")
-    return type(matrix.module) in (nn.Linear, Conv1D) or matrix.is_stack and matrix.parameter.dim() == 3 and known
+    return isinstance(matrix.module, (nn.Linear, Conv1D)) or matrix.is_stack and matrix.parameter.dim() == 3 and known
+
+
+@contextmanager
+def _noting_calls(matrices: Mapping[str, WeightMatrix]) -> Iterator[set[str]]:
+    """The names of the matrices whose modules are called in a while: some models read weights past their modules."""
+    called: set[str] = set()
+    with ExitStack() as hooks:
+        for name, matrix in matrices.items():
+            hooks.enter_context(matrix.module.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
+        yield called
 
 
 def _name(matrix: WeightMatrix) -> str:

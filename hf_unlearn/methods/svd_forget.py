@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_unlearn.curvature.covariance import input_covariances, inputs_are_seen
+from hf_unlearn.models.weights import WeightMatrix
 from hf_unlearn.training import UnlearningConfig
 from hf_unlearn.training.edit import TrainingFreeTrainer
 from hf_unlearn.training.where import reached_matrices
@@ -80,10 +81,11 @@ class SVDForgetTrainer(TrainingFreeTrainer):
     config_class = SVDForgetConfig
     architecture = "specific"
     granularity = "batch"
+    requires = (lambda model, args: edited_matrices(model, args),)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._matrices = reached_matrices(self.model, self.args, type(self).__name__, inputs_are_seen)
+        self._matrices = edited_matrices(self.model, self.args)
 
     @torch.no_grad()
     def edit(self):
@@ -99,3 +101,8 @@ class SVDForgetTrainer(TrainingFreeTrainer):
                     p_f, p_r = soft_projection(f, self.args.forget_alpha), soft_projection(r, self.args.retain_alpha)
                     factors[id(f)] = removal(p_f, p_r, self.args.order)
                 weight.copy_(weight.double() @ factors[id(f)])
+
+
+def edited_matrices(model: nn.Module, args: SVDForgetConfig) -> list[WeightMatrix]:
+    """The movable matrices whose inputs can be seen; a `ValueError` where those are too few, see [`reached_matrices`]."""
+    return reached_matrices(model, args, "svd_forget", inputs_are_seen)

@@ -63,8 +63,8 @@ class TaskVectorTrainer(UnlearningTrainer):
         for name, parameter in self.model.named_parameters():
             if ".lora_B." in name and parameter.count_nonzero():
                 raise ValueError(
-                    "The LoRA adapter of the model is not a new one, and its update cannot be negated by itself. Merge it "
-                    "first: model = model.merge_and_unload()."
+                    "The LoRA adapter of the model is not a new one, and its update cannot be negated by itself. Give "
+                    "a peft_config (use_peft in a recipe): the adapter is then merged, and a new one trained."
                 )
         for name in self.trainable_names:
             if ".lora_A." not in name and ".lora_B." not in name and ".modules_to_save." not in name:

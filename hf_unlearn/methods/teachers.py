@@ -30,14 +30,15 @@ def without_target(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def fresh_copy(model: nn.Module, seed: int) -> nn.Module:
-    """[`~hf_unlearn.models.modes.fresh_copy`], for a model whose class and config describe all of it.
+    """[`~hf_unlearn.models.modes.fresh_copy`], for a model in dense weights; of one with an adapter it is the base.
 
     Raises:
-        ValueError: the model has an adapter or is quantized.
+        ValueError: the model is quantized.
     """
-    if hasattr(model, "peft_config") or getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False):
         raise ValueError(
-            "The model has an adapter or is quantized, and a network with new weights cannot be made of it. Merge the "
-            "adapter first (merge_and_unload) and load the model without quantization."
+            "The model is quantized, and a network with new weights cannot be made of it. Either load it without "
+            "quantization (no load_in_4bit or load_in_8bit), or choose a teacher without a network "
+            '(bad_teacher="uniform", on_forget="uniform").'
         )
     return modes.fresh_copy(model, seed)

@@ -11,6 +11,7 @@ from hf_unlearn.data.pairing import PairedDataset
 from hf_unlearn.models.likelihood import TargetLogits
 from hf_unlearn.training.config import UnlearningConfig
 from hf_unlearn.training.stopping import StopWhenForgotten
+from hf_unlearn.training.where import freeze_except
 
 
 class Objective:
@@ -35,6 +36,8 @@ class Objective:
     requires: tuple[Callable[[nn.Module, UnlearningConfig], object], ...] = ()
     #: Whether each process must have whole weights, which FSDP and DeepSpeed spread.
     needs_whole_weights = False
+    #: Whether it works on dense weights alone: an adapter of the model is merged first, a new one is refused.
+    needs_dense_weights = False
     #: What ends the training early.
     stopping_class = StopWhenForgotten
     # For the description of the method, see `hf_unlearn.methods.describe`.
@@ -51,6 +54,10 @@ class Objective:
             data ([`PairedDataset`]): encoded rows in `data.forget` and `data.retain`; `collate` makes batches of them.
         """
         return model
+
+    def select(self, model: nn.Module, args) -> list[str]:
+        """Freeze what may not move, after `adapt`; the names of the parameters that may."""
+        return freeze_except(model, args.trainable, args.trainable_layers)
 
     def forget_loss(self, forget: TargetLogits, reference=None, alternate=None, alternate_reference=None):
         """The loss on the forget rows, to be minimized.

@@ -26,7 +26,7 @@ from hf_unlearn.training.evaluation import LikelihoodEvaluation
 from hf_unlearn.training.objective import Objective
 from hf_unlearn.training.reference import Reference, cached_log_probs
 from hf_unlearn.training.updates import UPDATE_RULES, TwoGradients, UpdateRule
-from hf_unlearn.training.where import attach_adapter, freeze_except, freeze_except_matrices
+from hf_unlearn.training.where import attach_adapter, freeze_except_matrices, made_dense
 
 
 class RunCallback(TrainerCallback):
@@ -146,9 +146,11 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
             eval_dataset = self.encode(eval_dataset, name="evaluation set")
 
         checkpointing = bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing)
+        if self.needs_dense_weights:
+            model = made_dense(model, peft_config, type(self).__name__)
         model = self.adapt(attach_adapter(model, peft_config, checkpointing), args, data, collate)
         held = constraints_of(args)
-        self.trainable_names = freeze_except(model, args.trainable, args.trainable_layers)
+        self.trainable_names = self.select(model, args)
         for setting, constraint in held.items():
             if constraint.matrices_only:
                 self.trainable_names = freeze_except_matrices(model, args, setting, constraint.reaches)

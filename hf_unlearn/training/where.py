@@ -31,6 +31,17 @@ def freeze_except(model: nn.Module, pattern: str | None = None, layers: list[int
             stages, see [`~hf_unlearn.models.blocks.layers_of`]; negative ones count from the last.
 
     Raises:
+        ValueError: see [`selected`].
+    """
+    chosen = selected(model, pattern, layers)
+    _keep_movable(model, set(chosen))
+    return chosen
+
+
+def selected(model: nn.Module, pattern: str | None = None, layers: list[int] | None = None) -> list[str]:
+    """The names that [`freeze_except`] would leave movable; nothing is frozen, and the model needs no weights.
+
+    Raises:
         ValueError: nothing is selected, a layer does not exist, or there are `layers` and no blocks are found.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -53,7 +64,6 @@ def freeze_except(model: nn.Module, pattern: str | None = None, layers: list[int
             f"You set trainable={pattern!r} and trainable_layers={layers}, but no parameter that could move is "
             f"selected. Names look like {', '.join(names[:2] + names[-1:])}."
         )
-    _keep_movable(model, set(chosen))
     return chosen
 
 
@@ -62,10 +72,9 @@ def _keep_movable(model: nn.Module, names: set[str]) -> None:
         parameter.requires_grad_(name in names)
 
 
-def movable_matrices(model: nn.Module, reached: Callable[[WeightMatrix], bool] = lambda _: True) -> list[WeightMatrix]:
-    """The weight matrices that may move and that something reaches, the head among them."""
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    return [matrix for matrix in weight_matrices(model, names, head=True) if reached(matrix)]
+def movable_matrices(model: nn.Module) -> list[WeightMatrix]:
+    """The weight matrices that may move, the head among them."""
+    return weight_matrices(model, [name for name, p in model.named_parameters() if p.requires_grad], head=True)
 
 
 def reached_matrices(
@@ -77,21 +86,20 @@ def reached_matrices(
     """The movable weight matrices that a method or setting works on.
 
     Args:
-        args ([`UnlearningConfig`]): whoever sets `trainable` or `trainable_layers` has chosen a part of the weights.
+        args ([`UnlearningConfig`]): only what its `trainable` and `trainable_layers` select counts, and whoever sets them
+            has chosen a part of the weights.
         what (`str`): the method or the setting, as a user writes it.
         reached (`Callable`, *optional*): whether it can work on a matrix; by default on all.
 
     Raises:
-        ValueError: it reaches none, or less than 95 % of the movable weights and the user has not chosen which may move.
+        ValueError: nothing is selected (see [`selected`]), it reaches none of what is, or less than 95 % of the movable
+            weights and the user has not chosen which may move.
     """
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    names = selected(model, args.trainable, args.trainable_layers)
     share = share_of_weights(model, reached, names, head=True)
-    found = movable_matrices(model, reached)
+    found = [matrix for matrix in weight_matrices(model, names, head=True) if reached(matrix)]
     if not found:
-        raise ValueError(
-            f"{what} works on weight matrices, but none that it reaches may move. Set trainable to name some, or choose a "
-            "method that changes all weights (npo, graddiff)."
-        )
+        raise ValueError(f"{what} works on weight matrices, but none that it reaches may move. {other_weights(args)}")
     if share < ENOUGH:
         said = f"{what} reaches {share:.1%} of the weights of this {type(model).__name__}"
         if args.trainable is None and args.trainable_layers is None:
@@ -102,6 +110,16 @@ def reached_matrices(
             )
         logger.warning(f"{said} that may move.")
     return found
+
+
+def other_weights(args) -> str:
+    """What to do where a method reaches none of the weights that may move."""
+    if args.trainable is None and args.trainable_layers is None:
+        return "Choose a method that changes all weights (npo, graddiff)."
+    return (
+        "Either set trainable and trainable_layers to other weights, or choose a method that changes all weights (npo, "
+        "graddiff)."
+    )
 
 
 def freeze_except_matrices(
@@ -180,6 +198,31 @@ def attach_adapter(model: nn.Module, peft_config, checkpointing: bool) -> nn.Mod
     matrices = [matrix for matrix in weight_matrices(model) if matrix.name in in_layers]
     model = get_peft_model(model, peft_config)
     _say_what_stays_frozen(model, matrices)
+    return model
+
+
+def made_dense(model: nn.Module, peft_config, what: str) -> nn.Module:
+    """The model for a method that works on the weights themselves: an adapter that is there already is merged into them.
+
+    Args:
+        what (`str`): the method, as a user writes it.
+
+    Raises:
+        ValueError: the model is quantized, or a new adapter was asked for.
+    """
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{what} works on dense weights. Load the model without quantization (no load_in_4bit or load_in_8bit), or choose "
+            "a method that trains an adapter (npo, graddiff)."
+        )
+    if peft_config is not None:
+        raise ValueError(
+            f"{what} works on dense weights, and not on a new adapter. Leave peft_config out (use_peft in a recipe): an "
+            "adapter that the model has already is merged."
+        )
+    if has_adapter(model):
+        logger.info("The adapter of the model is merged into its base.")
+        model = merged(model).requires_grad_(True)  # peft froze it
     return model
 
 

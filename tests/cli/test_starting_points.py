@@ -14,7 +14,8 @@ from hf_unlearn import ErasureRequest
 from hf_unlearn.audit.run import audit
 from hf_unlearn.cli.job import Job
 from hf_unlearn.examples.registry_model import make_base
-from hf_unlearn.methods import NPOConfig, NPOTrainer
+from hf_unlearn.methods import METHODS, NPOConfig, NPOTrainer
+from hf_unlearn.models.adapters import merged
 from hf_unlearn.models.load import load_model
 from hf_unlearn.models.saved import save_whole
 
@@ -71,7 +72,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def recipe(folder, start, peft, out):
+def recipe(folder, start, peft, out, options=None):
     given = {
         "model_name_or_path": folder / start.removesuffix(" and load_in_4bit").replace("load_in_4bit", "model"),
         "dataset_name": folder / "data",
@@ -85,6 +86,7 @@ def recipe(folder, start, peft, out):
     }
     given |= {"load_in_4bit": "true"} if "load_in_4bit" in start else {}
     given |= {"use_peft": "true", "lora_r": 2, "lora_target_modules": "q_proj"} if peft else {}
+    given |= options or {}
     return (
         Job.from_arguments([str(text) for name, value in given.items() for text in (f"--{name}", value)]).erase().model
     )
@@ -170,6 +172,47 @@ def test_an_adapter_that_would_not_be_trained_has_one_remedy_that_works(make, me
     with pytest.raises(ValueError, match=f"{message}.*or give a peft_config"):
         start()
     assert start(peft_config=LoraConfig(r=2, target_modules=["q_proj"])).trainable_names
+
+
+@pytest.mark.parametrize("method", ["head_mask", "lora_edit"])
+def test_a_method_on_dense_weights_starts_from_the_merged_adapter(method, folder, tmp_path):
+    expected = merged(load_model(str(folder / "adapter"))).state_dict()
+    trainer, rows, config = METHODS[method], text_rows(8), METHODS[method].config_class(str(tmp_path), use_cpu=True)
+    for model in (
+        str(folder / "adapter"),
+        PeftModel.from_pretrained(load_model(str(folder / "model")), folder / "adapter"),  # frozen
+        AutoModelForCausalLM.from_pretrained(folder / "adapter"),
+    ):
+        made = trainer(model, config, rows.select([0]), rows, processing_class=tiny_tokenizer())
+        found = (merged(made.model) if method == "lora_edit" else made.model).state_dict()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("head_mask", {}),
+        ("lora_edit", {}),
+        ("bad_teacher", {"bad_teacher": "random"}),
+        ("distillation", {"on_forget": "random"}),
+        ("task_vector", {"use_peft": "true", "lora_r": 2, "lora_target_modules": "q_proj"}),
+    ],
+)
+def test_a_command_line_unlearns_an_adapter_with_every_method(method, options, folder, tmp_path):
+    saved = recipe(folder, "adapter", False, tmp_path / "out", {"method": method} | options)
+    assert load_model(saved).state_dict().keys() == load_model(str(folder / "model")).state_dict().keys()
+
+
+@pytest.mark.parametrize("method", ["head_mask", "lora_edit", "bad_teacher"])
+def test_what_needs_dense_weights_says_what_to_leave_out(method, folder, tmp_path):
+    random = {"bad_teacher": "random"} if method == "bad_teacher" else {}
+    peft = {"use_peft": "true", "lora_r": 2, "lora_target_modules": "q_proj"} if method == "bad_teacher" else {}
+    with pytest.raises(ValueError, match="without quantization .no load_in_4bit"):
+        recipe(folder, "load_in_4bit", False, tmp_path / "out", {"method": method} | random | peft)
+    if not random:
+        with pytest.raises(ValueError, match="Leave peft_config out .use_peft"):
+            recipe(folder, "model", True, tmp_path / "out", {"method": method})
 
 
 def test_an_adapter_that_is_off_is_said_to_be(folder, tmp_path):

@@ -1,5 +1,7 @@
 """Edits and settings reach the experts of a mixture and the kernels of convolutions, or say that they do not."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,12 @@ from transformers.utils import logging
 
 from hf_unlearn.curvature.covariance import input_covariances
 from hf_unlearn.data import encode_dataset
+from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.svd_forget import removal, soft_projection
 from hf_unlearn.models.likelihood import target_logits
 from hf_unlearn.models.projections import second_projections
 from hf_unlearn.models.weights import weight_matrices
+from hf_unlearn.training.checks import require_architecture
 
 
 FUSED = ("gate_up_proj", "down_proj")  # of the experts
@@ -171,7 +175,7 @@ def test_weights_that_a_model_reads_past_their_module_are_held_and_named(tmp_pat
 
 def test_what_does_not_reach_most_weights_is_refused_unless_they_were_chosen(tmp_path, said):
     for method, options, what in [
-        ("svd_forget", {}, "SVDForgetTrainer"),
+        ("svd_forget", {}, "svd_forget"),
         ("lora_edit", {}, "lora_edit"),
         ("graddiff", {"update_rule": "subspace"}, 'update_rule="subspace"'),
     ]:
@@ -179,12 +183,16 @@ def test_what_does_not_reach_most_weights_is_refused_unless_they_were_chosen(tmp
             ValueError, match="of the weights of this Llama4ForCausalLM only: not model.layers.0.feed"
         ) as e:
             make_trainer(method, tmp_path, llama4(), **options)
+        if not options:  # known without weights too
+            args = METHODS[method].config_class(str(tmp_path), use_cpu=True)
+            with torch.device("meta"), pytest.raises(ValueError, match=re.escape(str(e.value))):
+                require_architecture(METHODS[method], args, llama4())
         assert str(e.value).startswith(f"{what} reaches ") and "set trainable" in str(e.value)
         make_trainer(method, tmp_path, llama4(), trainable=r".*layers.*(self_attn|feed_forward).*", **options)
         assert f"{what} reaches " in said.text and "that may move." in said.text
         said.clear()
     make_trainer("svd_forget", tmp_path, llama4(), trainable=r".*self_attn.*_proj.*")
-    assert "SVDForgetTrainer reaches" not in said.text
+    assert "svd_forget reaches" not in said.text
     with pytest.raises(ValueError, match="lora_edit reaches .* of this ResNetForImageClassification only"):
         make_trainer("lora_edit", tmp_path, resnet())
 

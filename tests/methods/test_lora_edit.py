@@ -7,6 +7,7 @@ import torch
 from cases import MODELS, make_trainer, text_rows, weights
 from peft import LoraConfig
 from tiny import tiny_llama, tiny_tokenizer
+from tiny_weights import falcon, mamba, resnet
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hf_unlearn.data import encode_dataset
@@ -69,6 +70,42 @@ def test_nothing_changes_at_the_start_and_the_outcome_is_plain(kind, tmp_path):
     trainer.save_model(tmp_path / "saved")
     reloaded = type(original).from_pretrained(tmp_path / "saved", dtype="auto")
     assert torch.equal(logits(reloaded, trainer), logits(trainer.model, trainer))
+
+
+@pytest.mark.parametrize("options", [{"trainable_layers": [1]}, {"trainable": r"model\.layers\.1\..*_proj\.weight"}])
+def test_it_adapts_only_what_was_selected_by_its_own_name(options, tmp_path):
+    model = tiny_llama().double()
+    before = weights(model)
+    trainer = make_trainer("lora_edit", tmp_path, model, n_modules=20, **options)
+    assert len(trainer.chosen) == 7 and all(name.startswith("model.layers.1.") for name in trainer.chosen)
+    trainer.train()
+    after = weights(trainer.model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"{name}.weight" for name in trainer.chosen}
+
+
+@pytest.mark.parametrize(("make", "n"), [(mamba, 4), (falcon, 8)])
+def test_it_adapts_linear_layers_of_any_class_that_passes_go_through(make, n, tmp_path):
+    model = make().double()
+    # Of a Mamba the projections in and of x: `dt_proj` is read past its module, and peft refuses `out_proj`.
+    trainer = make_trainer("lora_edit", tmp_path, model, n_modules=20, trainable=".*")
+    assert len(trainer.chosen) == n and not any("dt_proj" in name or "out_proj" in name for name in trainer.chosen)
+    torch.testing.assert_close(logits(trainer.model, trainer), logits(make().double(), trainer), rtol=0, atol=1e-9)
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("make", "trainable"), [(mamba, r".*out_proj.*"), (resnet, r"classifier.*"), (resnet, r".*convolution.*")]
+)
+def test_what_has_nothing_to_adapt_is_refused_before_any_pass(make, trainable, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_unlearn.methods.lora_edit.squared_gradients", lambda *_: pytest.fail("A pass was made."))
+    with pytest.raises(ValueError, match="may move.* Either set trainable and trainable_layers to other weights"):
+        make_trainer("lora_edit", tmp_path, make(), trainable=trainable)
+
+
+def test_what_no_pass_goes_through_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="none of these may move"):
+        make_trainer("lora_edit", tmp_path, mamba().double(), trainable=r".*dt_proj.*")
 
 
 def test_it_edits_where_the_forget_set_weighs_more(tmp_path):
