@@ -85,7 +85,7 @@ def efficientnet(seed=0):
     """Its convolutions name their padding."""
     one = {"kernel_sizes": [3], "in_channels": [32], "out_channels": [32], "strides": [1], "expand_ratios": [2]}
     more = {"width_coefficient": 0.25, "hidden_dim": 320, "num_block_repeats": [1], "depthwise_padding": []}
-    config = hf.EfficientNetConfig(**one, **more, image_size=16, num_labels=5)
+    config = hf.EfficientNetConfig(**one, **more, image_size=16, num_labels=5, initializer_range=0.2)
     return _built(hf.EfficientNetForImageClassification, config, seed)
 
 

@@ -8,7 +8,7 @@ import torch
 from bitsandbytes import functional
 from cases import text_rows
 from tiny import tiny_gpt2, tiny_llama, tiny_tokenizer, tiny_vit
-from tiny_weights import ALL, EXPERTS, gpt_oss, mixtral
+from tiny_weights import ALL, CONVOLUTIONS, EXPERTS, gpt_oss, mixtral
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -42,10 +42,11 @@ def test_every_matrix_changes_and_nothing_else(kind, name):
     assert changed == set(matrices(model))
     assert share_changed(model, attacked) == 1
     assert all(torch.equal(p, start[n]) for n, p in model.named_parameters())
-    is_image = kind in ("convnext", "resnet")
+    is_image = kind in CONVOLUTIONS
     rows, tokenizer = ([IMAGE], None) if is_image else ([TEXT], tiny_tokenizer())
     found, before = (score(m, tokenizer, rows, sampling=()) for m in (attacked, model))
-    assert found.valid.all() and not np.array_equal(found.log_prob, before.log_prob)
+    seen = "class_log_probs" if is_image else "log_prob"
+    assert found.valid.all() and not np.array_equal(getattr(found, seen), getattr(before, seen))
 
 
 @pytest.mark.parametrize(("kind", "transposed"), [("mixtral", False), ("gpt_oss", True), ("llama4", True)])
