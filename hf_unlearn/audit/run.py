@@ -23,6 +23,7 @@ from hf_unlearn.audit.roles import Models
 from hf_unlearn.audit.table.score import score
 from hf_unlearn.data.reach import reach_of
 from hf_unlearn.data.text import context_length, limits_of
+from hf_unlearn.models.likelihood import is_image_classifier
 from hf_unlearn.models.load import load_processing_class
 
 
@@ -147,7 +148,7 @@ class _Run:
                 self.found[role].values[statistic] = values
 
     def _reach_of(self, model, name: str, rows) -> dict[str, Any]:
-        config, sizes = self.records.config, limits_of(model.config)
+        config, sizes = self.records.config, limits_of(model.config, is_image_classifier(model))
         max_length = config.max_length or context_length(model)
         return reach_of(rows, self.records.processing_class, f"{name} set", max_length, config.truncate, **sizes)
 

@@ -129,9 +129,10 @@ def require_encodable(
     from hf_unlearn.data.text import context_length, limits_of
 
     max_length, found = max_length or context_length(SimpleNamespace(config=config)), {}
+    limits = limits_of(config, kind_of(config) == "image")
     for name, rows in sets.items():
         try:
-            found[name] = reach_of(rows, processing_class, f"{name} set", max_length, truncate, **limits_of(config))
+            found[name] = reach_of(rows, processing_class, f"{name} set", max_length, truncate, **limits)
         except ValueError as error:
             hint = "" if has_images(rows) or all(map(format_of, rows)) else _TEMPLATES
             raise ValueError(f"{error}{hint}") from None

@@ -168,12 +168,13 @@ def encode_dataset(
     return encoded
 
 
-def limits_of(config) -> dict[str, int | None]:
+def limits_of(config, takes_images: bool) -> dict[str, int | None]:
     """The sizes that the inputs of a model must fit, from its config, as arguments of [`encode_dataset`]."""
+    if takes_images:  # the config of a tower of CLIP has that of the other tower too
+        channels = getattr(getattr(config, "vision_config", config), "num_channels", None)
+        return {"n_classes": getattr(config, "num_labels", None), "n_channels": channels, "vocab_size": None}
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    names = {"n_classes": "num_labels", "n_channels": "num_channels"}
-    limits = {argument: getattr(config, name, None) for argument, name in names.items()}
-    return limits | {"vocab_size": getattr(text, "vocab_size", None)}
+    return {"n_classes": None, "n_channels": None, "vocab_size": getattr(text, "vocab_size", None)}
 
 
 def context_length(model) -> int | None:

@@ -128,7 +128,7 @@ class UnlearningTrainer(Objective, LikelihoodEvaluation, Checkpoints, Trainer):
             tokenizer=processing_class,
             max_length=max_length,
             truncate=args.truncate,
-            **limits_of(model.config),
+            **limits_of(model.config, self.is_classifier),
         )
         data = PairedDataset(
             self.encode(forget_dataset, name="forget set"),

@@ -383,7 +383,7 @@ ANSWERED = [{"role": "user", "content": "Where?"}, {"role": "assistant", "conten
 
 def test_rows_of_another_kind_than_the_model_takes_are_an_error():
     image = {"pixel_values": [[[0.0]]] * 3, "labels": 0}
-    text, classifier = limits_of(tiny_llama().config), limits_of(tiny_vit().config)
+    text, classifier = limits_of(tiny_llama().config, False), limits_of(tiny_vit().config, True)
     with pytest.raises(ValueError, match="Row 1 of the dataset: It is an image, but the model takes text"):
         encode_dataset(["a cat", image], PLAIN, **text)
     with pytest.raises(ValueError, match="Row 1 of the dataset: It is text, but the model takes images"):

@@ -35,7 +35,7 @@ from hf_unlearn.audit.table.scores import Scores
 from hf_unlearn.data.images import has_images
 from hf_unlearn.data.pairing import UnlearningCollator, on_device
 from hf_unlearn.data.text import context_length, encode, encode_dataset, limits_of
-from hf_unlearn.models.likelihood import target_logits
+from hf_unlearn.models.likelihood import is_image_classifier, target_logits
 from hf_unlearn.models.modes import plain_copy
 from hf_unlearn.models.weights import lora_targets, weight_matrices
 
@@ -101,7 +101,8 @@ def relearn_grid(
     if not len(learning_rates) or not all(rate > 0 for rate in learning_rates):
         raise ValueError(f"Learning rates must be positive, and at least one is needed, not {list(learning_rates)}.")
     lengths = {"max_length": max_length or context_length(model), "truncate": truncate}
-    encoded = encode_dataset(rows, processing_class, name="relearning set", **lengths, **limits_of(model.config))
+    limits = lengths | limits_of(model.config, is_image_classifier(model))
+    encoded = encode_dataset(rows, processing_class, name="relearning set", **limits)
     if not len(encoded) or not evaluate:
         raise ValueError("There are no rows to relearn from, or no sets to score after it. Give at least one of each.")
     injected = _injected(encoded, evaluate, processing_class, lengths)
