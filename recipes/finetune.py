@@ -22,6 +22,7 @@ from hf_unlearn.cli.checkpoints import (
 from hf_unlearn.cli.model_arguments import ModelArguments
 from hf_unlearn.data import AugmentedRows, ImageRows, UnlearningCollator, encode_dataset
 from hf_unlearn.data.text import context_length, limits_of
+from hf_unlearn.models.likelihood import is_image_classifier
 from hf_unlearn.training.cost import CostCallback
 from hf_unlearn.training.where import attach_adapter
 
@@ -49,9 +50,8 @@ def main():
 
     processing_class = load_processing_class(model_args)
     model = load_model(model_args)
-    encoded = encode_dataset(
-        rows, processing_class, context_length(model), name="training set", **limits_of(model.config)
-    )
+    limits = limits_of(model.config, is_image_classifier(model))
+    encoded = encode_dataset(rows, processing_class, context_length(model), name="training set", **limits)
     if data_args.augment:
         if not isinstance(encoded, ImageRows):
             raise ValueError(
