@@ -6,6 +6,10 @@ import unicodedata
 from decimal import Decimal, InvalidOperation
 
 
+#: Cells that readers of tables like to take for something else.
+GUESSED = ["NA", "null", "None", "nan", "", "007"]
+
+
 class Unreadable(Exception):
     """The file, the template or the request has no reading."""
 

@@ -12,7 +12,7 @@ import independent
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from independent import Unreadable
+from independent import GUESSED, Unreadable
 
 from hf_unlearn.cli.arguments import DataArguments, load_data, load_request, split_data
 from hf_unlearn.cli.sets import audit_sets
@@ -33,12 +33,7 @@ FUZZ = settings(
 # In every text of a row, so that it can be found in whatever is printed or raised.
 MARK = "zqxj"
 NASTY = [
-    "NA",
-    "null",
-    "None",
-    "nan",
-    "",
-    "007",
+    *GUESSED,
     "7",
     "7.0",
     "1e3",

@@ -173,14 +173,17 @@ def limits_of(config, takes_images: bool) -> dict[str, int | None]:
     if takes_images:  # the config of a tower of CLIP has that of the other tower too
         channels = getattr(getattr(config, "vision_config", config), "num_channels", None)
         return {"n_classes": getattr(config, "num_labels", None), "n_channels": channels, "vocab_size": None}
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return {"n_classes": None, "n_channels": None, "vocab_size": getattr(text, "vocab_size", None)}
+    return {"n_classes": None, "n_channels": None, "vocab_size": getattr(_of_text(config), "vocab_size", None)}
 
 
 def context_length(model) -> int | None:
     """Longest sequence that the model takes, in tokens, or `None` if its config does not say."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(_of_text(model.config), "max_position_embeddings", None)
+
+
+def _of_text(config):
+    """The part of a config that is about text; a config that is not of transformers has no parts."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def check_modality(is_image: bool, takes_images: bool) -> None:

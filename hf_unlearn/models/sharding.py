@@ -42,9 +42,8 @@ def whole_copy(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     from torch.distributed.fsdp import FSDPModule
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    plain = next(
-        one for one in type(base).__mro__ if not issubclass(one, FSDPModule)
-    )  # FSDP 2 makes a class of its own
+    # FSDP 2 gives the model a class of its own, derived from the one that it had.
+    plain = next(one for one in type(base).__mro__ if not issubclass(one, FSDPModule))
     copied = plain(copy.deepcopy(base.config))
     if base is not model:
         from peft import get_peft_model

@@ -4,17 +4,13 @@ import csv
 import json
 
 import pytest
+from independent import GUESSED
 
 from hf_unlearn.data import load_rows
 
 
 CELLS = [
-    "NA",
-    "null",
-    "None",
-    "nan",
-    "",
-    "007",
+    *GUESSED,
     "1e5",
     "2024-05-01",
     "true",

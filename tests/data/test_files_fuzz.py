@@ -7,6 +7,7 @@ import json
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent import GUESSED
 
 from hf_unlearn.data.delimited import parse_delimited
 from hf_unlearn.data.files import PARSERS, read_table
@@ -15,12 +16,7 @@ from hf_unlearn.data.json_rows import parse_json
 
 QUICK = settings(max_examples=100, deadline=None)
 TELLING = [
-    "NA",
-    "null",
-    "None",
-    "nan",
-    "",
-    "007",
+    *GUESSED,
     "1.0",
     "1e5",
     "2024-05-01",
